@@ -1,0 +1,3 @@
+//! vivace: a from-scratch CUDA inference engine for VITA-1.5.
+
+pub mod core;

@@ -1,3 +1,13 @@
 //! What every other folder may import: element types, shapes, tensor descriptions, weight recipes, errors.
 
+pub mod desc;
+pub mod dtype;
 pub mod error;
+pub mod recipe;
+pub mod shape;
+
+pub use desc::{Cost, Desc, Place, Step, Tensor};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use recipe::{Part, Recipe};
+pub use shape::Shape;

@@ -1,0 +1,200 @@
+//! How a weight is built from what the checkpoint stores: rows stacked, rows interleaved, axes permuted, columns
+//! padded. A recipe is data: the CPU reads through it, the loader carries it out on the way to the device, the
+//! synthesiser fills through it. No second copy of a weight is ever made on the host.
+
+use super::{dtype::DType, shape::Shape};
+
+/// One checkpoint tensor's share of a weight.
+///
+/// The stored tensor, row-major, is read as `dims`; element `[i0, .., i4]` goes to `offset + Σ i·strides` of the
+/// weight, in elements.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Part {
+    /// Checkpoint name.
+    pub name: String,
+    /// Shape as stored, for checking; its product equals that of `dims`.
+    pub stored: Shape,
+    pub dims: [usize; 5],
+    pub offset: usize,
+    pub strides: [usize; 5],
+}
+
+/// A weight as the graph wants it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Recipe {
+    pub dtype: DType,
+    pub shape: Shape,
+    pub parts: Vec<Part>,
+    /// The parts do not cover the weight: the rest is zero.
+    pub padded: bool,
+}
+
+impl Part {
+    fn new(name: &str, stored: Shape, dims: &[usize], offset: usize, strides: &[usize]) -> Part {
+        let (mut d, mut s) = ([1; 5], [0; 5]);
+        let at = 5 - dims.len();
+        d[at..].copy_from_slice(dims);
+        s[at..].copy_from_slice(strides);
+        Part { name: name.to_owned(), stored, dims: d, offset, strides: s }
+    }
+
+    pub fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Length of the longest run of stored elements that stays contiguous in the weight, and the number of runs.
+    pub fn runs(&self) -> (usize, usize) {
+        let (mut run, mut axis) = (1, 5);
+        while axis > 0 && (self.dims[axis - 1] == 1 || self.strides[axis - 1] == run) {
+            run *= self.dims[axis - 1];
+            axis -= 1;
+        }
+        (run, self.len() / run.max(1))
+    }
+
+    /// Where stored element `i` goes.
+    pub fn target(&self, i: usize) -> usize {
+        let (mut rest, mut at) = (i, self.offset);
+        for axis in (0..5).rev() {
+            at += (rest % self.dims[axis]) * self.strides[axis];
+            rest /= self.dims[axis];
+        }
+        at
+    }
+}
+
+impl Recipe {
+    /// The tensor as it is stored.
+    pub fn plain(name: &str, dtype: DType, shape: &[usize]) -> Recipe {
+        let shape = Shape::new(shape);
+        let part = Part::new(name, shape, &[shape.len()], 0, &[1]);
+        Recipe { dtype, shape, parts: vec![part], padded: false }
+    }
+
+    /// The stored tensor with its axes in another order: `[2048, 1024, 5]` by `[0, 2, 1]` is `[2048, 5, 1024]`.
+    /// `shape` is what the graph sees (any shape with as many elements).
+    pub fn permuted(name: &str, dtype: DType, stored: &[usize], order: &[usize], shape: &[usize]) -> Recipe {
+        let mut strides = vec![0; stored.len()];
+        let mut step = 1;
+        for &axis in order.iter().rev() {
+            strides[axis] = step;
+            step *= stored[axis];
+        }
+        let part = Part::new(name, Shape::new(stored), stored, 0, &strides);
+        Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false }
+    }
+
+    /// `[rows, cols]` with zero columns appended up to `padded_cols`; `stored` may have any rank.
+    pub fn padded_cols(name: &str, dtype: DType, stored: &[usize], padded_cols: usize) -> Recipe {
+        let stored = Shape::new(stored);
+        let (rows, cols) = (stored[0], stored.len() / stored[0]);
+        let part = Part::new(name, stored, &[rows, cols], 0, &[padded_cols, 1]);
+        Recipe {
+            dtype,
+            shape: Shape::new(&[rows, padded_cols]),
+            parts: vec![part],
+            padded: padded_cols != cols,
+        }
+    }
+
+    /// Rows of several recipes one after another: q, k and v as one matrix. `None` unless all have the same
+    /// columns and dtype.
+    pub fn stack(of: &[&Recipe]) -> Option<Recipe> {
+        let first = of.first()?;
+        let vector = first.shape.rank() == 1;
+        let mut parts = Vec::new();
+        let (mut offset, mut rows) = (0, 0);
+        for r in of {
+            if r.dtype != first.dtype || r.shape.rank() != first.shape.rank() {
+                return None;
+            }
+            if !vector && r.shape.cols() != first.shape.cols() {
+                return None;
+            }
+            parts.extend(r.parts.iter().map(|p| Part { offset: p.offset + offset, ..p.clone() }));
+            offset += r.shape.len();
+            rows += r.shape[0];
+        }
+        let shape = if vector { Shape::new(&[rows]) } else { Shape::new(&[rows, first.shape.cols()]) };
+        Some(Recipe { dtype: first.dtype, shape, parts, padded: of.iter().any(|r| r.padded) })
+    }
+
+    /// Blocks of `block` rows of `a` and `b` in turn: with 8, rows 0..8 are `a`'s, 8..16 `b`'s, and so on. `None`
+    /// unless both are plain matrices of one shape with `rows % block == 0`.
+    pub fn interleave(a: &Recipe, b: &Recipe, block: usize) -> Option<Recipe> {
+        let (rows, cols) = (a.shape.rows(), a.shape.cols());
+        let plain = |r: &Recipe| r.parts.len() == 1 && r.parts[0].runs() == (r.shape.len(), 1) && !r.padded;
+        if a.shape != b.shape || a.dtype != b.dtype || rows % block != 0 || !plain(a) || !plain(b) {
+            return None;
+        }
+        let part = |r: &Recipe, at: usize| {
+            let p = &r.parts[0];
+            Part::new(
+                &p.name,
+                p.stored,
+                &[rows / block, block * cols],
+                at * block * cols,
+                &[2 * block * cols, 1],
+            )
+        };
+        let shape = Shape::new(&[2 * rows, cols]);
+        Some(Recipe { dtype: a.dtype, shape, parts: vec![part(a, 0), part(b, 1)], padded: false })
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.shape.len() as u64 * self.dtype.bytes() as u64
+    }
+
+    /// Checkpoint names, joined for messages and dumps.
+    pub fn name(&self) -> String {
+        let names: Vec<&str> = self.parts.iter().map(|p| p.name.as_str()).collect();
+        names.join(" + ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Carries a recipe out on counting numbers: part k holds 1000·k + i.
+    fn carry_out(r: &Recipe) -> Vec<usize> {
+        let mut out = vec![usize::MAX; r.shape.len()];
+        for (k, p) in r.parts.iter().enumerate() {
+            (0..p.len()).for_each(|i| out[p.target(i)] = 1000 * k + i);
+        }
+        out
+    }
+
+    #[test]
+    fn stacked_rows_follow_each_other() {
+        let (q, k) = (Recipe::plain("q", DType::BF16, &[2, 3]), Recipe::plain("k", DType::BF16, &[1, 3]));
+        let r = Recipe::stack(&[&q, &k]).unwrap();
+        assert_eq!(r.shape, Shape::new(&[3, 3]));
+        assert_eq!(carry_out(&r), [0, 1, 2, 3, 4, 5, 1000, 1001, 1002]);
+        assert_eq!(r.parts[0].runs(), (6, 1));
+        assert!(Recipe::stack(&[&q, &Recipe::plain("k", DType::BF16, &[1, 4])]).is_none());
+    }
+
+    #[test]
+    fn interleaved_blocks_alternate() {
+        let (g, u) = (Recipe::plain("g", DType::F16, &[4, 2]), Recipe::plain("u", DType::F16, &[4, 2]));
+        let r = Recipe::interleave(&g, &u, 2).unwrap();
+        assert_eq!(carry_out(&r), [0, 1, 2, 3, 1000, 1001, 1002, 1003, 4, 5, 6, 7, 1004, 1005, 1006, 1007]);
+        assert_eq!(r.parts[0].runs(), (4, 2));
+        assert!(Recipe::interleave(&g, &u, 3).is_none());
+    }
+
+    #[test]
+    fn permuted_and_padded() {
+        let r = Recipe::permuted("w", DType::F32, &[1, 2, 3], &[0, 2, 1], &[1, 6]);
+        assert_eq!(carry_out(&r), [0, 3, 1, 4, 2, 5]);
+        let r = Recipe::padded_cols("w", DType::F32, &[2, 3], 4);
+        assert_eq!(carry_out(&r), [0, 1, 2, usize::MAX, 3, 4, 5, usize::MAX]);
+        assert!(r.padded);
+    }
+}

@@ -3,11 +3,13 @@
 pub mod desc;
 pub mod dtype;
 pub mod error;
+pub mod host;
 pub mod recipe;
 pub mod shape;
 
 pub use desc::{Cost, Desc, Place, Step, Tensor};
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use host::{HostData, HostTensor, HostWeight};
 pub use recipe::{Part, Recipe};
 pub use shape::Shape;

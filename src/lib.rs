@@ -1,3 +1,4 @@
 //! vivace: a from-scratch CUDA inference engine for VITA-1.5.
 
 pub mod core;
+pub mod ops;

@@ -1,0 +1,108 @@
+//! What an op's CPU reference reads and writes.
+
+use crate::core::{Desc, HostData, HostWeight, Result, Step};
+
+/// One input.
+pub enum CpuIn<'a> {
+    /// Activations, states and host inputs: widened to f32, or ids.
+    Data(&'a HostData),
+    Weight(&'a dyn HostWeight),
+    /// A state that the op writes in place: its content is in the output.
+    InPlace,
+}
+
+/// Inputs, outputs and step of one run of one op. The fields are public so that inputs and outputs can be borrowed
+/// side by side.
+pub struct CpuIo<'a> {
+    pub step: Step,
+    pub ins: CpuIns<'a>,
+    pub outs: CpuOuts<'a>,
+}
+
+/// Inputs with their descriptions.
+pub struct CpuIns<'a> {
+    pub descs: Vec<&'a Desc>,
+    pub data: Vec<CpuIn<'a>>,
+}
+
+/// Outputs with their descriptions. A fresh output is poisoned; a state holds its current content.
+pub struct CpuOuts<'a> {
+    pub descs: Vec<&'a Desc>,
+    pub data: Vec<HostData>,
+}
+
+impl<'a> CpuIns<'a> {
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// Rows and columns of input `i`.
+    pub fn extent(&self, i: usize) -> (usize, usize) {
+        (self.descs[i].rows(), self.descs[i].cols())
+    }
+
+    /// Activation `i` in f32.
+    pub fn f32s(&self, i: usize) -> Result<&'a [f32]> {
+        match &self.data[i] {
+            CpuIn::Data(HostData::F32(v)) => Ok(v),
+            _ => crate::bail_runtime!("{}: not an f32 activation on the CPU", self.descs[i].name),
+        }
+    }
+
+    /// Ids `i`.
+    pub fn u32s(&self, i: usize) -> Result<&'a [u32]> {
+        match &self.data[i] {
+            CpuIn::Data(HostData::U32(v)) => Ok(v),
+            _ => crate::bail_runtime!("{}: not a u32 tensor on the CPU", self.descs[i].name),
+        }
+    }
+
+    /// Weight `i`, to be read row by row.
+    pub fn weight(&self, i: usize) -> Result<&'a dyn HostWeight> {
+        match &self.data[i] {
+            CpuIn::Weight(w) => Ok(*w),
+            _ => crate::bail_runtime!("{}: not a weight on the CPU", self.descs[i].name),
+        }
+    }
+
+    /// Input `i` whole in f32, be it a weight or an activation: for vectors and small tables.
+    pub fn vector(&self, i: usize) -> Result<Vec<f32>> {
+        match &self.data[i] {
+            CpuIn::Weight(w) => Ok(w.to_f32()),
+            _ => Ok(self.f32s(i)?.to_vec()),
+        }
+    }
+}
+
+impl CpuOuts<'_> {
+    pub fn f32s(&mut self, i: usize) -> Result<&mut [f32]> {
+        match &mut self.data[i] {
+            HostData::F32(v) => Ok(v),
+            HostData::U32(_) => {
+                crate::bail_runtime!("{}: output is u32, the op writes f32", self.descs[i].name)
+            }
+        }
+    }
+
+    pub fn u32s(&mut self, i: usize) -> Result<&mut [u32]> {
+        match &mut self.data[i] {
+            HostData::U32(v) => Ok(v),
+            HostData::F32(_) => {
+                crate::bail_runtime!("{}: output is f32, the op writes u32", self.descs[i].name)
+            }
+        }
+    }
+
+    /// Two float outputs at once.
+    pub fn f32_pair(&mut self, a: usize, b: usize) -> Result<(&mut [f32], &mut [f32])> {
+        let name = self.descs[a].name.clone();
+        match self.data.get_disjoint_mut([a, b]) {
+            Ok([HostData::F32(x), HostData::F32(y)]) => Ok((x, y)),
+            _ => crate::bail_runtime!("{name}: the op writes two f32 outputs"),
+        }
+    }
+}

@@ -78,13 +78,26 @@ impl Recipe {
     /// The stored tensor with its axes in another order: `[2048, 1024, 5]` by `[0, 2, 1]` is `[2048, 5, 1024]`.
     /// `shape` is what the graph sees (any shape with as many elements).
     pub fn permuted(name: &str, dtype: DType, stored: &[usize], order: &[usize], shape: &[usize]) -> Recipe {
-        let mut strides = vec![0; stored.len()];
+        Recipe::permuted_view(name, dtype, stored, stored, order, shape)
+    }
+
+    /// As [`Recipe::permuted`], with the stored tensor read as `view` first: a `[1024, 19456]` matrix as
+    /// `[1024, 1024, 19]`.
+    pub fn permuted_view(
+        name: &str,
+        dtype: DType,
+        stored: &[usize],
+        view: &[usize],
+        order: &[usize],
+        shape: &[usize],
+    ) -> Recipe {
+        let mut strides = vec![0; view.len()];
         let mut step = 1;
         for &axis in order.iter().rev() {
             strides[axis] = step;
-            step *= stored[axis];
+            step *= view[axis];
         }
-        let part = Part::new(name, Shape::new(stored), stored, 0, &strides);
+        let part = Part::new(name, Shape::new(stored), view, 0, &strides);
         Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false }
     }
 

@@ -42,6 +42,11 @@ impl Graph {
         Tensor(self.tensors.len() as u32 - 1)
     }
 
+    /// A new tensor for a pass to write to.
+    pub(crate) fn fresh(&mut self, name: &str, dtype: DType, shape: Shape) -> Tensor {
+        self.add(Desc { name: name.to_owned(), dtype, shape, place: Place::Arena })
+    }
+
     /// A tensor that the host writes before a run.
     pub fn input(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Tensor {
         self.add(Desc { name: name.to_owned(), dtype, shape: Shape::new(shape), place: Place::Io })

@@ -1,0 +1,3 @@
+//! The device, ignorant of ops: the only home of the CUDA driver.
+
+pub mod embedded;

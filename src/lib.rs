@@ -1,6 +1,8 @@
 //! vivace: a from-scratch CUDA inference engine for VITA-1.5.
 
 pub mod core;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod graph;
 pub mod ops;
 pub mod plan;

@@ -108,6 +108,7 @@ macro_rules! ops {
     };
 }
 
+pub mod elementwise;
 pub mod norm;
 
 ops! { norm::RmsNorm }

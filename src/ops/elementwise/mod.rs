@@ -1,0 +1,5 @@
+//! Ops on one element at a time.
+
+mod act;
+
+pub use act::Act;

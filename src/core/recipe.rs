@@ -70,9 +70,13 @@ impl Part {
 impl Recipe {
     /// The tensor as it is stored.
     pub fn plain(name: &str, dtype: DType, shape: &[usize]) -> Recipe {
-        let shape = Shape::new(shape);
-        let part = Part::new(name, shape, &[shape.len()], 0, &[1]);
-        Recipe { dtype, shape, parts: vec![part], padded: false }
+        Recipe::viewed(name, dtype, shape, shape)
+    }
+
+    /// The stored tensor under another shape with as many elements: `[1, 1, 1024]` as `[1024]`.
+    pub fn viewed(name: &str, dtype: DType, stored: &[usize], shape: &[usize]) -> Recipe {
+        let part = Part::new(name, Shape::new(stored), &[Shape::new(stored).len()], 0, &[1]);
+        Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false }
     }
 
     /// The stored tensor with its axes in another order: `[2048, 1024, 5]` by `[0, 2, 1]` is `[2048, 5, 1024]`.

@@ -4,8 +4,10 @@ use crate::core::{Desc, HostData, HostWeight, Result, Step};
 
 /// One input.
 pub enum CpuIn<'a> {
-    /// Activations, states and host inputs: widened to f32, or ids.
-    Data(&'a HostData),
+    /// Activations, float states and host inputs, widened to f32.
+    F32(&'a [f32]),
+    /// Ids and counts.
+    U32(&'a [u32]),
     Weight(&'a dyn HostWeight),
     /// A state that the op writes in place: its content is in the output.
     InPlace,
@@ -25,7 +27,8 @@ pub struct CpuIns<'a> {
     pub data: Vec<CpuIn<'a>>,
 }
 
-/// Outputs with their descriptions. A fresh output is poisoned; a state holds its current content.
+/// Outputs with their descriptions. A fresh output is poisoned and rounded to its type after the op; a state holds
+/// its current content, and the op rounds what it writes there.
 pub struct CpuOuts<'a> {
     pub descs: Vec<&'a Desc>,
     pub data: Vec<HostData>,
@@ -48,7 +51,7 @@ impl<'a> CpuIns<'a> {
     /// Activation `i` in f32.
     pub fn f32s(&self, i: usize) -> Result<&'a [f32]> {
         match &self.data[i] {
-            CpuIn::Data(HostData::F32(v)) => Ok(v),
+            CpuIn::F32(v) => Ok(v),
             _ => crate::bail_runtime!("{}: not an f32 activation on the CPU", self.descs[i].name),
         }
     }
@@ -56,7 +59,7 @@ impl<'a> CpuIns<'a> {
     /// Ids `i`.
     pub fn u32s(&self, i: usize) -> Result<&'a [u32]> {
         match &self.data[i] {
-            CpuIn::Data(HostData::U32(v)) => Ok(v),
+            CpuIn::U32(v) => Ok(v),
             _ => crate::bail_runtime!("{}: not a u32 tensor on the CPU", self.descs[i].name),
         }
     }

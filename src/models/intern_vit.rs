@@ -1,0 +1,95 @@
+//! InternViT-300M-448px and the projector: tiles in, rows of the language model out (Chen et al. 2023;
+//! InternVisionModel, VITA's `mm_projector`).
+
+use super::builder::{Builder, Types};
+use super::config::{TextConfig, VisionConfig};
+use crate::core::{DType, Recipe, Result, Tensor};
+use crate::graph::Graph;
+use crate::ops::attention::{Attention, Mask, Source};
+use crate::ops::conv::{Patchify, PixelShuffle, PrependClass};
+use crate::ops::elementwise::{Act, AddTable, RowScale, Unary};
+
+/// A vision graph and the tensors that the host touches.
+pub struct VisionGraph {
+    pub graph: Graph,
+    /// f32 `[tiles, 3, S, S]`, normalised pixels.
+    pub pixels: Tensor,
+    /// `[tiles · (1 + P), C]`, output of the last layer, class token included.
+    pub last_hidden: Tensor,
+    /// `[tiles · P / 4, 4 C]` after the pixel shuffle.
+    pub features: Tensor,
+    /// `[tiles · P / 4, hidden of the language model]`.
+    pub projected: Tensor,
+}
+
+/// Rows that one tile gives the language model.
+pub fn rows_per_tile(cfg: &VisionConfig) -> usize {
+    (cfg.image_size / cfg.patch_size).pow(2) / 4
+}
+
+/// Builds the graph for `tiles` tiles.
+pub fn build(cfg: &VisionConfig, text: &TextConfig, types: Types, tiles: usize) -> Result<VisionGraph> {
+    const TOWER: &str = "model.vision_tower.vision_tower";
+    let mut b = Builder::new(types);
+    let (c, p, s) = (cfg.hidden_size, cfg.patch_size, cfg.image_size);
+    let grid = s / p;
+    let patches = grid * grid;
+    let heads = cfg.num_attention_heads;
+    let eps = cfg.layer_norm_eps;
+
+    let at = |what: &str| format!("{TOWER}.embeddings.{what}");
+    let pixels = b.g.input("pixel_values", DType::F32, &[tiles, 3, s, s]);
+    // K = 3·14·14 = 588 is padded with zeros to a multiple of 16: whole tensor-core steps, 16-byte rows.
+    let k = (3 * p * p).next_multiple_of(16);
+    let x = b.push1(&at("patches"), Patchify { patch: p, padded_cols: k }, &[pixels])?;
+    let w = b.g.weight(Recipe::padded_cols(&at("patch_embedding.weight"), types.weight, &[c, 3, p, p], k));
+    let x = b.linear_with(&at("patch_embedding"), x, w, c, true)?;
+    let class = b.g.weight(Recipe::viewed(&at("class_embedding"), types.weight, &[1, 1, c], &[c]));
+    let x = b.push1(&at("with_class"), PrependClass { tiles }, &[x, class])?;
+    let positions = b.g.weight(Recipe::viewed(
+        &at("position_embedding"),
+        types.weight,
+        &[1, patches + 1, c],
+        &[patches + 1, c],
+    ));
+    let mut x = b.push1(&at("embedded"), AddTable, &[x, positions])?;
+
+    for n in 0..cfg.num_hidden_layers {
+        let at = |what: &str| format!("{TOWER}.encoder.layers.{n}.{what}");
+
+        let y = b.layer_norm(&at("norm1"), x, eps)?;
+        let qkv = b.linear(&at("attn.qkv"), y, 3 * c, true)?;
+        let attention = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim: c / heads,
+            scale: 1.0 / ((c / heads) as f32).sqrt(),
+            mask: Mask::Full,
+            source: Source::Packed,
+            batch: tiles,
+            bias: false,
+        };
+        let y = b.push1(&at("attn"), attention, &[qkv])?;
+        let y = b.linear(&at("attn.proj"), y, c, true)?;
+        let ls1 = b.weight(&at("ls1"), &[c]);
+        let y = b.push1(&at("attn.scaled"), RowScale, &[y, ls1])?;
+        x = b.add(&at("attn.residual"), x, y)?;
+
+        let y = b.layer_norm(&at("norm2"), x, eps)?;
+        let y = b.linear(&at("mlp.fc1"), y, cfg.intermediate_size, true)?;
+        let y = b.push1(&at("mlp.gelu"), Unary { act: Act::Gelu }, &[y])?;
+        let y = b.linear(&at("mlp.fc2"), y, c, true)?;
+        let ls2 = b.weight(&at("ls2"), &[c]);
+        let y = b.push1(&at("mlp.scaled"), RowScale, &[y, ls2])?;
+        x = b.add(&at("mlp.residual"), x, y)?;
+    }
+
+    // The factor 0.5 is VITA's, applied before the shuffle.
+    let shuffle = PixelShuffle { tiles, grid, scale: 0.5 };
+    let features = b.push1("vision.features", shuffle, &[x])?;
+    let y = b.linear("model.mm_projector.0", features, text.hidden_size, true)?;
+    let y = b.push1("model.mm_projector.1", Unary { act: Act::Gelu }, &[y])?;
+    let projected = b.linear("model.mm_projector.2", y, text.hidden_size, true)?;
+    b.g.output(projected);
+    Ok(VisionGraph { graph: b.g, pixels, last_hidden: x, features, projected })
+}

@@ -1,0 +1,177 @@
+//! Qwen2 / Qwen2.5, the language model: pre-norm blocks of grouped-query attention and SwiGLU (Qwen2.5 technical
+//! report; `transformers` Qwen2ForCausalLM).
+
+use super::builder::{Builder, Types};
+use super::config::TextConfig;
+use crate::core::{DType, Result, Tensor};
+use crate::graph::Graph;
+use crate::ops::attention::{Attention, Mask, Source};
+use crate::ops::elementwise::{Act, Mul, Unary};
+use crate::ops::embed::{Embed, LastRows, Splice};
+use crate::ops::linear::Linear;
+use crate::ops::rope::{KvAppend, Rope};
+use crate::ops::sample::{ArgMax, Sample};
+
+/// Where the ids of a run come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Ids {
+    /// The host writes them; ids with `MEDIA_BIT` are rows of the media state.
+    Host,
+    /// The token that the previous run stored.
+    LastToken,
+}
+
+/// What a run computes after the last layer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Head {
+    /// Nothing: a prompt's chunk that only fills the cache.
+    None,
+    /// The most likely token of the last valid row.
+    Greedy,
+    /// A token drawn by the parameters in the state `sampler`.
+    Sample,
+    /// Logits and most likely token of every row, for comparisons.
+    All,
+}
+
+/// One graph per key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TextKey {
+    /// T, padded rows included.
+    pub rows: usize,
+    /// Upper bound of the KV rows that the run sees.
+    pub kv_bucket: usize,
+    pub ids: Ids,
+    pub head: Head,
+}
+
+/// Sizes of the states, fixed when a model is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TextSizes {
+    /// S_max: rows of the KV cache.
+    pub max_seq: usize,
+    /// Rows for projected tiles and sounds.
+    pub media_rows: usize,
+    /// Ids from here on are never produced: the checkpoint pads its vocabulary.
+    pub token_limit: usize,
+}
+
+/// Indices into [`Graph::states`], the same in every text graph.
+pub mod state {
+    /// `[1]` u32: the token of the last run.
+    pub const TOKEN: usize = 0;
+    /// `[media_rows, C]`: projected tiles and sounds.
+    pub const MEDIA: usize = 1;
+    /// `[V]` u32: how often an id has occurred, for the repetition penalty.
+    pub const SEEN: usize = 2;
+    /// `[8]` u32: the sampler's parameters.
+    pub const SAMPLER: usize = 3;
+    /// `[2, G, S_max, D]` per layer, from here on.
+    pub const KV: usize = 4;
+}
+
+/// A text graph and the tensors that the host touches.
+pub struct TextGraph {
+    pub graph: Graph,
+    /// `[T]` u32, when the host writes the ids.
+    pub ids: Option<Tensor>,
+    /// `[T, C]`: merged embeddings.
+    pub embeds: Tensor,
+    /// After the final norm: `[1, C]`, or `[T, C]` with [`Head::All`].
+    pub hidden: Option<Tensor>,
+    /// f32 `[1, V]`, or `[T, V]` with [`Head::All`].
+    pub logits: Option<Tensor>,
+    /// `[1]` or `[T]` u32.
+    pub token: Option<Tensor>,
+}
+
+/// Builds the graph of one run of T rows.
+pub fn build(cfg: &TextConfig, sizes: &TextSizes, types: Types, key: TextKey) -> Result<TextGraph> {
+    let mut b = Builder::new(types);
+    let (c, v) = (cfg.hidden_size, cfg.vocab_size);
+    let (h, g, d) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim);
+    let eps = cfg.rms_norm_eps;
+
+    let token_state = b.g.state("token", DType::U32, &[1]);
+    let media = b.g.state("media", types.act, &[sizes.media_rows, c]);
+    let seen = b.g.state("seen", DType::U32, &[v]);
+    let sampler = b.g.state("sampler", DType::U32, &[8]);
+    let kv: Vec<Tensor> = (0..cfg.num_hidden_layers)
+        .map(|n| b.g.state(&format!("kv.{n}"), types.act, &[2, g, sizes.max_seq, d]))
+        .collect();
+
+    let table = b.weight("model.embed_tokens.weight", &[v, c]);
+    let (ids, mut x) = match key.ids {
+        Ids::Host => {
+            let ids = b.g.input("ids", DType::U32, &[key.rows]);
+            let x = b.push1("embed_tokens", Embed, &[ids, table])?;
+            (Some(ids), b.push1("inputs_embeds", Splice, &[x, ids, media])?)
+        }
+        Ids::LastToken => (None, b.push1("inputs_embeds", Embed, &[token_state, table])?),
+    };
+    let embeds = x;
+
+    for (n, &kv) in kv.iter().enumerate() {
+        let at = |what: &str| format!("model.layers.{n}.{what}");
+
+        let y = b.rms_norm(&at("input_layernorm"), x, eps)?;
+        let q = b.linear(&at("self_attn.q_proj"), y, h * d, true)?;
+        let k = b.linear(&at("self_attn.k_proj"), y, g * d, true)?;
+        let v = b.linear(&at("self_attn.v_proj"), y, g * d, true)?;
+        let rope = |heads| Rope { heads, head_dim: d, theta: cfg.rope_theta };
+        let q = b.push1(&at("self_attn.q_rope"), rope(h), &[q])?;
+        let k = b.push1(&at("self_attn.k_rope"), rope(g), &[k])?;
+        let kv = b.push1(&at("self_attn.kv"), KvAppend { kv_heads: g, head_dim: d }, &[k, v, kv])?;
+        let attention = Attention {
+            heads: h,
+            kv_heads: g,
+            head_dim: d,
+            scale: 1.0 / (d as f32).sqrt(),
+            mask: Mask::Causal,
+            source: Source::Cache { kv_bucket: key.kv_bucket },
+            batch: 1,
+            bias: false,
+        };
+        let o = b.push1(&at("self_attn.attn"), attention, &[q, kv])?;
+        let o = b.linear(&at("self_attn.o_proj"), o, c, false)?;
+        x = b.add(&at("self_attn.residual"), x, o)?;
+
+        let y = b.rms_norm(&at("post_attention_layernorm"), x, eps)?;
+        let gate = b.linear(&at("mlp.gate_proj"), y, cfg.intermediate_size, false)?;
+        let up = b.linear(&at("mlp.up_proj"), y, cfg.intermediate_size, false)?;
+        let gate = b.push1(&at("mlp.silu"), Unary { act: Act::Silu }, &[gate])?;
+        let y = b.push1(&at("mlp.mul"), Mul, &[gate, up])?;
+        let y = b.linear(&at("mlp.down_proj"), y, c, false)?;
+        x = b.add(&at("mlp.residual"), x, y)?;
+    }
+
+    let mut out = TextGraph { graph: Graph::new(), ids, embeds, hidden: None, logits: None, token: None };
+    if key.head != Head::None {
+        if key.head != Head::All && key.rows > 1 {
+            x = b.push1("last_row", LastRows { n: 1 }, &[x])?;
+        }
+        let hidden = b.rms_norm("model.norm", x, eps)?;
+        let lm_head = match cfg.tie_word_embeddings {
+            true => table,
+            false => b.weight("lm_head.weight", &[v, c]),
+        };
+        let logits = b.push1("logits", Linear { bias: false, out_f32: true }, &[hidden, lm_head])?;
+        let limit = sizes.token_limit as u32;
+        let token = match key.head {
+            Head::Sample => b.g.push("token", Sample { limit }, &[logits, seen, sampler])?[0],
+            _ => b.push1("token", ArgMax { limit }, &[logits])?,
+        };
+        b.g.output(hidden);
+        b.g.output(logits);
+        match key.head {
+            Head::All => b.g.output(token),
+            _ => b.g.store(token, token_state)?,
+        }
+        (out.hidden, out.logits, out.token) = (Some(hidden), Some(logits), Some(token));
+    }
+    if key.head == Head::All {
+        b.g.output(embeds);
+    }
+    out.graph = b.g;
+    Ok(out)
+}

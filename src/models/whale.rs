@@ -1,0 +1,205 @@
+//! Whale, the audio encoder, and its adapter: log-mel frames in, rows of the language model out (VITA's
+//! `audio_encoder`; transformer blocks as in WeNet, positions as in Transformer-XL without the relative shift).
+
+use super::builder::{Builder, Types};
+use super::config::{AudioConfig, TextConfig};
+use crate::core::{DType, Recipe, Result, Tensor};
+use crate::graph::Graph;
+use crate::ops::attention::{Attention, KeyBias, Mask, SinTable, Source};
+use crate::ops::conv::{Cmvn, Conv1d, Conv2d};
+use crate::ops::elementwise::{Act, Scale, Unary};
+
+const ENCODER: &str = "model.audio_encoder.encoder";
+const ADAPTER: &str = "model.audio_encoder.adpter";
+
+/// An audio graph and the tensors that the host touches.
+pub struct AudioGraph {
+    pub graph: Graph,
+    /// f32 `[T, 80]`: log-mel frames, before the normalisation by `global_cmvn`.
+    pub fbank: Tensor,
+    /// `[T2, C]` after the convolutions and their linear layer.
+    pub subsampled: Tensor,
+    /// `[T2, C]` after `after_norm`.
+    pub encoded: Tensor,
+    /// `[(T2 - 1) / 2 + 1, hidden of the language model]`.
+    pub embeds: Tensor,
+}
+
+/// Frames after the two convolutions, T2.
+pub fn encoder_frames(frames: usize) -> usize {
+    let half = |t: usize| if t < 3 { 0 } else { (t - 3) / 2 + 1 };
+    half(half(frames))
+}
+
+/// Rows that a sound of `frames` frames gives the language model (before `prompt_embeddings`).
+pub fn rows(frames: usize) -> usize {
+    // len(ones(T)[2::2][2::2][0::2]), as the reference computes its lengths.
+    let from_two = |t: usize| t.saturating_sub(2).div_ceil(2);
+    from_two(from_two(frames)).div_ceil(2)
+}
+
+/// `scale · (q + u)·k + scale · (q + v)·p = scale · q·(k + p) + scale · (u·k + v·p)`: there is no relative shift, so
+/// `p` depends on weights and position only. It is computed once, by this graph, into one state per layer.
+///
+/// `cap` is the number of positions; the states are those of [`build`].
+pub fn position_tables(cfg: &AudioConfig, types: Types, cap: usize) -> Result<Graph> {
+    let mut b = Builder::new(types);
+    let c = cfg.hidden_size;
+    let tables = position_states(&mut b, cfg, cap);
+    let pe = b.push1("pe", SinTable { rows: cap, width: c, dtype: types.act }, &[])?;
+    for (n, &table) in tables.iter().enumerate() {
+        let name = format!("{ENCODER}.enc.1.encoders.{n}.self_attn.linear_pos");
+        let p = b.linear(&name, pe, c, false)?;
+        b.g.store(p, table)?;
+    }
+    Ok(b.g)
+}
+
+fn position_states(b: &mut Builder, cfg: &AudioConfig, cap: usize) -> Vec<Tensor> {
+    (0..cfg.num_hidden_layers)
+        .map(|n| b.g.state(&format!("audio.p.{n}"), b.types.act, &[cap, cfg.hidden_size]))
+        .collect()
+}
+
+/// Builds the graph for exactly `frames` frames, with position tables of `cap` rows.
+pub fn build(
+    cfg: &AudioConfig,
+    text: &TextConfig,
+    types: Types,
+    frames: usize,
+    cap: usize,
+) -> Result<AudioGraph> {
+    let mut b = Builder::new(types);
+    let (c, heads) = (cfg.hidden_size, cfg.num_attention_heads);
+    let d = c / heads;
+    let eps = 1e-5;
+    let tables = position_states(&mut b, cfg, cap);
+
+    let fbank = b.g.input("fbank", DType::F32, &[frames, cfg.input_dim]);
+    let mean = b.weight(&format!("{ENCODER}.global_cmvn.mean"), &[cfg.input_dim]);
+    let istd = b.weight(&format!("{ENCODER}.global_cmvn.istd"), &[cfg.input_dim]);
+    let x = b.push1("audio.cmvn", Cmvn { dtype: types.act }, &[fbank, mean, istd])?;
+
+    let x = conv(&mut b, "conv.0", x, 1, c)?;
+    let x = conv(&mut b, "conv.2", x, c, c)?;
+    // The reference flattens channel-major (c·F + f); the activations are frequency-major (f·C + c).
+    let bands = b.g.desc(x).cols() / c;
+    let name = format!("{ENCODER}.enc.0.core.out.0");
+    let w = Recipe::permuted_view(
+        &format!("{name}.weight"),
+        types.weight,
+        &[c, c * bands],
+        &[c, c, bands],
+        &[0, 2, 1],
+        &[c, bands * c],
+    );
+    let w = b.g.weight(w);
+    let subsampled = b.linear_with(&name, x, w, c, true)?;
+
+    let x = b.linear(&format!("{ENCODER}.enc.1.embed.0"), subsampled, c, true)?;
+    let x = b.layer_norm(&format!("{ENCODER}.enc.1.embed.1"), x, eps)?;
+    let x = b.push1("audio.embed.relu", Unary { act: Act::Relu }, &[x])?;
+    let mut x = b.push1("audio.embed.scaled", Scale { by: (c as f32).sqrt() }, &[x])?;
+
+    let mask = match cfg.chunk_size {
+        size if size > 0 => Mask::Chunk { size: size as usize, left: cfg.left_chunks },
+        _ => Mask::Full,
+    };
+    for (n, &p) in tables.iter().enumerate() {
+        let at = |what: &str| format!("{ENCODER}.enc.1.encoders.{n}.{what}");
+
+        let y = b.layer_norm(&at("norm1"), x, eps)?;
+        let q = b.linear(&at("self_attn.linear_q"), y, c, true)?;
+        let k = b.linear(&at("self_attn.linear_k"), y, c, true)?;
+        let v = b.linear(&at("self_attn.linear_v"), y, c, true)?;
+        let u_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_u"), types.weight, &[heads, d], &[c]));
+        let v_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_v"), types.weight, &[heads, d], &[c]));
+        let scale = 1.0 / (d as f32).sqrt();
+        let key_bias = KeyBias { heads, head_dim: d, scale };
+        let keys = b.g.push(&at("self_attn.keys"), key_bias, &[k, p, u_bias, v_bias])?;
+        let attention = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim: d,
+            scale,
+            mask,
+            source: Source::Separate,
+            batch: 1,
+            bias: true,
+        };
+        let y = b.push1(&at("self_attn.attn"), attention, &[q, keys[0], v, keys[1]])?;
+        let y = b.linear(&at("self_attn.linear_out"), y, c, true)?;
+        x = b.add(&at("self_attn.residual"), x, y)?;
+
+        let y = b.layer_norm(&at("norm2"), x, eps)?;
+        let y = b.linear(&at("feed_forward.w_1"), y, cfg.intermediate_size, true)?;
+        let y = b.push1(&at("feed_forward.relu"), Unary { act: Act::Relu }, &[y])?;
+        let y = b.linear(&at("feed_forward.w_2"), y, c, true)?;
+        x = b.add(&at("feed_forward.residual"), x, y)?;
+    }
+    let encoded = b.layer_norm(&format!("{ENCODER}.enc.1.after_norm"), x, eps)?;
+
+    let taps = cfg.adapter_kernel_size;
+    let name = format!("{ADAPTER}.conv1d2");
+    let w = Recipe::permuted(
+        &format!("{name}.weight"),
+        types.weight,
+        &[2 * c, c, taps],
+        &[0, 2, 1],
+        &[2 * c, taps * c],
+    );
+    let w = b.g.weight(w);
+    let bias = b.weight(&format!("{name}.bias"), &[2 * c]);
+    let x = b.push1(&name, Conv1d { kernel: taps, stride: 2, pad_right: taps - 1 }, &[encoded, w, bias])?;
+    let x = b.layer_norm(&format!("{ADAPTER}.bn2"), x, 1e-3)?;
+    let x = b.push1("audio.adapter.gelu", Unary { act: Act::Gelu }, &[x])?;
+    let embeds = b.linear(&format!("{ADAPTER}.project"), x, text.hidden_size, true)?;
+    b.g.output(embeds);
+    Ok(AudioGraph { graph: b.g, fbank, subsampled, encoded, embeds })
+}
+
+/// One of the two 3×3 stride-2 convolutions with its ReLU. Activations are `[frames, bands · channels]`.
+fn conv(b: &mut Builder, which: &str, x: Tensor, from: usize, to: usize) -> Result<Tensor> {
+    let name = format!("{ENCODER}.enc.0.core.{which}");
+    let w = Recipe::permuted(
+        &format!("{name}.weight"),
+        b.types.weight,
+        &[to, from, 3, 3],
+        &[0, 2, 3, 1],
+        &[to, 9 * from],
+    );
+    let w = b.g.weight(w);
+    let bias = b.weight(&format!("{name}.bias"), &[to]);
+    let x = b.push1(&name, Conv2d { channels: from, relu: false }, &[x, w, bias])?;
+    b.push1(&format!("{name}.relu"), Unary { act: Act::Relu }, &[x])
+}
+
+/// `prompt_embeddings`, a few learnt rows that some checkpoints put before a sound: `[n, hidden]`.
+pub fn prompt_rows(text: &TextConfig, types: Types, n: usize) -> Result<(Graph, Tensor, Tensor)> {
+    let mut b = Builder::new(types);
+    let table = b.weight("model.audio_encoder.prompt_embeddings.weight", &[n, text.hidden_size]);
+    let ids = b.g.input("prompt_ids", DType::U32, &[n]);
+    let rows = b.push1("prompt_embeddings", crate::ops::embed::Embed, &[ids, table])?;
+    b.g.output(rows);
+    Ok((b.g, ids, rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_follow_the_reference() {
+        // q1.wav and q2.wav of the public demo, and ten seconds.
+        assert_eq!((rows(352), rows(452), rows(998)), (44, 56, 125));
+        assert_eq!((encoder_frames(1000), encoder_frames(3000)), (249, 749));
+        assert_eq!((rows(0), rows(1), rows(2), rows(3), encoder_frames(6)), (0, 0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_language_model_never_takes_more_rows_than_there_are() {
+        for frames in 7..4000 {
+            assert!(rows(frames) <= (encoder_frames(frames) - 1) / 2 + 1, "{frames}");
+        }
+    }
+}

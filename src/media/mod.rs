@@ -1,0 +1,7 @@
+//! What the model sees and hears, from files or memory to the arrays that its encoders take: pictures to normalised
+//! tiles, frames of a video to tiles, sounds to log-mel frames. All of it runs on the CPU and needs no model.
+
+pub mod bicubic;
+pub mod image;
+pub mod tiles;
+pub mod video;

@@ -7,3 +7,4 @@ pub mod graph;
 pub mod ops;
 pub mod plan;
 pub mod media;
+pub mod text;

@@ -1,0 +1,117 @@
+//! Running plans. One trait, two backends: [`cpu`] is the reference, [`cuda`] the product.
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
+use std::sync::Arc;
+
+use crate::core::{DType, Desc, HostData, HostTensor, Recipe, Result, Step, Tensor};
+use crate::graph::Node;
+use crate::plan::Plan;
+use crate::weights::Source;
+
+/// A sequence of runs with an arena and, on a GPU, a stream of its own. Lanes run side by side.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Lane {
+    Text,
+    Vision,
+    Audio,
+}
+
+/// A prepared graph.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ExeId(pub usize);
+
+/// Memory that outlives runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct StateId(pub usize);
+
+/// A token on its way to the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket(pub u64);
+
+/// Bytes a backend holds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct MemoryUse {
+    pub weights: u64,
+    pub states: u64,
+    pub arenas: u64,
+    /// The most that was held at any time, everything included.
+    pub peak: u64,
+}
+
+/// Runs plans on one device. Only `read*`, `wait_token`, `sync` and the measuring calls wait for the device.
+pub trait Backend {
+    /// `NVIDIA H200, sm_90, 132 SMs` or `CPU, 16 threads`.
+    fn describe(&self) -> String;
+
+    /// How an arena stores one element.
+    fn arena_elem_bytes(&self, dtype: DType) -> usize;
+
+    /// Makes weights resident. Those that are already there are skipped. `progress(done, total)` in bytes.
+    fn load(
+        &mut self,
+        recipes: &[Recipe],
+        from: &Arc<dyn Source>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()>;
+
+    /// New state, zeroed.
+    fn create_state(&mut self, desc: &Desc) -> Result<StateId>;
+
+    /// Writes elements from `first_element` on; ordered before later runs of the text lane.
+    fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()>;
+
+    fn read_state(&mut self, s: StateId) -> Result<HostData>;
+
+    /// Fixes every address of a plan. `states[i]` backs `Place::State(i)` of its graph; its weights are loaded.
+    fn prepare(&mut self, lane: Lane, plan: Plan, states: &[StateId]) -> Result<ExeId>;
+
+    fn release(&mut self, exe: ExeId);
+
+    /// Writes an input (its first `data.len()` elements); ordered before the next run.
+    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()>;
+
+    /// Enqueues one run.
+    fn run(&mut self, exe: ExeId, step: Step) -> Result<()>;
+
+    /// Enqueues a copy of output `t` into rows of a state, after the exe's last run.
+    fn copy_to_state(&mut self, exe: ExeId, t: Tensor, s: StateId, first_row: usize) -> Result<()>;
+
+    /// Work enqueued on `waiter` from now on starts after what is now enqueued on `on`.
+    fn join(&mut self, waiter: Lane, on: Lane) -> Result<()>;
+
+    /// Waits for the lane and reads an input, output or state tensor of its last run.
+    fn read(&mut self, exe: ExeId, t: Tensor) -> Result<HostTensor>;
+
+    /// Enqueues the copy of the first element of u32 tensor `t` to the host.
+    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket>;
+
+    /// Waits for a token. The device may already be at later runs.
+    fn wait_token(&mut self, ticket: Ticket) -> Result<u32>;
+
+    /// Runs node by node; `visit` sees every node's outputs.
+    fn trace(
+        &mut self,
+        exe: ExeId,
+        step: Step,
+        visit: &mut dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()>,
+    ) -> Result<()>;
+
+    /// Microseconds of every node, the median of `repeats`.
+    fn profile(&mut self, exe: ExeId, step: Step, repeats: usize) -> Result<Vec<f64>>;
+
+    /// Microseconds of whole runs, after `warmup` untimed ones.
+    fn time(&mut self, exe: ExeId, step: Step, warmup: usize, repeats: usize) -> Result<Vec<f64>>;
+
+    /// Whether runs are captured and replayed where the device can.
+    fn set_capture(&mut self, on: bool);
+
+    /// Whether arenas are filled with NaN before every run.
+    fn set_poison(&mut self, on: bool);
+
+    fn sync(&mut self) -> Result<()>;
+
+    fn memory(&self) -> MemoryUse;
+}

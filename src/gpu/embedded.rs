@@ -3,7 +3,6 @@
 use crate::core::error::{Error, Result};
 
 /// One compiled `.cu` file for one architecture.
-#[derive(Debug)]
 pub struct Image {
     /// Path under `kernels/` without the extension: `attention/prefill`.
     pub file: &'static str,
@@ -23,10 +22,18 @@ pub enum Kind {
     Ptx,
 }
 
+/// Aligns what `include_bytes!` yields. A table without images does not use it.
+#[allow(dead_code)]
 #[repr(C, align(16))]
 struct Aligned<B: ?Sized>(B);
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} {} ({} bytes)", self.file, self.kind, self.arch, self.bytes.len())
+    }
+}
 
 impl Image {
     /// The number of the architecture without its suffix.
@@ -158,7 +165,7 @@ mod tests {
             assert_eq!(message, format!("the CUDA kernels were not built: {why}"));
         }
         for image in KERNELS {
-            assert!(!image.bytes.is_empty() && image.bytes.as_ptr() as usize % 16 == 0, "{image:?}");
+            assert!(!image.bytes.is_empty() && image.bytes.as_ptr().addr().is_multiple_of(16), "{image:?}");
             assert_eq!(image.kind == Kind::Ptx, image.bytes.last() == Some(&0) && image.bytes[0] != 0x7f);
         }
     }

@@ -1,6 +1,7 @@
 //! vivace: a from-scratch CUDA inference engine for VITA-1.5.
 
 pub mod core;
+pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod graph;

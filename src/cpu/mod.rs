@@ -1,0 +1,3 @@
+//! Compute of the CPU reference backend that more than one family uses.
+
+pub mod gemm;

@@ -188,13 +188,8 @@ unsafe fn dots_avx2<const M: usize, const N: usize>(
     // SAFETY (both): 8 lanes are 8 values, every bit pattern is one.
     let load = |v: [f32; 8]| unsafe { std::mem::transmute::<[f32; 8], __m256>(v) };
     let lanes = |v: __m256| unsafe { std::mem::transmute::<__m256, [f32; 8]>(v) };
-    let (mut xs, mut ws): ([&[[f32; 8]]; M], [&[[f32; 8]]; N]) = ([&[]; M], [&[]; N]);
-    for i in 0..M {
-        xs[i] = &x[i].as_chunks().0[..depth / 8];
-    }
-    for j in 0..N {
-        ws[j] = &w[j].as_chunks().0[..depth / 8];
-    }
+    let xs: [&[[f32; 8]]; M] = x.map(|x| &x.as_chunks().0[..depth / 8]);
+    let ws: [&[[f32; 8]]; N] = w.map(|w| &w.as_chunks().0[..depth / 8]);
     let mut acc = [[_mm256_setzero_ps(); N]; M];
     for k in 0..depth / 8 {
         let mut b = [_mm256_setzero_ps(); N];

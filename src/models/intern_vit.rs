@@ -41,7 +41,7 @@ pub fn build(cfg: &VisionConfig, text: &TextConfig, types: Types, tiles: usize) 
     let pixels = b.g.input("pixel_values", DType::F32, &[tiles, 3, s, s]);
     // K = 3·14·14 = 588 is padded with zeros to a multiple of 16: whole tensor-core steps, 16-byte rows.
     let k = (3 * p * p).next_multiple_of(16);
-    let x = b.push1(&at("patches"), Patchify { patch: p, padded_cols: k }, &[pixels])?;
+    let x = b.push1(&at("patches"), Patchify { patch: p, padded_cols: k, dtype: types.act }, &[pixels])?;
     let w = b.g.weight(Recipe::padded_cols(&at("patch_embedding.weight"), types.weight, &[c, 3, p, p], k));
     let x = b.linear_with(&at("patch_embedding"), x, w, c, true)?;
     let class = b.g.weight(Recipe::viewed(&at("class_embedding"), types.weight, &[1, 1, c], &[c]));

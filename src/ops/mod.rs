@@ -108,10 +108,23 @@ macro_rules! ops {
     };
 }
 
+pub mod conv;
 pub mod elementwise;
+pub mod linear;
 pub mod norm;
 
-ops! { norm::RmsNorm }
+ops! {
+    norm::RmsNorm,
+    linear::Linear,
+    linear::LinearFused,
+    conv::Patchify,
+    conv::PrependClass,
+    conv::AssembleTokens,
+    conv::PixelShuffle,
+    conv::Cmvn,
+    conv::Conv2d,
+    conv::Conv1d,
+}
 
 /// `Err` naming the op and what it got, for `infer`.
 pub(crate) fn mismatch(op: &str, wants: &str, ins: &[&Desc]) -> crate::core::Error {

@@ -1,0 +1,115 @@
+//! The shapes that test, benchmark and profile share.
+
+use super::{AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, PrependClass};
+use crate::core::DType;
+use crate::ops::{Case, Fill};
+
+const UNIT: Fill = Fill::Uniform { centre: 0.0, scale: 1.0 };
+
+pub(super) fn patchify() -> Vec<Case<Patchify>> {
+    let case = |n: usize, s: usize, patch: usize, padded_cols: usize, dtype: DType| {
+        Case::new(format!("n{n}_s{s}_p{patch}_{dtype}"), Patchify { patch, padded_cols, dtype })
+            .act_f32(&[n, 3, s, s], UNIT)
+    };
+    vec![
+        case(3, 56, 14, 592, DType::BF16),
+        case(1, 56, 14, 592, DType::F16),
+        case(2, 15, 5, 80, DType::BF16),
+        case(1, 448, 14, 592, DType::BF16).bench(),
+        case(13, 448, 14, 592, DType::BF16).bench(),
+    ]
+}
+
+pub(super) fn prepend_class() -> Vec<Case<PrependClass>> {
+    let case = |tiles: usize, p: usize, c: usize| {
+        Case::new(format!("n{tiles}_p{p}_c{c}"), PrependClass { tiles }).act(&[tiles * p, c]).weight(&[c])
+    };
+    vec![case(1, 16, 128), case(3, 17, 136), case(1, 1024, 1024).bench(), case(13, 1024, 1024).bench()]
+}
+
+pub(super) fn assemble_tokens() -> Vec<Case<AssembleTokens>> {
+    let case = |tiles: usize, p: usize, c: usize| {
+        Case::new(format!("n{tiles}_p{p}_c{c}"), AssembleTokens { tiles })
+            .act(&[tiles * p, c])
+            .weight(&[c])
+            .weight(&[p + 1, c])
+    };
+    vec![case(1, 16, 128), case(3, 17, 136), case(1, 1024, 1024).bench(), case(13, 1024, 1024).bench()]
+}
+
+pub(super) fn pixel_shuffle() -> Vec<Case<PixelShuffle>> {
+    let case = |tiles: usize, grid: usize, c: usize| {
+        Case::new(format!("n{tiles}_g{grid}_c{c}"), PixelShuffle { tiles, grid, scale: 0.5 })
+            .act(&[tiles * (1 + grid * grid), c])
+    };
+    vec![
+        case(1, 4, 128),
+        case(3, 2, 8),
+        case(2, 6, 136),
+        case(1, 32, 1024).bench(),
+        case(13, 32, 1024).bench(),
+    ]
+}
+
+pub(super) fn cmvn() -> Vec<Case<Cmvn>> {
+    let case = |t: usize, f: usize, dtype: DType| {
+        Case::new(format!("t{t}_f{f}_{dtype}"), Cmvn { dtype })
+            .act_f32(&[t, f], Fill::Uniform { centre: 10.0, scale: 5.0 })
+            .weight_with(&[f], Fill::Uniform { centre: 10.0, scale: 2.0 })
+            .weight_with(&[f], Fill::Uniform { centre: 0.3, scale: 0.1 })
+    };
+    vec![
+        case(1, 80, DType::BF16),
+        case(17, 80, DType::F16),
+        case(333, 80, DType::BF16),
+        case(1000, 80, DType::BF16).bench(),
+        case(3000, 80, DType::BF16).bench(),
+    ]
+}
+
+pub(super) fn conv2d() -> Vec<Case<Conv2d>> {
+    let case = |name: &str, h: usize, w: usize, c: usize, n: usize, relu: bool, fill: Fill| {
+        let name = format!("{name}h{h}_w{w}_c{c}_n{n}");
+        let k = 9 * c;
+        let weight = match fill {
+            Fill::SmallInts => fill,
+            _ => Fill::Uniform { centre: 0.0, scale: (3.0 / k as f32).sqrt() },
+        };
+        Case::new(name, Conv2d { channels: c, relu })
+            .act_with(&[h, w * c], fill)
+            .weight_with(&[n, k], weight)
+            .weight_with(&[n], fill)
+    };
+    let mut all = vec![
+        case("", 3, 3, 1, 8, true, UNIT),
+        case("", 17, 80, 1, 128, true, UNIT),
+        case("", 64, 79, 1, 72, false, UNIT),
+        case("", 3, 3, 8, 16, true, UNIT),
+        case("", 8, 39, 128, 128, true, UNIT),
+        case("", 31, 39, 64, 136, false, UNIT),
+        case("", 50, 20, 24, 40, true, UNIT),
+        case("ints_", 9, 80, 1, 40, true, Fill::SmallInts),
+        case("ints_", 21, 39, 16, 72, true, Fill::SmallInts),
+    ];
+    for t in [300usize, 1000, 3000] {
+        all.push(case("", t, 80, 1, 1024, true, UNIT).bench());
+        all.push(case("", (t - 3) / 2 + 1, 39, 1024, 1024, true, UNIT).bench());
+    }
+    all
+}
+
+pub(super) fn conv1d() -> Vec<Case<Conv1d>> {
+    let case = |t: usize, c: usize, n: usize| {
+        let conv = Conv1d { kernel: 5, stride: 2, pad_right: 4 };
+        Case::new(format!("t{t}_c{c}_n{n}"), conv).act(&[t, c]).weight(&[n, 5 * c]).weight(&[n])
+    };
+    let mut all =
+        vec![case(1, 128, 256), case(2, 8, 16), case(37, 128, 256), case(130, 72, 136), case(139, 64, 40)];
+    let ints = Case::new("ints_t45_c16_n40", Conv1d { kernel: 5, stride: 2, pad_right: 4 })
+        .act_with(&[45, 16], Fill::SmallInts)
+        .weight_with(&[40, 80], Fill::SmallInts)
+        .weight_with(&[40], Fill::SmallInts);
+    all.push(ints);
+    all.extend([249, 749].map(|t| case(t, 1024, 2048).bench()));
+    all
+}

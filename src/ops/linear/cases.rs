@@ -1,0 +1,142 @@
+//! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
+
+use super::{Linear, LinearAct, LinearFused};
+use crate::ops::{Case, Fill};
+
+/// The matrices of the models, `(name, N, K)`.
+const TEXT: [(&str, usize, usize); 4] =
+    [("qkv", 4608, 3584), ("o", 3584, 3584), ("gate_up", 37888, 3584), ("down", 3584, 18944)];
+const VISION: [(&str, usize, usize); 4] =
+    [("vit_qkv", 3072, 1024), ("vit_proj", 1024, 1024), ("vit_fc1", 4096, 1024), ("vit_fc2", 1024, 4096)];
+const AUDIO: [(&str, usize, usize); 4] = [
+    ("whale_qkv", 3072, 1024),
+    ("whale_out", 1024, 1024),
+    ("whale_w1", 4096, 1024),
+    ("whale_w2", 1024, 4096),
+];
+
+pub(super) fn linear() -> Vec<Case<Linear>> {
+    let case = |name: &str, t: usize, n: usize, k: usize, bias: bool, out_f32: bool| {
+        let case = Case::new(name, Linear { bias, out_f32 }).act(&[t, k]).weight(&[n, k]);
+        if bias { case.weight(&[n]) } else { case }
+    };
+    let mut all = Vec::new();
+    // Around every tile edge, with odd N; K of the tiny models, of the padded patches, and one step only.
+    for (t, n, k) in [
+        (1, 515, 896),
+        (1, 64, 80),
+        (1, 3, 8),
+        (2, 515, 896),
+        (5, 515, 592),
+        (8, 64, 1024),
+        (9, 130, 896),
+        (16, 515, 896),
+        (17, 515, 896),
+        (31, 64, 8),
+        (63, 64, 592),
+        (64, 128, 1024),
+        (65, 2304, 80),
+        (127, 129, 96),
+        (129, 515, 592),
+        (1025, 515, 80),
+        (1025, 64, 896),
+        (300, 384, 1024),
+    ] {
+        all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, n % 2 == 0, n == 515));
+    }
+    // One tile and a long K: split over K. Few rows and a long K.
+    for (t, n, k) in [(100, 72, 4864), (1, 40, 18944), (7, 24, 18944)] {
+        all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
+    }
+    // Whole numbers: to the bit, whatever the order of the sums.
+    for (t, n, k) in
+        [(1, 70, 512), (6, 70, 512), (16, 33, 256), (70, 150, 128), (150, 70, 64), (40, 48, 2560)]
+    {
+        let ints = Case::new(format!("ints_t{t}_n{n}_k{k}"), Linear { bias: true, out_f32: true })
+            .act_with(&[t, k], Fill::SmallInts)
+            .weight_with(&[n, k], Fill::SmallInts)
+            .weight_with(&[n], Fill::SmallInts);
+        all.push(ints);
+    }
+    let bench = |name: &str, t, n, k| case(&format!("{name}_t{t}"), t, n, k, false, false).bench();
+    for t in [1, 8, 16, 64, 128, 512, 1024, 2048, 4096] {
+        all.extend(TEXT.map(|(name, n, k)| bench(name, t, n, k)));
+    }
+    all.extend([1, 8, 16].map(|t| case(&format!("lm_head_t{t}"), t, 151665, 3584, false, true).bench()));
+    for t in [1025, 13325] {
+        all.extend(VISION.map(|(name, n, k)| bench(name, t, n, k)));
+    }
+    for t in [249, 749] {
+        all.extend(AUDIO.map(|(name, n, k)| bench(name, t, n, k)));
+    }
+    all.push(bench("whale_sub", 249, 1024, 19456));
+    all.push(bench("patch", 1024, 1024, 592));
+    all
+}
+
+pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
+    let case = |name: &str, t: usize, n: usize, k: usize, op: LinearFused, fill: Option<Fill>| {
+        let m = n / op.act.rows_per_col();
+        let weight = |case: Case<LinearFused>, shape: &[usize]| match fill {
+            Some(fill) => case.weight_with(shape, fill),
+            None => case.weight(shape),
+        };
+        let act = |case: Case<LinearFused>, shape: &[usize]| match fill {
+            Some(fill) => case.act_with(shape, fill),
+            None => case.act(shape),
+        };
+        let [bias, scale, residual] = [op.bias, op.scale, op.residual];
+        let mut case = weight(act(Case::new(name, op), &[t, k]), &[n, k]);
+        if bias {
+            case = weight(case, &[n]);
+        }
+        if scale {
+            case = weight(case, &[m]);
+        }
+        if residual {
+            case = act(case, &[t, m]);
+        }
+        case
+    };
+    let op = |bias, act, scale, residual| LinearFused { bias, act, scale, residual, out_f32: false };
+    let swiglu = op(false, LinearAct::Swiglu, false, false);
+    let kinds = [
+        ("gelu", op(true, LinearAct::Gelu, false, false)),
+        ("relu", op(true, LinearAct::Relu, false, false)),
+        ("scale_residual", op(true, LinearAct::None, true, true)),
+        ("residual", op(false, LinearAct::None, false, true)),
+        ("all", op(true, LinearAct::Gelu, true, true)),
+    ];
+    let mut all = Vec::new();
+    for (t, n, k) in [(1, 515, 896), (3, 72, 592), (16, 66, 896), (65, 130, 80), (129, 515, 592)] {
+        for (name, op) in &kinds {
+            all.push(case(&format!("{name}_t{t}_n{n}_k{k}"), t, n, k, op.clone(), None));
+        }
+    }
+    for (t, n, k) in
+        [(1, 2560, 896), (1, 16, 8), (5, 48, 896), (16, 80, 592), (17, 272, 80), (129, 1040, 896)]
+    {
+        all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
+    }
+    let swiglu_all = op(true, LinearAct::Swiglu, true, true);
+    for (t, n, k) in [(1, 48, 256), (11, 48, 256), (70, 144, 128), (33, 32, 2560)] {
+        let f32_out = LinearFused { out_f32: true, ..swiglu_all.clone() };
+        all.push(case(&format!("swiglu_all_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
+        let ints = op(true, LinearAct::Relu, true, true);
+        all.push(case(&format!("ints_t{t}_n{n}_k{k}"), t, n, k, ints, Some(Fill::SmallInts)));
+    }
+    for t in [1, 128, 512, 2048] {
+        all.push(case(&format!("gate_up_t{t}"), t, 37888, 3584, swiglu.clone(), None).bench());
+        let down = op(false, LinearAct::None, false, true);
+        all.push(case(&format!("down_t{t}"), t, 3584, 18944, down.clone(), None).bench());
+        all.push(case(&format!("o_t{t}"), t, 3584, 3584, down, None).bench());
+    }
+    for t in [1025, 13325] {
+        let gelu = op(true, LinearAct::Gelu, false, false);
+        all.push(case(&format!("vit_fc1_t{t}"), t, 4096, 1024, gelu, None).bench());
+        let scaled = op(true, LinearAct::None, true, true);
+        all.push(case(&format!("vit_fc2_t{t}"), t, 1024, 4096, scaled.clone(), None).bench());
+        all.push(case(&format!("vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
+    }
+    all
+}

@@ -1,0 +1,64 @@
+//! References of the matrix products: one blocked f32 product, then the rest row by row.
+
+use super::{Linear, LinearFused};
+use crate::core::Result;
+use crate::cpu::gemm::{Rows, gemm};
+use crate::ops::CpuIo;
+use crate::ops::elementwise::Act;
+use rayon::prelude::*;
+
+pub(super) fn linear(op: &Linear, io: &mut CpuIo<'_>) -> Result<()> {
+    let (x, w) = (io.ins.f32s(0)?, io.ins.weight(1)?);
+    let bias = if op.bias { Some(io.ins.vector(2)?) } else { None };
+    let y = io.outs.f32s(0)?;
+    gemm(Rows::dense(x, w.shape().cols()), w, y);
+    if let Some(bias) = bias {
+        y.par_chunks_mut(bias.len()).with_min_len(16).for_each(|y| add(y, &bias));
+    }
+    Ok(())
+}
+
+fn add(y: &mut [f32], b: &[f32]) {
+    y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+}
+
+pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
+    let (x, w) = (io.ins.f32s(0)?, io.ins.weight(1)?);
+    let [b, s, r] = op.optional_inputs();
+    let vector = |i: Option<usize>| i.map(|i| io.ins.vector(i)).transpose();
+    let (b, s) = (vector(b)?, vector(s)?);
+    let (n, m) = (w.shape().rows(), w.shape().rows() / op.act.rows_per_col());
+    let rows = io.ins.extent(0).0;
+    let residual = r.map(|r| io.ins.f32s(r)).transpose()?;
+    let mut sums = vec![0.0; rows * n];
+    gemm(Rows::dense(x, w.shape().cols()), w, &mut sums);
+    let y = io.outs.f32s(0)?;
+    sums.par_chunks_mut(n.max(1)).zip(y.par_chunks_mut(m.max(1))).enumerate().with_min_len(16).for_each(
+        |(t, (sums, y))| {
+            if let Some(b) = &b {
+                add(sums, b);
+            }
+            match op.act.unary() {
+                Some(act) => y.iter_mut().zip(&*sums).for_each(|(y, x)| *y = act.apply(*x)),
+                None => swiglu(sums, y),
+            }
+            if let Some(s) = &s {
+                y.iter_mut().zip(s).for_each(|(y, s)| *y *= s);
+            }
+            if let Some(r) = residual {
+                add(y, &r[t * m..][..m]);
+            }
+        },
+    );
+    Ok(())
+}
+
+/// `y = silu(gate) · up` from blocks of 8 gates and 8 ups.
+fn swiglu(sums: &[f32], y: &mut [f32]) {
+    for (pair, y) in sums.chunks_exact(16).zip(y.chunks_exact_mut(8)) {
+        let (gate, up) = pair.split_at(8);
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            *y = Act::Silu.apply(*gate) * up;
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Matrix products with weights, alone and with all that may follow on their accumulators.
+
+mod cases;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use super::{Case, CpuIo, OpDef, mismatch};
+use crate::core::{Cost, DType, Desc, Result, Shape};
+use crate::ops::elementwise::Act;
+
+/// `y = x wᵀ (+ b)`, sums in f32, one rounding.
+///
+/// ins: x `[T, K]`, w `[N, K]`, b `[N]` if `bias`; outs: y `[T, N]`, of x's type, or f32 if `out_f32` (logits).
+#[derive(Clone, PartialEq, Debug)]
+pub struct Linear {
+    pub bias: bool,
+    pub out_f32: bool,
+}
+
+/// What happens to a sum (and its bias) before the layer scale.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinearAct {
+    None,
+    /// With the error function.
+    Gelu,
+    Relu,
+    /// `silu(gate) · up` (Shazeer 2020). Rows of w (and b) are blocks of 8 gate rows and 8 up rows in turn.
+    Swiglu,
+}
+
+impl LinearAct {
+    /// Number of weight rows behind one output column.
+    pub const fn rows_per_col(self) -> usize {
+        match self {
+            LinearAct::Swiglu => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end.
+///
+/// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`; outs: y `[T, M]`
+/// with M = N, or N / 2 after SwiGLU. r may share memory with y.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LinearFused {
+    pub bias: bool,
+    pub act: LinearAct,
+    pub scale: bool,
+    pub residual: bool,
+    pub out_f32: bool,
+}
+
+fn cost(ins: &[&Desc], outs: &[&Desc]) -> Cost {
+    let (t, k, n) = (ins[0].rows() as u64, ins[0].cols() as u64, ins[1].rows() as u64);
+    Cost {
+        flops: 2 * t * k * n,
+        read_bytes: ins.iter().map(|d| d.bytes()).sum(),
+        written_bytes: outs.iter().map(|d| d.bytes()).sum(),
+    }
+}
+
+fn out_type(x: &Desc, out_f32: bool) -> DType {
+    if out_f32 { DType::F32 } else { x.dtype }
+}
+
+/// Whether x and w are matrices with a common K.
+fn multiplies(x: &Desc, w: &Desc) -> bool {
+    w.shape.rank() == 2 && x.shape.rank() >= 1 && x.cols() == w.cols()
+}
+
+impl OpDef for Linear {
+    const NAME: &'static str = "Linear";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        match ins {
+            [x, w, rest @ ..]
+                if multiplies(x, w)
+                    && rest.len() == usize::from(self.bias)
+                    && rest.iter().all(|b| b.shape.dims() == [w.rows()]) =>
+            {
+                Ok(vec![(out_type(x, self.out_f32), x.shape.with_cols(w.rows()))])
+            }
+            _ if self.bias => Err(mismatch(Self::NAME, "x [T, K], w [N, K], b [N]", ins)),
+            _ => Err(mismatch(Self::NAME, "x [T, K], w [N, K]", ins)),
+        }
+    }
+
+    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+        cost(ins, outs)
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        cpu::linear(self, io)
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        cases::linear()
+    }
+}
+
+impl LinearFused {
+    /// Indices of b, s and r among the inputs.
+    fn optional_inputs(&self) -> [Option<usize>; 3] {
+        let mut next = 2;
+        [self.bias, self.scale, self.residual].map(|given| {
+            let at = given.then_some(next);
+            next += usize::from(given);
+            at
+        })
+    }
+
+    fn wants(&self) -> String {
+        let mut wants = "x [T, K], w [N, K]".to_owned();
+        let m = if self.act == LinearAct::Swiglu { "N/2" } else { "N" };
+        for (given, what) in [
+            (self.bias, "b [N]".to_owned()),
+            (self.scale, format!("s [{m}]")),
+            (self.residual, format!("r [T, {m}]")),
+        ] {
+            if given {
+                wants = format!("{wants}, {what}");
+            }
+        }
+        if self.act == LinearAct::Swiglu { format!("{wants} with N % 16 == 0") } else { wants }
+    }
+}
+
+impl OpDef for LinearFused {
+    const NAME: &'static str = "LinearFused";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        let [b, s, r] = self.optional_inputs();
+        let given = [b, s, r].iter().flatten().count();
+        if ins.len() != 2 + given || !multiplies(ins[0], ins[1]) {
+            return Err(mismatch(Self::NAME, &self.wants(), ins));
+        }
+        let n = ins[1].rows();
+        let out = ins[0].shape.with_cols(n / self.act.rows_per_col());
+        let fits = (self.act != LinearAct::Swiglu || n.is_multiple_of(16))
+            && b.is_none_or(|b| ins[b].shape.dims() == [n])
+            && s.is_none_or(|s| ins[s].shape.dims() == [out.cols()])
+            && r.is_none_or(|r| ins[r].shape == out && ins[r].dtype == ins[0].dtype);
+        if !fits {
+            return Err(mismatch(Self::NAME, &self.wants(), ins));
+        }
+        Ok(vec![(out_type(ins[0], self.out_f32), out)])
+    }
+
+    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+        cost(ins, outs)
+    }
+
+    fn reuse(&self) -> &'static [(usize, usize)] {
+        match self.optional_inputs()[2] {
+            Some(2) if !self.out_f32 => &[(2, 0)],
+            Some(3) if !self.out_f32 => &[(3, 0)],
+            Some(4) if !self.out_f32 => &[(4, 0)],
+            _ => &[],
+        }
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        cpu::linear_fused(self, io)
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        cases::linear_fused()
+    }
+}
+
+impl LinearAct {
+    /// The activation of one value; `None` for SwiGLU, which takes two.
+    fn unary(self) -> Option<Act> {
+        match self {
+            LinearAct::None => Some(Act::None),
+            LinearAct::Gelu => Some(Act::Gelu),
+            LinearAct::Relu => Some(Act::Relu),
+            LinearAct::Swiglu => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

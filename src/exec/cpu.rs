@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Backend, ExeId, Lane, MemoryUse, StateId, Ticket};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket};
 use crate::core::{
     DType, Desc, Error, HostData, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
 };
@@ -27,6 +27,7 @@ pub struct Cpu {
     exes: Vec<Option<Exe>>,
     /// One per lane; f32 values, or the bits of ids.
     arenas: [Vec<f32>; 3],
+    marks: Vec<Instant>,
     poison: bool,
 }
 
@@ -50,6 +51,7 @@ impl Cpu {
             states: Vec::new(),
             exes: Vec::new(),
             arenas: Default::default(),
+            marks: Vec::new(),
             poison: false,
         }
     }
@@ -228,6 +230,10 @@ impl Backend for Cpu {
         format!("CPU, {} threads", rayon::current_num_threads())
     }
 
+    fn asynchronous(&self) -> bool {
+        false
+    }
+
     fn arena_elem_bytes(&self, _: DType) -> usize {
         ELEM_BYTES
     }
@@ -253,6 +259,12 @@ impl Backend for Cpu {
     fn create_state(&mut self, desc: &Desc) -> Result<StateId> {
         self.states.push((desc.clone(), HostData::zeros(desc.dtype, desc.shape.len())));
         Ok(StateId(self.states.len() - 1))
+    }
+
+    fn release_state(&mut self, s: StateId) {
+        if let Some((_, data)) = self.states.get_mut(s.0) {
+            *data = HostData::U32(Vec::new());
+        }
     }
 
     fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()> {
@@ -348,6 +360,17 @@ impl Backend for Cpu {
 
     fn wait_token(&mut self, ticket: Ticket) -> Result<u32> {
         Ok(ticket.0 as u32)
+    }
+
+    fn mark(&mut self, _: Lane) -> Result<Mark> {
+        self.marks.push(Instant::now());
+        Ok(Mark(self.marks.len() - 1))
+    }
+
+    fn elapsed_us(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        let at =
+            |m: Mark| self.marks.get(m.0).copied().ok_or_else(|| Error::runtime("a mark was never made"));
+        Ok(at(to)?.saturating_duration_since(at(from)?).as_secs_f64() * 1e6)
     }
 
     fn trace(

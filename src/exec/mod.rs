@@ -31,6 +31,10 @@ pub struct StateId(pub usize);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket(pub u64);
 
+/// A point in time on a lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mark(pub usize);
+
 /// Bytes a backend holds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct MemoryUse {
@@ -46,6 +50,9 @@ pub trait Backend {
     /// `NVIDIA H200, sm_90, 132 SMs` or `CPU, 16 threads`.
     fn describe(&self) -> String;
 
+    /// Runs return before they are done. Callers then enqueue ahead, and pad rows so that lengths share graphs.
+    fn asynchronous(&self) -> bool;
+
     /// How an arena stores one element.
     fn arena_elem_bytes(&self, dtype: DType) -> usize;
 
@@ -59,6 +66,9 @@ pub trait Backend {
 
     /// New state, zeroed.
     fn create_state(&mut self, desc: &Desc) -> Result<StateId>;
+
+    /// Frees a state. No prepared graph may be left that uses it.
+    fn release_state(&mut self, s: StateId);
 
     /// Writes elements from `first_element` on; ordered before later runs of the text lane.
     fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()>;
@@ -90,6 +100,13 @@ pub trait Backend {
 
     /// Waits for a token. The device may already be at later runs.
     fn wait_token(&mut self, ticket: Ticket) -> Result<u32>;
+
+    /// Notes the time at which a lane gets to what is now enqueued on it. Marks are few and reused in turn: read one
+    /// before 64 later ones are made.
+    fn mark(&mut self, lane: Lane) -> Result<Mark>;
+
+    /// Microseconds from one mark to another, which is waited for.
+    fn elapsed_us(&mut self, from: Mark, to: Mark) -> Result<f64>;
 
     /// Runs node by node; `visit` sees every node's outputs.
     fn trace(

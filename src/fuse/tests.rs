@@ -1,0 +1,103 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::core::{DType, Desc};
+use crate::models::{Types, config::ModelConfig, intern_vit, qwen2, whale};
+
+/// Whether two graphs are the same up to the numbering and naming of tensors: where they differ, or nothing.
+fn difference(a: &Graph, b: &Graph) -> Option<String> {
+    if a.nodes.len() != b.nodes.len() {
+        return Some(format!("{} nodes against {}", a.nodes.len(), b.nodes.len()));
+    }
+    let mut seen: HashMap<Tensor, Tensor> = HashMap::new();
+    let place = |g: &Graph, d: &Desc| match d.place {
+        Place::Weight(w) => format!("{:?}", g.weights[w as usize]),
+        other => format!("{other:?}"),
+    };
+    for (i, (x, y)) in a.nodes.iter().zip(&b.nodes).enumerate() {
+        if x.op != y.op {
+            return Some(format!("node {i}: {:?} against {:?}", x.op, y.op));
+        }
+        for (s, t) in x.ins.iter().chain(&x.outs).zip(y.ins.iter().chain(&y.outs)) {
+            let (d, e) = (a.desc(*s), b.desc(*t));
+            if d.shape.dims() != e.shape.dims() || d.dtype != e.dtype || place(a, d) != place(b, e) {
+                return Some(format!("node {i}: {} {} against {} {}", d.name, d.brief(), e.name, e.brief()));
+            }
+            if *seen.entry(*s).or_insert(*t) != *t {
+                return Some(format!("node {i}: {} is another tensor", d.name));
+            }
+        }
+    }
+    None
+}
+
+fn graphs() -> Vec<(&'static str, Graph)> {
+    let json = include_str!("../../tests/fixtures/tiny.json");
+    let cfg = ModelConfig::from_json(json, "tiny.json").unwrap();
+    let types = Types { act: DType::F32, weight: DType::BF16 };
+    let sizes = qwen2::TextSizes { max_seq: 64, media_rows: 8, token_limit: cfg.text.vocab_size };
+    let key = |rows, ids, head| qwen2::TextKey { rows, kv_bucket: 64, ids, head };
+    let text = |key| qwen2::build(&cfg.text, &sizes, types, key).unwrap().graph;
+    let (vision, audio) = (cfg.vision.as_ref().unwrap(), cfg.audio.as_ref().unwrap());
+    vec![
+        ("prefill", text(key(17, qwen2::Ids::Host, qwen2::Head::Greedy))),
+        ("decode", text(key(1, qwen2::Ids::LastToken, qwen2::Head::Sample))),
+        ("verify", text(key(9, qwen2::Ids::Host, qwen2::Head::All))),
+        ("vision", intern_vit::build(vision, &cfg.text, types, 3).unwrap().graph),
+        ("audio", whale::build(audio, &cfg.text, types, 137, 64).unwrap().graph),
+        ("positions", whale::position_tables(audio, types, 64).unwrap()),
+    ]
+}
+
+#[test]
+fn expansion_is_the_inverse_of_fusion() {
+    for (name, g) in graphs() {
+        let fused = fuse(g.clone(), &Fusion::on()).unwrap();
+        let back = expand(fused).unwrap();
+        assert_eq!(difference(&g, &back), None, "{name}");
+    }
+}
+
+#[test]
+fn each_rule_alone_is_undone_by_expansion() {
+    for rule in RULES {
+        let others: Vec<&str> = RULES.iter().map(|r| r.name()).filter(|n| *n != rule.name()).collect();
+        let only = Fusion::without(&others).unwrap();
+        let mut found = false;
+        for (name, g) in graphs() {
+            let fused = fuse(g.clone(), &only).unwrap();
+            found |= fused.nodes.len() < g.nodes.len();
+            assert_eq!(difference(&g, &expand(fused).unwrap()), None, "{} in {name}", rule.name());
+        }
+        assert!(found, "rule {} finds nothing in any model", rule.name());
+    }
+}
+
+#[test]
+fn fusing_keeps_the_flops_of_matrix_products_and_moves_fewer_bytes() {
+    for (name, g) in graphs().into_iter().filter(|(n, _)| *n != "positions") {
+        let fused = fuse(g.clone(), &Fusion::on()).unwrap();
+        assert!(fused.nodes.len() < g.nodes.len(), "{name}");
+        assert!(fused.cost().bytes() < g.cost().bytes(), "{name}");
+        let gemm = |g: &Graph| -> u64 {
+            let linear =
+                |n: &usize| matches!(g.nodes[*n].op.name(), "Linear" | "LinearFused" | "Conv2d" | "Conv1d");
+            (0..g.nodes.len()).filter(linear).map(|n| gemm_flops(g, n)).sum()
+        };
+        assert_eq!(gemm(&fused), gemm(&g), "{name}");
+    }
+}
+
+/// 2·M·N·K of a matrix product, from its weight and its rows.
+fn gemm_flops(g: &Graph, n: usize) -> u64 {
+    let node = &g.nodes[n];
+    2 * (g.desc(node.outs[0]).rows() * g.desc(node.ins[1]).shape.len()) as u64
+}
+
+#[test]
+fn unknown_rules_are_named() {
+    let message = Fusion::without(&["swigloo"]).unwrap_err().to_string();
+    assert!(message.starts_with("--no-fuse swigloo: no such rule; there are: all, qkv_rope, "), "{message}");
+    assert!(!Fusion::without(&["all"]).unwrap().allows("swiglu"));
+    assert!(Fusion::without(&["swiglu"]).unwrap().allows("qkv_rope"));
+}

@@ -5,7 +5,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod graph;
+pub mod media;
 pub mod ops;
 pub mod plan;
-pub mod media;
 pub mod text;

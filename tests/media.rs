@@ -1,6 +1,8 @@
 //! Pictures and sounds from bytes to the encoders' inputs: reference outputs where they are at hand, and what users
 //! get wrong.
 
+#[path = "media/audio.rs"]
+mod audio;
 #[path = "media/images.rs"]
 mod images;
 

@@ -1,7 +1,10 @@
 //! What the model sees and hears, from files or memory to the arrays that its encoders take: pictures to normalised
 //! tiles, frames of a video to tiles, sounds to log-mel frames. All of it runs on the CPU and needs no model.
 
+pub mod audio;
 pub mod bicubic;
+pub mod fbank;
 pub mod image;
+pub mod resample;
 pub mod tiles;
 pub mod video;

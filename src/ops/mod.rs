@@ -108,6 +108,7 @@ macro_rules! ops {
     };
 }
 
+pub mod attention;
 pub mod conv;
 pub mod elementwise;
 pub mod linear;
@@ -124,6 +125,10 @@ ops! {
     conv::Cmvn,
     conv::Conv2d,
     conv::Conv1d,
+    attention::Attention,
+    attention::KeyBias,
+    attention::FoldKeys,
+    attention::SinTable,
 }
 
 /// `Err` naming the op and what it got, for `infer`.

@@ -1,0 +1,168 @@
+//! Cases of the attention family: ragged lengths, tile edges, every mask, source and head dim; and the shapes of the
+//! models.
+
+use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
+use crate::core::DType;
+use crate::ops::{Case, Fill};
+
+fn op(heads: usize, kv_heads: usize, head_dim: usize, mask: Mask, source: Source) -> Attention {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    Attention { heads, kv_heads, head_dim, scale, mask, source, batch: 1, bias: false }
+}
+
+fn name(op: &Attention) -> String {
+    let mask = match op.mask {
+        Mask::Full => "full".to_owned(),
+        Mask::Causal => "causal".to_owned(),
+        Mask::Chunk { size, left } => format!("chunk{size}_left{left}"),
+    };
+    format!("{mask}_h{}_g{}_d{}", op.heads, op.kv_heads, op.head_dim)
+}
+
+fn separate(t: usize, op: Attention) -> Case<Attention> {
+    let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
+    let case = Case::new(format!("t{t}_{}", name(&op)), op);
+    case.act(&[t, h * d]).act(&[t, g * d]).act(&[t, g * d])
+}
+
+/// `batch` sequences of `t` rows; `bias` fills the per-key bias.
+fn packed(t: usize, batch: usize, bias: Option<(&str, Fill)>, op: Attention) -> Case<Attention> {
+    let op = Attention { batch, bias: bias.is_some(), ..op };
+    let (h, rows, cols) = (op.heads, batch * t, (op.heads + 2 * op.kv_heads) * op.head_dim);
+    let tag = bias.map_or(String::new(), |(tag, _)| format!("_{tag}"));
+    let case = Case::new(format!("packed_b{batch}_t{t}_{}{tag}", name(&op)), op);
+    let case = case.act(&[rows, cols]);
+    match bias {
+        Some((_, fill)) => case.act_f32(&[h, rows], fill),
+        None => case,
+    }
+}
+
+/// `t` rows of which `valid` hold tokens, after `pos` rows, in a cache of `s_max`.
+fn cache(
+    t: usize,
+    pos: usize,
+    valid: usize,
+    (bucket, s_max): (usize, usize),
+    heads: (usize, usize, usize),
+) -> Case<Attention> {
+    let (h, g, d) = heads;
+    let op = op(h, g, d, Mask::Causal, Source::Cache { kv_bucket: bucket });
+    let case = Case::new(format!("cache_t{t}_pos{pos}_valid{valid}_bucket{bucket}_{}", name(&op)), op);
+    case.act(&[t, h * d])
+        .state(&[2, g, s_max, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+        .step(pos, valid, 0)
+}
+
+pub(super) fn attention() -> Vec<Case<Attention>> {
+    let mut all = Vec::new();
+    let bias = Fill::Uniform { centre: 0.0, scale: 2.0 };
+
+    for t in [1, 17, 63, 64, 65, 129] {
+        for d in [64, 128] {
+            all.push(separate(t, op(2, 2, d, Mask::Full, Source::Separate)));
+            all.push(separate(t, op(7, 1, d, Mask::Causal, Source::Separate)));
+        }
+    }
+    all.push(separate(193, op(2, 1, 64, Mask::Causal, Source::Separate)));
+    // Head dims that only the plain kernel takes.
+    all.push(separate(33, op(2, 1, 8, Mask::Causal, Source::Separate)));
+    all.push(separate(19, op(3, 3, 80, Mask::Full, Source::Separate)));
+    all.push(separate(21, op(2, 2, 256, Mask::Chunk { size: 5, left: 1 }, Source::Separate)));
+
+    all.push(packed(1025, 1, None, op(1, 1, 64, Mask::Full, Source::Packed)));
+    all.push(packed(65, 3, None, op(2, 2, 64, Mask::Full, Source::Packed)));
+    all.push(packed(17, 2, None, op(2, 1, 128, Mask::Causal, Source::Packed)));
+    all.push(packed(40, 2, None, op(2, 1, 40, Mask::Causal, Source::Packed)));
+    for t in [3, 66, 131] {
+        all.push(packed(t, 1, Some(("bias", bias)), op(2, 2, 64, Mask::Full, Source::Packed)));
+        for left in [2, -1] {
+            let chunk = Mask::Chunk { size: 4, left };
+            all.push(packed(t, 1, Some(("bias", bias)), op(2, 2, 64, chunk, Source::Packed)));
+        }
+    }
+    all.push(packed(70, 2, Some(("bias", bias)), op(2, 2, 128, Mask::Full, Source::Packed)));
+    all.push(packed(150, 1, None, op(2, 2, 64, Mask::Chunk { size: 70, left: 0 }, Source::Packed)));
+    // No key is left; a quarter of the keys is -inf (the sum overflows) and one takes all.
+    let none = Fill::Bits(f32::NEG_INFINITY.to_bits());
+    all.push(packed(67, 1, Some(("no_key", none)), op(2, 2, 64, Mask::Full, Source::Packed)));
+    let some = Fill::Uniform { centre: -2e38, scale: 3e38 };
+    all.push(packed(90, 1, Some(("some_keys", some)), op(2, 2, 64, Mask::Full, Source::Packed)));
+
+    // Prefill into an empty cache, behind an old one, and with padding rows.
+    for heads in [(7, 1, 128), (4, 2, 64)] {
+        all.push(cache(64, 0, 64, (64, 80), heads));
+        all.push(cache(64, 0, 37, (64, 64), heads));
+        all.push(cache(128, 70, 97, (256, 256), heads));
+        all.push(cache(17, 1000, 17, (2048, 1100), heads));
+        all.push(cache(9, 3, 9, (16, 16), heads));
+    }
+    all.push(cache(12, 5, 10, (32, 40), (2, 1, 48)));
+    // Decode: one row, a few rows, at a bucket's first and last length.
+    for heads in [(7, 1, 128), (28, 4, 128), (14, 2, 64), (2, 2, 64), (16, 1, 64), (3, 1, 24)] {
+        for (pos, bucket) in [(0, 256), (16, 256), (63, 256), (64, 256), (255, 256), (700, 1024)] {
+            all.push(cache(1, pos, 1, (bucket, 1024), heads));
+        }
+        all.push(cache(1, 5, 0, (256, 256), heads));
+    }
+    all.push(cache(1, 2500, 1, (4096, 2600), (7, 1, 128)));
+    for (t, pos, valid) in [(2, 100, 2), (4, 0, 4), (8, 61, 8), (8, 300, 5)] {
+        all.push(cache(t, pos, valid, (512, 512), (7, 1, 128)));
+        all.push(cache(t, pos, valid, (512, 512), (14, 2, 64)));
+    }
+
+    let lm = (28, 4, 128);
+    for s in [128, 512, 1024, 2048, 4096] {
+        all.push(cache(s, 0, s, (s, s), lm).bench());
+    }
+    all.push(cache(256, 1792, 256, (2048, 2048), lm).bench());
+    let vit = || op(16, 16, 64, Mask::Full, Source::Packed);
+    for tiles in [1, 4, 13] {
+        all.push(packed(1025, tiles, None, vit()).bench());
+    }
+    for t in [249, 749] {
+        all.push(packed(t, 1, Some(("bias", bias)), vit()).bench());
+    }
+    for kv in [512, 2048, 8192, 32768] {
+        all.push(cache(1, kv - 1, 1, (kv, kv), lm).bench());
+    }
+    all.push(cache(4, 2044, 4, (2048, 2048), lm).bench());
+    all
+}
+
+/// (T, rows of p, heads, head dim).
+const KEYS: [(usize, usize, usize, usize); 5] =
+    [(1, 1, 2, 64), (17, 40, 2, 64), (65, 65, 3, 8), (3, 9, 1, 128), (33, 33, 2, 40)];
+
+pub(super) fn key_bias() -> Vec<Case<KeyBias>> {
+    let case = |(t, cap, heads, head_dim): (usize, usize, usize, usize)| {
+        let op = KeyBias { heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
+        let c = heads * head_dim;
+        Case::new(format!("t{t}_h{heads}_d{head_dim}"), op)
+            .act(&[t, c])
+            .act(&[cap, c])
+            .weight(&[c])
+            .weight(&[c])
+    };
+    let mut all: Vec<_> = KEYS.map(case).into();
+    all.extend([249, 749].map(|t| case((t, 1024, 16, 64)).bench()));
+    all
+}
+
+pub(super) fn fold_keys() -> Vec<Case<FoldKeys>> {
+    let case = |(t, cap, heads, head_dim): (usize, usize, usize, usize)| {
+        let op = FoldKeys { heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
+        let c = heads * head_dim;
+        let case = Case::new(format!("t{t}_h{heads}_d{head_dim}"), op);
+        case.act(&[t, 3 * c]).act(&[cap, c]).weight(&[c]).weight(&[c])
+    };
+    let mut all: Vec<_> = KEYS.map(case).into();
+    all.extend([249, 749].map(|t| case((t, 1024, 16, 64)).bench()));
+    all
+}
+
+pub(super) fn sin_table() -> Vec<Case<SinTable>> {
+    let case =
+        |rows, width| Case::new(format!("t{rows}_c{width}"), SinTable { rows, width, dtype: DType::BF16 });
+    vec![case(1, 2), case(17, 64), case(749, 1024), case(3, 1030)]
+}

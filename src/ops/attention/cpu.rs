@@ -1,0 +1,165 @@
+//! References of the attention family in f32.
+
+use rayon::prelude::*;
+
+use super::{Attention, SinTable, Source};
+use crate::core::Result;
+use crate::ops::CpuIo;
+
+/// Rows of heads somewhere in a tensor: row `r` of head `h` begins at `first + r·row + h·head`.
+#[derive(Clone, Copy)]
+struct Heads<'a> {
+    data: &'a [f32],
+    first: usize,
+    row: usize,
+    head: usize,
+    dim: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn at(&self, row: usize, head: usize) -> &'a [f32] {
+        let from = self.first + row * self.row + head * self.head;
+        &self.data[from..from + self.dim]
+    }
+}
+
+/// `acc += Σ_i coef[i] · row(i)`, four rows at a time so that `acc` stays in registers longer.
+fn add_rows<'a>(acc: &mut [f32], coef: &[f32], row: impl Fn(usize) -> &'a [f32]) {
+    let n = acc.len();
+    let whole = coef.len() / 4 * 4;
+    for i in (0..whole).step_by(4) {
+        let (a, b, c, d) = (&row(i)[..n], &row(i + 1)[..n], &row(i + 2)[..n], &row(i + 3)[..n]);
+        let (ca, cb, cc, cd) = (coef[i], coef[i + 1], coef[i + 2], coef[i + 3]);
+        for j in 0..n {
+            acc[j] += (ca * a[j] + cb * b[j]) + (cc * c[j] + cd * d[j]);
+        }
+    }
+    for i in whole..coef.len() {
+        for (x, y) in acc.iter_mut().zip(row(i)) {
+            *x += coef[i] * y;
+        }
+    }
+}
+
+pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
+    let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
+    let t = io.ins.descs[0].rows();
+    let rows = t / op.batch;
+    let step = io.step;
+    let heads = |data, first, row| Heads { data, first, row, head: d, dim: d };
+    let (q, k, v, s_max) = match op.source {
+        Source::Separate => {
+            let (q, k, v) = (io.ins.f32s(0)?, io.ins.f32s(1)?, io.ins.f32s(2)?);
+            (heads(q, 0, h * d), heads(k, 0, g * d), heads(v, 0, g * d), rows)
+        }
+        Source::Packed => {
+            let (qkv, row) = (io.ins.f32s(0)?, (h + 2 * g) * d);
+            (heads(qkv, 0, row), heads(qkv, h * d, row), heads(qkv, (h + g) * d, row), rows)
+        }
+        Source::Cache { .. } => {
+            let (kv, s_max) = (io.ins.f32s(1)?, io.ins.descs[1].shape[2]);
+            let cache = |first| Heads { data: kv, first, row: d, head: s_max * d, dim: d };
+            (heads(io.ins.f32s(0)?, 0, h * d), cache(0), cache(g * s_max * d), s_max)
+        }
+    };
+    // Positions of the first query, keys of a sequence, rows of a sequence that are no padding.
+    let (pos, n, valid) = match op.source {
+        Source::Cache { .. } => (step.pos as usize, step.kv_len as usize, rows.min(step.valid_rows as usize)),
+        _ => (0, rows, rows),
+    };
+    if n > s_max {
+        crate::bail_runtime!("{}: {n} rows in a cache of {s_max}", io.ins.descs[1].name);
+    }
+    let bias = match op.bias {
+        true => Some(io.ins.f32s(io.ins.len() - 1)?),
+        false => None,
+    };
+
+    // Keys transposed, [batch, G, D, n]: a row of scores is a sum of D contiguous rows.
+    let mut keys = vec![0.0; op.batch * g * d * n];
+    keys.par_chunks_mut((d * n).max(1)).enumerate().for_each(|(at, keys)| {
+        for j in 0..n {
+            for (i, x) in k.at(at / g * rows + j, at % g).iter().enumerate() {
+                keys[i * n + j] = *x;
+            }
+        }
+    });
+
+    const BLOCK: usize = 4;
+    let out = io.outs.f32s(0)?;
+    out.fill(0.0);
+    out.par_chunks_mut(BLOCK * h * d).enumerate().for_each(|(block, out)| {
+        let mut scores = vec![0.0; n];
+        for head in 0..h {
+            for (r, out) in out.chunks_exact_mut(h * d).enumerate() {
+                let (seq, i) = ((block * BLOCK + r) / rows, (block * BLOCK + r) % rows);
+                if i >= valid {
+                    continue;
+                }
+                let kv = head / (h / g);
+                let seen = op.mask.keys(pos + i, n);
+                let scores = &mut scores[..seen.len()];
+                scores.fill(0.0);
+                let keys = &keys[(seq * g + kv) * d * n..];
+                add_rows(scores, q.at(seq * rows + i, head), |c| &keys[c * n + seen.start..c * n + seen.end]);
+                match bias {
+                    Some(bias) => {
+                        let bias = &bias[head * t + seq * rows + seen.start..];
+                        scores.iter_mut().zip(bias).for_each(|(s, b)| *s = *s * op.scale + b);
+                    }
+                    None => scores.iter_mut().for_each(|s| *s *= op.scale),
+                }
+                let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                if max == f32::NEG_INFINITY {
+                    continue;
+                }
+                scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+                let sum: f32 = scores.iter().sum();
+                let out = &mut out[head * d..(head + 1) * d];
+                add_rows(out, scores, |j| v.at(seq * rows + seen.start + j, kv));
+                out.iter_mut().for_each(|o| *o /= sum);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// `KeyBias` (`first` 0) and `FoldKeys` (`first` C): the key columns begin at `first` of a row.
+pub(super) fn fold_keys(
+    io: &mut CpuIo<'_>,
+    heads: usize,
+    head_dim: usize,
+    scale: f32,
+    first: usize,
+) -> Result<()> {
+    let (x, p) = (io.ins.f32s(0)?, io.ins.vector(1)?);
+    let (u, vb) = (io.ins.vector(2)?, io.ins.vector(3)?);
+    let (t, cols) = io.ins.extent(0);
+    let (y, bias) = io.outs.f32_pair(0, 1)?;
+    y.copy_from_slice(x);
+    for row in 0..t {
+        for head in 0..heads {
+            let mut sum = 0.0;
+            for c in head * head_dim..(head + 1) * head_dim {
+                let (at, p) = (row * cols + first + c, p[row * heads * head_dim + c]);
+                sum += u[c] * x[at] + vb[c] * p;
+                y[at] = x[at] + p;
+            }
+            bias[head * t + row] = scale * sum;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn sin_table(op: &SinTable, io: &mut CpuIo<'_>) -> Result<()> {
+    let pe = io.outs.f32s(0)?;
+    let frequency = |i: usize| (10000f64.powf(-((2 * i) as f64) / op.width as f64)) as f32;
+    let frequencies: Vec<f32> = (0..op.width / 2).map(frequency).collect();
+    for (t, row) in pe.chunks_exact_mut(op.width).enumerate() {
+        for (pair, f) in row.chunks_exact_mut(2).zip(&frequencies) {
+            let angle = t as f32 * f;
+            (pair[0], pair[1]) = (angle.sin(), angle.cos());
+        }
+    }
+    Ok(())
+}

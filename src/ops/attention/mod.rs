@@ -1,0 +1,176 @@
+//! Scaled dot-product attention, one op for three models; and the ops that bring Whale's scores into its form.
+
+mod cases;
+mod cpu;
+mod whale;
+
+use std::ops::Range;
+
+use super::{Case, CpuIo, OpDef, mismatch};
+use crate::core::{Cost, DType, Desc, Result, Shape};
+pub use whale::{FoldKeys, KeyBias, SinTable};
+
+/// Which keys a query sees, within its sequence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mask {
+    Full,
+    /// Keys up to the query's own position.
+    Causal,
+    /// Query i sees its own chunk of `size` keys and `left` chunks before it; `left < 0` is all of them.
+    Chunk {
+        size: usize,
+        left: i64,
+    },
+}
+
+impl Mask {
+    /// The keys that the query at position `i` sees among `n`.
+    pub fn keys(self, i: usize, n: usize) -> Range<usize> {
+        match self {
+            Mask::Full => 0..n,
+            Mask::Causal => 0..n.min(i + 1),
+            Mask::Chunk { size, left } => {
+                let chunk = i / size;
+                let first = usize::try_from(left).map_or(0, |left| chunk.saturating_sub(left));
+                first * size..n.min((chunk + 1) * size)
+            }
+        }
+    }
+}
+
+/// Where q, k and v come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// Three tensors.
+    Separate,
+    /// Column ranges of one: q, then k, then v.
+    Packed,
+    /// k and v from the cache. `kv_bucket` is at least the `kv_len` of every run of the graph: it fixes the grid.
+    Cache { kv_bucket: usize },
+}
+
+/// `out_i = Σ_j p_ij v_j`, `p_i = softmax_j(scale · q_i·k_j + bias_j)` over the keys that the mask lets through.
+/// Query head h reads kv head `h / (heads / kv_heads)`. Scores, softmax and sums in f32, one rounding (on the GPU p
+/// is rounded to the activation type as an operand of the second product).
+///
+/// | source | ins | keys |
+/// | --- | --- | --- |
+/// | Separate | q `[T, H·D]`, k `[T, G·D]`, v `[T, G·D]` | the T / batch rows of the query's sequence |
+/// | Packed | qkv `[T, (H + 2G)·D]` | the same |
+/// | Cache | q `[T, H·D]`, kv state `[2, G, S_max, D]` | row i is position `step.pos + i`; the cache up to there |
+///
+/// With `bias`, one more input, f32 `[H, T]`: it is added to the scaled score of key j. A bias of -inf hides a key; a
+/// row that sees no key gives 0. With a cache, rows from `step.valid_rows` on give 0; the other sources know no
+/// padding rows. outs: `[T, H·D]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub mask: Mask,
+    pub source: Source,
+    /// Independent sequences of T / batch rows each.
+    pub batch: usize,
+    pub bias: bool,
+}
+
+impl Attention {
+    /// (query, key) pairs of one head, at the end of the bucket for a cache.
+    fn pairs(&self, t: usize, s_max: usize) -> u64 {
+        let rows = t / self.batch;
+        let (pos, n) = match self.source {
+            Source::Cache { kv_bucket } => {
+                let n = kv_bucket.min(s_max).max(rows);
+                (n - rows, n)
+            }
+            _ => (0, rows),
+        };
+        let one: u64 = (0..rows).map(|i| self.mask.keys(pos + i, n).len() as u64).sum();
+        one * self.batch as u64
+    }
+
+    fn wants(&self) -> String {
+        let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
+        let ins = match self.source {
+            Source::Separate => format!("q [T, {}], k and v [T, {}] of q's type", h * d, g * d),
+            Source::Packed => format!("qkv [T, {}]", (h + 2 * g) * d),
+            Source::Cache { .. } => {
+                format!(
+                    "q [T, {}], kv [2, {g}, S_max, {d}] of q's type, a causal mask, batch 1 and no bias",
+                    h * d
+                )
+            }
+        };
+        let bias = if self.bias { format!(", bias [{h}, T] f32") } else { String::new() };
+        format!("{ins}{bias}; T % {} = 0, and {h} query heads on {g} kv heads", self.batch)
+    }
+
+    fn fits(&self, ins: &[&Desc]) -> bool {
+        let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
+        if h * g * d * self.batch == 0 || h % g != 0 || matches!(self.mask, Mask::Chunk { size: 0, .. }) {
+            return false;
+        }
+        let (data, bias) = match (ins, self.bias) {
+            ([data @ .., bias], true) => (data, Some(bias)),
+            (data, _) => (data, None),
+        };
+        let Some(t) = data.first().map(|x| x.rows()) else {
+            return false;
+        };
+        let is = |x: &Desc, cols: usize| {
+            x.shape.dims() == [t, cols] && x.dtype == data[0].dtype && x.dtype.is_float()
+        };
+        let fits = match (self.source, data) {
+            (Source::Separate, [q, k, v]) => is(q, h * d) && is(k, g * d) && is(v, g * d),
+            (Source::Packed, [qkv]) => is(qkv, (h + 2 * g) * d),
+            (Source::Cache { .. }, [q, kv]) => {
+                let dims = kv.shape.dims();
+                is(q, h * d)
+                    && kv.dtype == q.dtype
+                    && matches!(dims, [2, heads, _, dim] if *heads == g && *dim == d)
+                    && (self.mask == Mask::Causal && self.batch == 1 && !self.bias)
+            }
+            _ => false,
+        };
+        let bias_fits = bias.is_none_or(|b| b.shape.dims() == [h, t] && b.dtype == DType::F32);
+        fits && bias_fits && t % self.batch == 0
+    }
+}
+
+impl OpDef for Attention {
+    const NAME: &'static str = "Attention";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        if !self.fits(ins) {
+            return Err(mismatch(Self::NAME, &self.wants(), ins));
+        }
+        Ok(vec![(ins[0].dtype, Shape::new(&[ins[0].rows(), self.heads * self.head_dim]))])
+    }
+
+    /// The pairs behind the mask count, and of a cache the rows of the bucket.
+    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+        let t = ins[0].rows();
+        let (s_max, read_bytes) = match self.source {
+            Source::Cache { kv_bucket } => {
+                let s_max = ins[1].shape[2];
+                let row_bytes = 2 * self.kv_heads * self.head_dim * ins[1].dtype.bytes();
+                (s_max, ins[0].bytes() + (kv_bucket.min(s_max) * row_bytes) as u64)
+            }
+            _ => (0, ins.iter().map(|d| d.bytes()).sum()),
+        };
+        let flops = 4 * (self.heads * self.head_dim) as u64 * self.pairs(t, s_max);
+        Cost { flops, read_bytes, written_bytes: outs[0].bytes() }
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        cpu::attention(self, io)
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        cases::attention()
+    }
+}
+
+#[cfg(test)]
+mod tests;

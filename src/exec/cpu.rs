@@ -323,8 +323,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn copy_to_state(&mut self, exe: ExeId, t: Tensor, s: StateId, first_row: usize) -> Result<()> {
-        let tensor = self.read(exe, t)?;
+    fn copy_to_state(&mut self, exe: ExeId, t: Tensor, s: StateId, first_row: usize, rows: usize) -> Result<()> {
+        let mut tensor = self.read(exe, t)?;
+        if let HostData::F32(values) = &mut tensor.data {
+            values.truncate(rows.saturating_mul(tensor.desc.cols()));
+        }
         let (desc, to) = self.state(s)?;
         copy_into(desc, first_row * desc.cols(), &tensor.data, to)
     }

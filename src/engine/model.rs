@@ -1,0 +1,315 @@
+//! A model on a device: its states, its prepared graphs, and the three things that can be run: tiles to rows, a
+//! sound to rows, rows to the next token.
+
+use std::sync::Arc;
+
+use super::graphs::{EncoderIo, Graphs, TextIo};
+use crate::core::{Desc, HostData, Recipe, Result, Step};
+use crate::exec::{Backend, ExeId, Lane, StateId};
+use crate::fuse::{Fusion, fuse};
+use crate::graph::Graph;
+use crate::models::config::ModelConfig;
+use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
+use crate::models::{Types, intern_vit, whale};
+use crate::weights::Source;
+
+/// Ids with this bit are rows of the media state.
+pub use crate::ops::embed::MEDIA_BIT;
+
+/// Tiles that go through the vision tower at once: 13 is the most that one picture gives.
+const TILES_AT_ONCE: usize = 16;
+/// Positions for which Whale's tables are made at first; they double when a longer sound comes.
+const POSITIONS_AT_FIRST: usize = 1024;
+
+/// A model whose weights are resident.
+pub struct Model {
+    pub cfg: ModelConfig,
+    pub sizes: TextSizes,
+    pub types: Types,
+    pub(super) backend: Box<dyn Backend>,
+    source: Arc<dyn Source>,
+    fusion: Fusion,
+    text: Graphs<TextKey, TextIo>,
+    vision: Graphs<usize, EncoderIo>,
+    audio: Graphs<(usize, usize), EncoderIo>,
+    text_states: Vec<StateId>,
+    position_states: Vec<StateId>,
+    positions: usize,
+    /// Keep intermediate results of the encoders readable, for comparisons.
+    observe: bool,
+}
+
+/// What to build a [`Model`] from.
+pub struct ModelParts {
+    pub cfg: ModelConfig,
+    pub source: Arc<dyn Source>,
+    pub backend: Box<dyn Backend>,
+    pub types: Types,
+    pub sizes: TextSizes,
+    pub fusion: Fusion,
+    pub observe: bool,
+}
+
+impl Model {
+    /// Loads every weight that any graph of the model wants, and creates its states.
+    pub fn load(parts: ModelParts, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
+        let ModelParts { cfg, source, backend, types, sizes, fusion, observe } = parts;
+        let mut model = Model {
+            cfg,
+            sizes,
+            types,
+            backend,
+            source,
+            fusion,
+            text: Graphs::new(Lane::Text),
+            vision: Graphs::new(Lane::Vision),
+            audio: Graphs::new(Lane::Audio),
+            text_states: Vec::new(),
+            position_states: Vec::new(),
+            positions: 0,
+            observe,
+        };
+        let recipes = model.recipes()?;
+        let source = model.source.clone();
+        model.backend.load(&recipes, &source, progress)?;
+        let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
+        let text = qwen2::build(&model.cfg.text, &model.sizes, model.types, key)?.graph;
+        model.text_states = create_states(model.backend.as_mut(), &text)?;
+        if model.cfg.audio.is_some() {
+            model.reserve_positions(POSITIONS_AT_FIRST)?;
+        }
+        Ok(model)
+    }
+
+    /// Every weight of every graph, after fusion.
+    fn recipes(&self) -> Result<Vec<Recipe>> {
+        let mut all: Vec<Recipe> = Vec::new();
+        let mut add = |g: Graph| -> Result<()> {
+            for r in fuse(g, &self.fusion)?.weights {
+                if !all.contains(&r) {
+                    all.push(r);
+                }
+            }
+            Ok(())
+        };
+        let key = |ids, head| TextKey { rows: 1, kv_bucket: 1, ids, head };
+        let cfg = &self.cfg;
+        add(qwen2::build(&cfg.text, &self.sizes, self.types, key(Ids::Host, Head::All))?.graph)?;
+        if let Some(vision) = &cfg.vision {
+            add(intern_vit::build(vision, &cfg.text, self.types, 1)?.graph)?;
+        }
+        if let Some(audio) = &cfg.audio {
+            add(whale::build(audio, &cfg.text, self.types, 64, 64)?.graph)?;
+            add(whale::position_tables(audio, self.types, 64)?)?;
+            if audio.prompt_rows > 0 {
+                add(whale::prompt_rows(&cfg.text, self.types, audio.prompt_rows)?.0)?;
+            }
+        }
+        Ok(all)
+    }
+
+    pub fn backend(&self) -> &dyn Backend {
+        self.backend.as_ref()
+    }
+
+    pub fn backend_mut(&mut self) -> &mut dyn Backend {
+        self.backend.as_mut()
+    }
+
+    /// Rows of a run that holds `rows` tokens. A device that runs ahead of the host gets few distinct lengths, so
+    /// that prepared graphs are shared; the CPU gets what is there.
+    pub fn padded_rows(&self, rows: usize) -> usize {
+        if self.backend.asynchronous() { pad_rows(rows) } else { rows }
+    }
+
+    /// The bucket that holds `kv_len` rows: a power of two from 256 up, so that one captured graph serves many steps.
+    fn kv_bucket(&self, kv_len: usize) -> usize {
+        kv_len.next_power_of_two().max(256).min(self.sizes.max_seq)
+    }
+
+    /// The prepared text graph for `rows` rows ending at `kv_len`.
+    pub(super) fn text_graph(&mut self, rows: usize, kv_len: usize, ids: Ids, head: Head) -> Result<(ExeId, TextIo)> {
+        let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
+        let (cfg, sizes, types) = (&self.cfg.text, &self.sizes, self.types);
+        self.text.get(self.backend.as_mut(), &self.fusion, &self.text_states, key, || {
+            let t = qwen2::build(cfg, sizes, types, key)?;
+            let io =
+                TextIo { ids: t.ids, embeds: t.embeds, hidden: t.hidden, logits: t.logits, token: t.token };
+            Ok((t.graph, io))
+        })
+    }
+
+    /// Enqueues `ids` (token ids, or media rows with [`MEDIA_BIT`]) as rows `pos..` of the sequence.
+    pub(super) fn run_ids(&mut self, ids: &[u32], pos: usize, draw: usize, head: Head) -> Result<(ExeId, TextIo)> {
+        let rows = self.padded_rows(ids.len());
+        let (exe, io) = self.text_graph(rows, pos + ids.len(), Ids::Host, head)?;
+        let mut padded = ids.to_vec();
+        padded.resize(rows, 0);
+        let Some(input) = io.ids else { crate::bail_runtime!("a text graph without ids") };
+        self.backend.write(exe, input, &HostData::U32(padded))?;
+        self.backend.run(exe, Step::rows(pos, ids.len(), draw))?;
+        Ok((exe, io))
+    }
+
+    /// Enqueues one decoding step at `pos` on the token that the last run stored.
+    pub(super) fn run_token(&mut self, pos: usize, draw: usize, head: Head) -> Result<(ExeId, TextIo)> {
+        let (exe, io) = self.text_graph(1, pos + 1, Ids::LastToken, head)?;
+        self.backend.run(exe, Step::rows(pos, 1, draw))?;
+        Ok((exe, io))
+    }
+
+    /// Writes a text state, see [`qwen2::state`].
+    pub(super) fn write_text_state(&mut self, index: usize, data: &HostData) -> Result<()> {
+        self.backend.write_state(self.text_states[index], 0, data)
+    }
+
+    /// Rows that one tile gives.
+    pub fn rows_per_tile(&self) -> usize {
+        self.cfg.vision.as_ref().map_or(0, intern_vit::rows_per_tile)
+    }
+
+    /// Rows that a sound of `frames` frames gives.
+    pub fn rows_of_sound(&self, frames: usize) -> usize {
+        whale::rows(frames) + self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows)
+    }
+
+    /// The prepared vision graph for `tiles` tiles.
+    pub(super) fn vision_graph(&mut self, tiles: usize) -> Result<(ExeId, EncoderIo)> {
+        let Some(vision) = &self.cfg.vision else {
+            crate::bail_input!("this model has no vision tower: it cannot take pictures")
+        };
+        let (text, types, observe) = (&self.cfg.text, self.types, self.observe);
+        self.vision.get(self.backend.as_mut(), &self.fusion, &[], tiles, || {
+            let mut v = intern_vit::build(vision, text, types, tiles)?;
+            let inner = vec![("last_hidden_state", v.last_hidden), ("features", v.features)];
+            if observe {
+                inner.iter().for_each(|(_, t)| v.graph.output(*t));
+            }
+            Ok((v.graph, EncoderIo { input: v.pixels, result: v.projected, inner }))
+        })
+    }
+
+    /// Enqueues tiles, f32 `[n, 3, S, S]`, and puts their rows into the media state from `first_row` on.
+    pub fn encode_tiles(&mut self, pixels: &[f32], first_row: usize) -> Result<()> {
+        let Some(vision) = &self.cfg.vision else {
+            crate::bail_input!("this model has no vision tower: it cannot take pictures")
+        };
+        let tile_len = 3 * vision.image_size * vision.image_size;
+        let mut row = first_row;
+        for batch in pixels.chunks(TILES_AT_ONCE * tile_len) {
+            let tiles = batch.len() / tile_len;
+            let (exe, io) = self.vision_graph(tiles)?;
+            self.backend.write(exe, io.input, &HostData::F32(batch.to_vec()))?;
+            self.backend.run(exe, Step::rows(0, tiles, 0))?;
+            self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], row, usize::MAX)?;
+            row += tiles * self.rows_per_tile();
+        }
+        Ok(())
+    }
+
+    /// The prepared audio graph for `frames` frames.
+    pub(super) fn audio_graph(&mut self, frames: usize) -> Result<(ExeId, EncoderIo)> {
+        if self.cfg.audio.is_none() {
+            crate::bail_input!("this model has no audio encoder: it cannot take sounds");
+        }
+        self.reserve_positions(whale::encoder_frames(frames))?;
+        let (cfg, types, observe, cap) = (&self.cfg, self.types, self.observe, self.positions);
+        let key = (frames, cap);
+        self.audio.get(self.backend.as_mut(), &self.fusion, &self.position_states, key, || {
+            let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
+            let mut a = whale::build(audio, &cfg.text, types, frames, cap)?;
+            let inner = vec![("subsampled", a.subsampled), ("encoder", a.encoded)];
+            if observe {
+                inner.iter().for_each(|(_, t)| a.graph.output(*t));
+            }
+            Ok((a.graph, EncoderIo { input: a.fbank, result: a.embeds, inner }))
+        })
+    }
+
+    /// Enqueues a sound, log-mel frames `[frames, 80]`, and puts its rows into the media state from `first_row` on.
+    pub fn encode_sound(&mut self, fbank: &[f32], frames: usize, first_row: usize) -> Result<()> {
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        let media = self.text_states[state::MEDIA];
+        if prompt > 0 {
+            let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.types, prompt)?;
+            let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
+            let exe = self.backend.prepare(Lane::Audio, p, &[])?;
+            self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
+            self.backend.run(exe, Step::rows(0, prompt, 0))?;
+            self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
+            self.backend.sync()?;
+            self.backend.release(exe);
+        }
+        let (exe, io) = self.audio_graph(frames)?;
+        self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
+        self.backend.run(exe, Step::rows(0, frames, 0))?;
+        self.backend.copy_to_state(exe, io.result, media, first_row + prompt, whale::rows(frames))
+    }
+
+    /// Makes Whale's position tables long enough for `positions`.
+    fn reserve_positions(&mut self, positions: usize) -> Result<()> {
+        let Some(audio) = &self.cfg.audio else { return Ok(()) };
+        if positions <= self.positions {
+            return Ok(());
+        }
+        let cap = positions.next_power_of_two().max(POSITIONS_AT_FIRST);
+        self.backend.sync()?;
+        self.audio.clear(self.backend.as_mut());
+        self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
+        let g = fuse(whale::position_tables(audio, self.types, cap)?, &self.fusion)?;
+        self.position_states = create_states(self.backend.as_mut(), &g)?;
+        let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
+        let exe = self.backend.prepare(Lane::Audio, p, &self.position_states)?;
+        self.backend.run(exe, Step::rows(0, cap, 0))?;
+        self.backend.sync()?;
+        self.backend.release(exe);
+        self.positions = cap;
+        Ok(())
+    }
+}
+
+fn create_states(backend: &mut dyn Backend, g: &Graph) -> Result<Vec<StateId>> {
+    g.states.iter().map(|d| backend.create_state(d)).collect()
+}
+
+/// Row counts that share graphs: all up to 16 (matrix-vector kernels), then multiples of 16, 64 and 128 as the
+/// waste shrinks.
+fn pad_rows(rows: usize) -> usize {
+    match rows {
+        0..=16 => rows,
+        17..=128 => rows.next_multiple_of(16),
+        129..=1024 => rows.next_multiple_of(64),
+        _ => rows.next_multiple_of(128),
+    }
+}
+
+/// Bytes that [`Model::load`] will ask of a device, before anything is allocated: weights and states.
+pub fn bytes_needed(cfg: &ModelConfig, sizes: &TextSizes, types: Types, fusion: &Fusion) -> Result<(u64, u64)> {
+    let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::Host, head: Head::All };
+    let text = fuse(qwen2::build(&cfg.text, sizes, types, key)?.graph, fusion)?;
+    let mut weights: u64 = text.weights.iter().map(Recipe::bytes).sum();
+    let mut states: u64 = text.states.iter().map(Desc::bytes).sum();
+    if let Some(vision) = &cfg.vision {
+        let g = fuse(intern_vit::build(vision, &cfg.text, types, 1)?.graph, fusion)?;
+        weights += g.weights.iter().map(Recipe::bytes).sum::<u64>();
+    }
+    if let Some(audio) = &cfg.audio {
+        let g = fuse(whale::build(audio, &cfg.text, types, 64, POSITIONS_AT_FIRST)?.graph, fusion)?;
+        weights += g.weights.iter().map(Recipe::bytes).sum::<u64>();
+        let tables = whale::position_tables(audio, types, POSITIONS_AT_FIRST)?;
+        weights += tables.weights.iter().map(Recipe::bytes).sum::<u64>();
+        states += tables.states.iter().map(Desc::bytes).sum::<u64>();
+    }
+    Ok((weights, states))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_wastes_little_and_shares_graphs() {
+        assert_eq!([1, 16, 17, 128, 129, 1000, 1025].map(pad_rows), [1, 16, 32, 128, 192, 1024, 1152]);
+        assert!((17..5000).all(|r| pad_rows(r) >= r && pad_rows(r) - r < 128));
+    }
+}

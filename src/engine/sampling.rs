@@ -1,0 +1,58 @@
+//! How the next token is chosen.
+
+use crate::core::{HostData, Result};
+
+/// Greedy unless `temperature > 0`. The same seed gives the same tokens on the same device.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// The `k` most likely tokens stay; 0 keeps all.
+    pub top_k: u32,
+    /// The smallest set of tokens with at least this mass stays; 1 keeps all.
+    pub top_p: f32,
+    /// Logits of tokens that have occurred are divided (positive) or multiplied (negative) by it; 1 is off.
+    pub repetition_penalty: f32,
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// Whether the plain most likely token is wanted.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
+    pub fn check(&self) -> Result<()> {
+        let Sampling { temperature, top_p, repetition_penalty, .. } = *self;
+        crate::ensure_input!(
+            temperature.is_finite() && temperature >= 0.0,
+            "--temperature: 0 (greedy) or more expected, got {temperature}"
+        );
+        crate::ensure_input!(top_p > 0.0 && top_p <= 1.0, "--top-p: above 0 and up to 1 expected, got {top_p}");
+        crate::ensure_input!(
+            repetition_penalty.is_finite() && repetition_penalty > 0.0,
+            "--repetition-penalty: above 0 expected, got {repetition_penalty}"
+        );
+        Ok(())
+    }
+
+    /// The content of the state `sampler`.
+    pub(super) fn words(&self) -> HostData {
+        HostData::U32(vec![
+            self.temperature.to_bits(),
+            self.top_p.to_bits(),
+            self.repetition_penalty.to_bits(),
+            self.top_k,
+            self.seed as u32,
+            (self.seed >> 32) as u32,
+            0,
+            0,
+        ])
+    }
+}

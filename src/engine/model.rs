@@ -70,10 +70,12 @@ impl Model {
             observe,
         };
         let recipes = model.recipes()?;
-        let source = model.source.clone();
-        model.backend.load(&recipes, &source, progress)?;
         let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
         let text = qwen2::build(&model.cfg.text, &model.sizes, model.types, key)?.graph;
+        let weights: u64 = recipes.iter().map(Recipe::bytes).sum();
+        let states: u64 = text.states.iter().map(Desc::bytes).sum();
+        model.backend.require(weights, states)?;
+        model.backend.load(&recipes, &model.source, progress)?;
         model.text_states = create_states(model.backend.as_mut(), &text)?;
         if model.cfg.audio.is_some() {
             model.reserve_positions(POSITIONS_AT_FIRST)?;
@@ -281,26 +283,6 @@ fn pad_rows(rows: usize) -> usize {
         129..=1024 => rows.next_multiple_of(64),
         _ => rows.next_multiple_of(128),
     }
-}
-
-/// Bytes that [`Model::load`] will ask of a device, before anything is allocated: weights and states.
-pub fn bytes_needed(cfg: &ModelConfig, sizes: &TextSizes, types: Types, fusion: &Fusion) -> Result<(u64, u64)> {
-    let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::Host, head: Head::All };
-    let text = fuse(qwen2::build(&cfg.text, sizes, types, key)?.graph, fusion)?;
-    let mut weights: u64 = text.weights.iter().map(Recipe::bytes).sum();
-    let mut states: u64 = text.states.iter().map(Desc::bytes).sum();
-    if let Some(vision) = &cfg.vision {
-        let g = fuse(intern_vit::build(vision, &cfg.text, types, 1)?.graph, fusion)?;
-        weights += g.weights.iter().map(Recipe::bytes).sum::<u64>();
-    }
-    if let Some(audio) = &cfg.audio {
-        let g = fuse(whale::build(audio, &cfg.text, types, 64, POSITIONS_AT_FIRST)?.graph, fusion)?;
-        weights += g.weights.iter().map(Recipe::bytes).sum::<u64>();
-        let tables = whale::position_tables(audio, types, POSITIONS_AT_FIRST)?;
-        weights += tables.weights.iter().map(Recipe::bytes).sum::<u64>();
-        states += tables.states.iter().map(Desc::bytes).sum::<u64>();
-    }
-    Ok((weights, states))
 }
 
 #[cfg(test)]

@@ -56,6 +56,9 @@ pub trait Backend {
     /// How an arena stores one element.
     fn arena_elem_bytes(&self, dtype: DType) -> usize;
 
+    /// `Err` if weights and states of these sizes, and some room to work, do not fit: how much is needed and free.
+    fn require(&self, weight_bytes: u64, state_bytes: u64) -> Result<()>;
+
     /// Makes weights resident. Those that are already there are skipped. `progress(done, total)` in bytes.
     fn load(
         &mut self,

@@ -1,0 +1,288 @@
+//! The engine as a library: open a model, hold a conversation, get text as it comes.
+//!
+//! ```no_run
+//! # fn main() -> vivace::core::Result<()> {
+//! use vivace::engine::{Engine, GenerateOptions, Options, Question};
+//!
+//! let mut engine = Engine::open("path/to/VITA-1.5", &Options::default(), &mut |_, _| {})?;
+//! let mut session = engine.session(None)?;
+//! let question = Question::text("What is in this picture?").image("cat.jpg")?;
+//! let answer = session.ask(&question, &GenerateOptions::default(), &mut |_| true)?;
+//! println!("{}", answer.text);
+//! # Ok(()) }
+//! ```
+
+mod graphs;
+pub mod model;
+mod sampling;
+mod session;
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::core::{DType, Result};
+use crate::exec::Backend;
+use crate::exec::cpu::Cpu;
+use crate::fuse::Fusion;
+use crate::media::{Picture, Sound};
+use crate::models::Types;
+use crate::models::qwen2::TextSizes;
+use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
+use crate::weights::open_model;
+use model::{Model, ModelParts};
+pub use sampling::Sampling;
+pub use session::Session;
+
+/// Rows of a prompt that go through the model at once; longer ones go in chunks, which bounds the arena.
+const PREFILL_CHUNK_ROWS: usize = 4096;
+
+/// Where a model runs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum DeviceChoice {
+    /// The first GPU that can run the kernels, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once(':') {
+            None if s == "auto" => Ok(DeviceChoice::Auto),
+            None if s == "cpu" => Ok(DeviceChoice::Cpu),
+            None if s == "cuda" => Ok(DeviceChoice::Cuda(0)),
+            Some(("cuda", n)) => match n.parse() {
+                Ok(n) => Ok(DeviceChoice::Cuda(n)),
+                Err(_) => Err(format!("cuda:N expected with a number, got {s:?}")),
+            },
+            _ => Err(format!("auto, cpu or cuda:N expected, got {s:?}")),
+        }
+    }
+}
+
+/// How a model is opened.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Options {
+    pub device: DeviceChoice,
+    pub fusion: Fusion,
+    /// Rows of the KV cache; the model's own context if not given.
+    pub context: Option<usize>,
+    /// Run graphs launch by launch instead of replaying captures.
+    pub no_capture: bool,
+    /// Fill arenas with NaN before every run.
+    pub poison: bool,
+}
+
+/// A model that is ready to answer.
+pub struct Engine {
+    pub model: Model,
+    tokenizer: Tokenizer,
+    marks: StateMarks,
+    stop_ids: Vec<u32>,
+}
+
+/// What a turn asks. Pictures and sounds are in memory; [`Question::image`] and [`Question::audio`] read files.
+#[derive(Clone, Default)]
+pub struct Question {
+    pub text: String,
+    pub images: Vec<Picture>,
+    /// The pictures are frames of a video: one tile each.
+    pub video: bool,
+    pub sounds: Vec<Sound>,
+    /// Random noise added before the filterbank, as upstream does with 1.0; 0 repeats.
+    pub dither: f32,
+    /// Time that reading the files took, for the timings.
+    pub decode_ms: f64,
+}
+
+impl Question {
+    pub fn text(text: impl Into<String>) -> Question {
+        Question { text: text.into(), ..Question::default() }
+    }
+
+    /// Adds a picture file (PNG, JPEG or WebP, by content).
+    pub fn image(mut self, path: impl AsRef<Path>) -> Result<Question> {
+        let start = Instant::now();
+        self.images.push(Picture::from_path(path)?);
+        self.decode_ms += start.elapsed().as_secs_f64() * 1e3;
+        Ok(self)
+    }
+
+    /// Adds a sound file (WAV, FLAC, MP3 or OGG, by content).
+    pub fn audio(mut self, path: impl AsRef<Path>) -> Result<Question> {
+        let start = Instant::now();
+        self.sounds.push(Sound::from_path(path)?);
+        self.decode_ms += start.elapsed().as_secs_f64() * 1e3;
+        Ok(self)
+    }
+}
+
+/// How an answer is generated.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GenerateOptions {
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after the noise mark. Otherwise the answer ends there: none is owed.
+    pub answer_noise: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_new_tokens: 512,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            answer_noise: false,
+        }
+    }
+}
+
+/// What happens while an answer is generated.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Event<'a> {
+    /// What the model took the query for.
+    State(State),
+    /// More text, whole UTF-8 characters.
+    Text(&'a str),
+}
+
+/// Why an answer ended.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// A stop token.
+    #[default]
+    EndOfTurn,
+    StopString(String),
+    MaxNewTokens,
+    /// The context is full.
+    Context,
+    /// The model took the query for noise.
+    Noise,
+    /// The caller said so.
+    Cancelled,
+}
+
+/// Milliseconds per stage; 0 where a stage did not run. Encoders run side by side, so stages may add up to more
+/// than the total.
+#[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]
+pub struct Timings {
+    /// Reading and decoding files.
+    pub decode_ms: f64,
+    pub tile_ms: f64,
+    pub vision_ms: f64,
+    pub filterbank_ms: f64,
+    pub audio_ms: f64,
+    pub prefill_ms: f64,
+    /// From the call, pictures and sounds decoded, to the first token on the host.
+    pub first_token_ms: f64,
+    /// Median of the tokens after the first.
+    pub per_token_ms: Option<f64>,
+    pub total_ms: f64,
+}
+
+/// A finished answer.
+#[derive(Clone, PartialEq, Default, Debug, Serialize)]
+pub struct Answer {
+    pub text: String,
+    /// What the model took the query for, if it said so.
+    pub state: Option<State>,
+    /// Ids as generated, the mark included, the stop token not.
+    pub tokens: Vec<u32>,
+    pub stop: StopReason,
+    /// Rows of the question: tokens, tiles and sounds.
+    pub prompt_rows: usize,
+    pub timings: Timings,
+}
+
+impl Engine {
+    /// Opens `spec`: a checkpoint folder, or `synthetic:CONFIG.json`. `progress(done, total)` counts bytes of weights.
+    pub fn open(spec: &str, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
+        let opened = open_model(spec)?;
+        let vocab = opened.config.text.vocab_size;
+        let tokenizer = match &opened.dir {
+            Some(dir) => Tokenizer::from_dir(dir)?,
+            None => Tokenizer::byte_fallback(vocab)?,
+        };
+        let stop_ids = match &opened.dir {
+            Some(dir) => stop_token_ids_from_dir(dir, &tokenizer)?,
+            None => crate::text::stop_token_ids(None, None, &tokenizer)?,
+        };
+        let context = opened.config.context(options.context)?;
+        let token_limit = vocab.min(tokenizer.vocab_len());
+        let sizes = TextSizes { max_seq: context, media_rows: context, token_limit };
+        let model = open_on(opened, sizes, options, false, progress)?;
+        Ok(Engine { marks: StateMarks::new(&tokenizer), tokenizer, stop_ids, model })
+    }
+
+    /// Starts a conversation. `system` replaces the default system text.
+    pub fn session(&mut self, system: Option<&str>) -> Result<Session<'_>> {
+        Session::new(self, system)
+    }
+
+    /// Rows that the context holds.
+    pub fn context_rows(&self) -> usize {
+        self.model.sizes.max_seq
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+}
+
+/// Chooses the device, checks that it has room, loads.
+pub(crate) fn open_on(
+    opened: crate::weights::Opened,
+    sizes: TextSizes,
+    options: &Options,
+    observe: bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Model> {
+    let mut backend = open_backend(options.device)?;
+    backend.set_capture(!options.no_capture);
+    backend.set_poison(options.poison);
+    let stored = opened.config.dtype;
+    let act = match (backend.asynchronous(), stored) {
+        (false, _) => DType::F32,
+        (true, DType::F32) => DType::BF16,
+        (true, half) => half,
+    };
+    let weight = if backend.asynchronous() { act } else { stored };
+    let parts = ModelParts {
+        cfg: opened.config,
+        source: opened.source,
+        backend,
+        types: Types { act, weight },
+        sizes,
+        fusion: options.fusion.clone(),
+        observe,
+    };
+    Model::load(parts, progress)
+}
+
+fn open_backend(choice: DeviceChoice) -> Result<Box<dyn Backend>> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Box::new(Cpu::new())),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Cuda(ordinal) => Ok(Box::new(crate::exec::cuda::Cuda::open(ordinal)?)),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Auto => match crate::exec::cuda::Cuda::open(0) {
+            Ok(cuda) => Ok(Box::new(cuda)),
+            Err(why) => {
+                tracing::info!("no GPU: {why}; running on the CPU");
+                Ok(Box::new(Cpu::new()))
+            }
+        },
+        #[cfg(not(feature = "cuda"))]
+        DeviceChoice::Cuda(n) => crate::bail_runtime!("cuda:{n}: this binary was built without the feature `cuda`"),
+        #[cfg(not(feature = "cuda"))]
+        DeviceChoice::Auto => Ok(Box::new(Cpu::new())),
+    }
+}

@@ -19,6 +19,8 @@ pub enum Fill {
     },
     /// Every element the same raw value.
     Bits(u32),
+    /// These raw values, for a u32 input of as many elements.
+    Words(&'static [u32]),
     Zero,
 }
 
@@ -93,7 +95,11 @@ impl<O> Case<O> {
     }
 
     pub fn ids(self, shape: &[usize], limit: u32) -> Self {
-        self.input(CaseKind::Activation, CaseType::U32, shape, Fill::Ids { limit })
+        self.act_u32(shape, Fill::Ids { limit })
+    }
+
+    pub fn act_u32(self, shape: &[usize], fill: Fill) -> Self {
+        self.input(CaseKind::Activation, CaseType::U32, shape, fill)
     }
 
     /// A matrix or vector, uniform around 0 with the scale of the synthetic weights.

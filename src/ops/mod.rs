@@ -111,11 +111,34 @@ macro_rules! ops {
 pub mod attention;
 pub mod conv;
 pub mod elementwise;
+pub mod embed;
 pub mod linear;
 pub mod norm;
+pub mod rope;
+pub mod sample;
+#[cfg(test)]
+pub(crate) mod testing;
 
 ops! {
     norm::RmsNorm,
+    norm::LayerNorm,
+    norm::AddRmsNorm,
+    norm::AddLayerNorm,
+    rope::Rope,
+    rope::KvAppend,
+    rope::RopeKvAppend,
+    elementwise::Unary,
+    elementwise::Scale,
+    elementwise::Add,
+    elementwise::Mul,
+    elementwise::RowScale,
+    elementwise::AddTable,
+    embed::Embed,
+    embed::Splice,
+    embed::EmbedSplice,
+    embed::LastRows,
+    sample::ArgMax,
+    sample::Sample,
     linear::Linear,
     linear::LinearFused,
     conv::Patchify,

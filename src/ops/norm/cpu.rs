@@ -1,18 +1,67 @@
 //! References of the norms: two passes over a row in f32.
 
-use super::RmsNorm;
+use rayon::prelude::*;
+
+use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
 use crate::core::Result;
 use crate::ops::CpuIo;
 
+fn rms_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    let mean_square = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+    let scale = 1.0 / (mean_square + eps).sqrt();
+    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+        *y = w * (x * scale);
+    }
+}
+
+fn layer_row(op: &LayerNorm, x: &[f32], w: &[f32], b: &[f32], y: &mut [f32]) {
+    let mean = x.iter().sum::<f32>() / x.len() as f32;
+    let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / x.len() as f32;
+    let scale = 1.0 / (var + op.eps).sqrt();
+    for (i, y) in y.iter_mut().enumerate() {
+        *y = op.scale * op.act.apply((x[i] - mean) * scale * w[i] + b[i]);
+    }
+}
+
 pub(super) fn rms_norm(op: &RmsNorm, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w) = (io.ins.f32s(0)?, io.ins.vector(1)?);
+    let c = w.len();
     let y = io.outs.f32s(0)?;
-    for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
-        let mean_square = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
-        let scale = 1.0 / (mean_square + op.eps).sqrt();
-        for ((y, x), w) in y.iter_mut().zip(x).zip(&w) {
-            *y = w * (x * scale);
-        }
-    }
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| rms_row(x, &w, op.eps, y));
     Ok(())
+}
+
+pub(super) fn layer_norm(op: &LayerNorm, io: &mut CpuIo<'_>) -> Result<()> {
+    let (x, w, b) = (io.ins.f32s(0)?, io.ins.vector(1)?, io.ins.vector(2)?);
+    let c = w.len();
+    let y = io.outs.f32s(0)?;
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| layer_row(op, x, &w, &b, y));
+    Ok(())
+}
+
+/// `h = x + r`, rounded to its type, and `norm(h, y)` row by row.
+fn add_then(io: &mut CpuIo<'_>, norm: impl Fn(&[f32], &mut [f32]) + Sync) -> Result<()> {
+    let (x, r) = (io.ins.f32s(0)?, io.ins.f32s(1)?);
+    let (_, c) = io.ins.extent(0);
+    let dtype = io.outs.descs[0].dtype;
+    let (h, y) = io.outs.f32_pair(0, 1)?;
+    let ins = x.par_chunks(c).zip(r.par_chunks(c));
+    h.par_chunks_mut(c).zip(y.par_chunks_mut(c)).zip(ins).for_each(|((h, y), (x, r))| {
+        for (h, (x, r)) in h.iter_mut().zip(x.iter().zip(r)) {
+            *h = dtype.round(x + r);
+        }
+        norm(h, y);
+    });
+    Ok(())
+}
+
+pub(super) fn add_rms_norm(op: &AddRmsNorm, io: &mut CpuIo<'_>) -> Result<()> {
+    let w = io.ins.vector(2)?;
+    add_then(io, |h, y| rms_row(h, &w, op.eps, y))
+}
+
+pub(super) fn add_layer_norm(op: &AddLayerNorm, io: &mut CpuIo<'_>) -> Result<()> {
+    let (w, b) = (io.ins.vector(2)?, io.ins.vector(3)?);
+    let norm = LayerNorm::plain(op.eps);
+    add_then(io, |h, y| layer_row(&norm, h, &w, &b, y))
 }

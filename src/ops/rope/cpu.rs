@@ -1,0 +1,112 @@
+//! References of rotation and cache.
+
+use super::{KvAppend, Rope, RopeKvAppend, inv_freq};
+use crate::core::{DType, Result, Step};
+use crate::ops::CpuIo;
+
+/// Cosine and sine of every pair at `position`.
+fn angles(inv_freq: &[f32], position: u32) -> Vec<(f32, f32)> {
+    inv_freq
+        .iter()
+        .map(|f| {
+            let angle = position as f32 * f;
+            (angle.cos(), angle.sin())
+        })
+        .collect()
+}
+
+fn rotate(x: &[f32], angles: &[(f32, f32)], y: &mut [f32]) {
+    let half = angles.len();
+    for (i, (cos, sin)) in angles.iter().enumerate() {
+        let (a, b) = (x[i], x[i + half]);
+        y[i] = a * cos - b * sin;
+        y[i + half] = b * cos + a * sin;
+    }
+}
+
+pub(super) fn rope(op: &Rope, io: &mut CpuIo<'_>) -> Result<()> {
+    let freq = inv_freq(op.head_dim, op.theta);
+    let (x, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
+    let pos = io.step.pos;
+    let y = io.outs.f32s(0)?;
+    for (t, (x, y)) in x.chunks(cols).zip(y.chunks_mut(cols)).enumerate() {
+        let angles = angles(&freq, pos + t as u32);
+        for (x, y) in x.chunks(op.head_dim).zip(y.chunks_mut(op.head_dim)) {
+            rotate(x, &angles, y);
+        }
+    }
+    Ok(())
+}
+
+/// The cache of one layer while rows are appended.
+struct Cache<'a> {
+    data: &'a mut [f32],
+    dtype: DType,
+    kv_heads: usize,
+    rows: usize,
+    head_dim: usize,
+}
+
+impl<'a> Cache<'a> {
+    /// Output `out` as a cache with room for the rows of this step.
+    fn of(io: &'a mut crate::ops::io::CpuOuts<'_>, out: usize, name: &str, step: Step) -> Result<Cache<'a>> {
+        let desc = io.descs[out];
+        let (kv_heads, rows, head_dim) = (desc.shape[1], desc.shape[2], desc.shape[3]);
+        let end = step.pos as usize + step.valid_rows as usize;
+        if end > rows {
+            crate::bail_runtime!("{name}: rows {}..{end} do not fit in a cache of {rows} rows", step.pos);
+        }
+        Ok(Cache { data: io.f32s(out)?, dtype: desc.dtype, kv_heads, rows, head_dim })
+    }
+
+    /// Writes one head's row of keys (`part` 0) or values (1).
+    fn put(&mut self, part: usize, head: usize, row: usize, values: &[f32]) {
+        let at = ((part * self.kv_heads + head) * self.rows + row) * self.head_dim;
+        let to = &mut self.data[at..at + self.head_dim];
+        to.copy_from_slice(values);
+        self.dtype.round_slice(to);
+    }
+}
+
+pub(super) fn kv_append(op: &KvAppend, io: &mut CpuIo<'_>) -> Result<()> {
+    let (k, v) = (io.ins.f32s(0)?, io.ins.f32s(1)?);
+    let (d, cols) = (op.head_dim, op.kv_heads * op.head_dim);
+    let step = io.step;
+    let mut cache = Cache::of(&mut io.outs, 0, &io.ins.descs[2].name, step)?;
+    for t in 0..step.valid_rows as usize {
+        let row = step.pos as usize + t;
+        for head in 0..op.kv_heads {
+            let at = t * cols + head * d;
+            cache.put(0, head, row, &k[at..at + d]);
+            cache.put(1, head, row, &v[at..at + d]);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn rope_kv_append(op: &RopeKvAppend, io: &mut CpuIo<'_>) -> Result<()> {
+    let freq = inv_freq(op.head_dim, op.theta);
+    let (qkv, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
+    let (h, g, d, step) = (op.heads, op.kv_heads, op.head_dim, io.step);
+
+    let q = io.outs.f32s(0)?;
+    for (t, (x, q)) in qkv.chunks(cols).zip(q.chunks_mut(h * d)).enumerate() {
+        let angles = angles(&freq, step.pos + t as u32);
+        for (x, q) in x[..h * d].chunks(d).zip(q.chunks_mut(d)) {
+            rotate(x, &angles, q);
+        }
+    }
+
+    let mut cache = Cache::of(&mut io.outs, 1, &io.ins.descs[1].name, step)?;
+    let mut k = vec![0.0; d];
+    for (t, x) in qkv.chunks(cols).take(step.valid_rows as usize).enumerate() {
+        let row = step.pos as usize + t;
+        let angles = angles(&freq, row as u32);
+        for head in 0..g {
+            rotate(&x[(h + head) * d..][..d], &angles, &mut k);
+            cache.put(0, head, row, &k);
+            cache.put(1, head, row, &x[(h + g + head) * d..][..d]);
+        }
+    }
+    Ok(())
+}

@@ -55,7 +55,7 @@ impl Sound {
     /// Decodes WAV (8 to 32-bit integers, floats, ADPCM), FLAC, MP3 or OGG Vorbis bytes; `name` stands in messages.
     ///
     /// A file that ends early is used as far as it goes, with a warning in the log. Empty, malformed and unsupported
-    /// files and those without an audio track are input errors.
+    /// files, FLAC whose checksum does not match, and files without an audio track are input errors.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Sound> {
         // The decoder wants to own its source: the encoded bytes are copied, which is little beside the samples.
         decode(Box::new(Cursor::new(bytes.to_vec())), bytes.len() as u64, name)
@@ -112,6 +112,11 @@ fn decode(source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Result<So
             Err(e) => return Err(malformed(name, rate_hz, samples.len(), e)),
         }
     }
+    ensure_input!(
+        decoder.finalize().verify_ok != Some(false),
+        "{name}: corrupt sound: the {} samples that can be decoded do not have the checksum that the file states",
+        samples.len()
+    );
     if let (true, 1..) = (samples.is_empty(), skipped) {
         bail_input!("{name}: corrupt sound: none of its {skipped} packets can be decoded");
     }
@@ -128,7 +133,7 @@ fn open_track(reader: &dyn FormatReader, name: &str) -> Result<(u32, Box<dyn Aud
         bail_input!("{name}: the file has no audio track");
     };
     let decoder = symphonia::default::get_codecs()
-        .make_audio_decoder(params, &AudioDecoderOptions::default())
+        .make_audio_decoder(params, &AudioDecoderOptions::default().verify(true))
         .map_err(|e| {
             Error::input(format!("{name}: the sound cannot be decoded: {e}; give a {FORMATS} file"))
         })?;

@@ -11,6 +11,10 @@ use crate::ensure_input;
 /// Fractional bits of a coefficient: 32 less 8 for the pixel less 2 for the sign and the overshoot of the kernel.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
+/// Rows that the horizontal pass takes at once, so that a weight is loaded for all of them. 1920x1080 to 1792 wide, one
+/// thread of an EPYC with AVX2: 16.4 ms for 1 row, 7.9 for 2, 7.0 for 4, 7.3 for 8.
+const ROWS: usize = 4;
+
 /// The largest picture between the two passes, in bytes. Only pictures thousands of times taller than wide reach it.
 const MAX_BETWEEN_BYTES: usize = 1 << 30;
 
@@ -109,17 +113,20 @@ impl Between {
         let first_row = rows.start;
         let mut data = vec![0; bytes];
         let src_row = src.width * 3;
-        data.par_chunks_mut(row_bytes).with_min_len(4).enumerate().for_each(|(r, out)| {
-            let at = (first_row + r) * src_row;
-            // One byte of the next row is welcome: pixels are loaded four bytes at a time.
-            match src.data.get(at..at + src_row + 1) {
-                Some(row) => horizontal_row(row, horizontal, out),
-                None => {
-                    let mut row = src.data[at..at + src_row].to_vec();
-                    row.push(0);
-                    horizontal_row(&row, horizontal, out);
-                }
+        data.par_chunks_mut(row_bytes * ROWS).enumerate().for_each(|(block, out)| {
+            // One byte of the next row is welcome, as pixels are loaded four bytes at a time; the last row has none.
+            let mut padded = Vec::new();
+            let last = first_row + (block + 1) * ROWS >= src.height;
+            if last {
+                padded.extend_from_slice(&src.data[(src.height - 1) * src_row..]);
+                padded.push(0);
             }
+            // Rows past the end repeat the last one and are dropped.
+            let rows = std::array::from_fn(|r| match first_row + block * ROWS + r {
+                y if y + 1 < src.height => &src.data[y * src_row..][..src_row + 1],
+                _ => &padded[..],
+            });
+            horizontal_rows(rows, horizontal, out);
         });
         Ok(Between { data, row_bytes, first_row, vertical })
     }
@@ -164,22 +171,28 @@ macro_rules! with_avx2 {
         }
     };
 }
-with_avx2!(horizontal_row, horizontal_body, (src: &[u8], axis: &Axis, out: &mut [u8]));
+with_avx2!(horizontal_rows, horizontal_body, (src: [&[u8]; ROWS], axis: &Axis, out: &mut [u8]));
 with_avx2!(vertical_row, vertical_body, (src: &[u8], stride: usize, coeffs: &[i32], out: &mut [u8]));
 
-/// `src`: one row of pixels and one byte more. The fourth lane is computed and dropped.
+/// `src`: rows of pixels, each with one byte more; `out`: as many rows or fewer. The fourth lane is computed and
+/// dropped.
 #[inline(always)]
-fn horizontal_body(src: &[u8], axis: &Axis, out: &mut [u8]) {
-    for (i, px) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+fn horizontal_body(src: [&[u8]; ROWS], axis: &Axis, out: &mut [u8]) {
+    let row_bytes = axis.len() * 3;
+    for i in 0..axis.len() {
         let (first, count) = axis.spans[i];
-        let mut sum = [1i32 << (PRECISION_BITS - 1); 4];
-        let taps = &src[first * 3..(first + count) * 3 + 1];
-        for (p, &k) in taps.windows(4).step_by(3).zip(axis.coeffs(i)) {
-            for (s, &v) in sum.iter_mut().zip(p) {
-                *s += v as i32 * k;
+        let taps = src.map(|row| &row[first * 3..(first + count) * 3 + 1]);
+        let mut sum = [[1i32 << (PRECISION_BITS - 1); 4]; ROWS];
+        for (t, &k) in axis.coeffs(i).iter().enumerate() {
+            for (sum, taps) in sum.iter_mut().zip(taps) {
+                for (s, &v) in sum.iter_mut().zip(&taps[t * 3..t * 3 + 4]) {
+                    *s += v as i32 * k;
+                }
             }
         }
-        *px = [clip8(sum[0]), clip8(sum[1]), clip8(sum[2])];
+        for (row, sum) in out.chunks_exact_mut(row_bytes).zip(sum) {
+            row[i * 3..i * 3 + 3].copy_from_slice(&[clip8(sum[0]), clip8(sum[1]), clip8(sum[2])]);
+        }
     }
 }
 

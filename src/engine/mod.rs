@@ -16,6 +16,7 @@ mod graphs;
 pub mod model;
 mod sampling;
 mod session;
+pub mod verify;
 
 use std::path::Path;
 use std::time::Instant;
@@ -281,7 +282,9 @@ fn open_backend(choice: DeviceChoice) -> Result<Box<dyn Backend>> {
             }
         },
         #[cfg(not(feature = "cuda"))]
-        DeviceChoice::Cuda(n) => crate::bail_runtime!("cuda:{n}: this binary was built without the feature `cuda`"),
+        DeviceChoice::Cuda(n) => {
+            crate::bail_runtime!("cuda:{n}: this binary was built without the feature `cuda`")
+        }
         #[cfg(not(feature = "cuda"))]
         DeviceChoice::Auto => Ok(Box::new(Cpu::new())),
     }

@@ -130,7 +130,13 @@ impl Model {
     }
 
     /// The prepared text graph for `rows` rows ending at `kv_len`.
-    pub(super) fn text_graph(&mut self, rows: usize, kv_len: usize, ids: Ids, head: Head) -> Result<(ExeId, TextIo)> {
+    pub(super) fn text_graph(
+        &mut self,
+        rows: usize,
+        kv_len: usize,
+        ids: Ids,
+        head: Head,
+    ) -> Result<(ExeId, TextIo)> {
         let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
         let (cfg, sizes, types) = (&self.cfg.text, &self.sizes, self.types);
         self.text.get(self.backend.as_mut(), &self.fusion, &self.text_states, key, || {
@@ -142,7 +148,13 @@ impl Model {
     }
 
     /// Enqueues `ids` (token ids, or media rows with [`MEDIA_BIT`]) as rows `pos..` of the sequence.
-    pub(super) fn run_ids(&mut self, ids: &[u32], pos: usize, draw: usize, head: Head) -> Result<(ExeId, TextIo)> {
+    pub(super) fn run_ids(
+        &mut self,
+        ids: &[u32],
+        pos: usize,
+        draw: usize,
+        head: Head,
+    ) -> Result<(ExeId, TextIo)> {
         let rows = self.padded_rows(ids.len());
         let (exe, io) = self.text_graph(rows, pos + ids.len(), Ids::Host, head)?;
         let mut padded = ids.to_vec();

@@ -34,7 +34,10 @@ impl Sampling {
             temperature.is_finite() && temperature >= 0.0,
             "--temperature: 0 (greedy) or more expected, got {temperature}"
         );
-        crate::ensure_input!(top_p > 0.0 && top_p <= 1.0, "--top-p: above 0 and up to 1 expected, got {top_p}");
+        crate::ensure_input!(
+            top_p > 0.0 && top_p <= 1.0,
+            "--top-p: above 0 and up to 1 expected, got {top_p}"
+        );
         crate::ensure_input!(
             repetition_penalty.is_finite() && repetition_penalty > 0.0,
             "--repetition-penalty: above 0 expected, got {repetition_penalty}"

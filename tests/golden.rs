@@ -1,0 +1,149 @@
+//! The whole model against reference outputs, and against itself: fused and unfused, poisoned, in one piece and in
+//! chunks.
+
+use std::path::PathBuf;
+
+use vivace::engine::verify::{Report, verify};
+use vivace::engine::{DeviceChoice, Engine, Event, GenerateOptions, Options, Question, Sampling};
+use vivace::fuse::Fusion;
+use vivace::media::{Picture, Sound};
+
+fn root() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"))
+}
+
+fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+fn cpu() -> Options {
+    Options { device: DeviceChoice::Cpu, ..Options::default() }
+}
+
+fn check(name: &str, options: &Options) -> Report {
+    let golden = fixture(&format!("{name}.safetensors"));
+    let report = verify(&fixture(&format!("{name}.json")), &golden, options, None).unwrap();
+    let failed: Vec<_> = report.checks.iter().filter(|c| !c.pass).collect();
+    assert!(failed.is_empty(), "{name}: {failed:#?}");
+    report
+}
+
+#[test]
+fn tiny_matches_the_reference() {
+    let report = check("tiny", &cpu());
+    // Five cases: every tensor of the file and the greedy tokens of each case.
+    assert_eq!(report.checks.len(), 5 * 6 + 3 * 3 + 2 * 3);
+    assert_eq!(report.free_running, (80, 80));
+}
+
+#[test]
+fn chunked_audio_attention_matches_the_reference() {
+    check("tiny-chunked", &cpu());
+}
+
+#[test]
+fn unfused_graphs_match_the_reference_too() {
+    check("tiny", &Options { fusion: Fusion::off(), ..cpu() });
+}
+
+#[test]
+fn poisoned_slots_change_nothing() {
+    check("tiny", &Options { poison: true, ..cpu() });
+    check("tiny", &Options { poison: true, fusion: Fusion::off(), ..cpu() });
+}
+
+fn engine(options: &Options) -> Engine {
+    let spec = format!("synthetic:{}", fixture("tiny.json").display());
+    Engine::open(&spec, options, &mut |_, _| {}).unwrap()
+}
+
+fn picture() -> Picture {
+    let data = (0..80 * 60 * 3).map(|i| (i * 7 % 251) as u8).collect();
+    Picture::new(80, 60, data).unwrap()
+}
+
+fn sound() -> Sound {
+    let samples = (0..16000).map(|i| (i as f32 * 0.05).sin() * 0.3).collect();
+    Sound::new(16000, samples).unwrap()
+}
+
+fn mixed() -> Question {
+    Question { images: vec![picture()], sounds: vec![sound()], ..Question::text("What is this?") }
+}
+
+#[test]
+fn a_mixed_question_streams_what_it_returns() {
+    let mut engine = engine(&cpu());
+    let options = GenerateOptions { max_new_tokens: 24, ..GenerateOptions::default() };
+    let mut streamed = String::new();
+    let answer = engine
+        .session(None)
+        .unwrap()
+        .ask(&mixed(), &options, &mut |event| {
+            if let Event::Text(text) = event {
+                streamed.push_str(text);
+            }
+            true
+        })
+        .unwrap();
+    assert_eq!(streamed, answer.text);
+    assert_eq!(answer.tokens.len(), 24);
+    // 80x60 at 56 px: a 4x3 grid and a thumbnail, 4 rows each; one second of sound: 12 rows.
+    assert!(answer.prompt_rows > 13 * 4 + 12, "{}", answer.prompt_rows);
+    assert!(answer.timings.vision_ms > 0.0 && answer.timings.audio_ms > 0.0 && answer.timings.prefill_ms > 0.0);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tokens_and_another_seed_others() {
+    let mut engine = engine(&cpu());
+    let mut ask = |seed| {
+        let sampling =
+            Sampling { temperature: 1.5, top_k: 50, top_p: 0.95, repetition_penalty: 1.1, seed };
+        let options = GenerateOptions { max_new_tokens: 16, sampling, ..GenerateOptions::default() };
+        engine.session(None).unwrap().ask(&mixed(), &options, &mut |_| true).unwrap().tokens
+    };
+    let first = ask(1);
+    assert_eq!(first, ask(1));
+    assert_ne!(first, ask(2));
+}
+
+#[test]
+fn a_second_turn_continues_on_the_cache() {
+    let mut engine = engine(&cpu());
+    let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
+    let mut session = engine.session(Some("Be brief.")).unwrap();
+    let first = session.ask(&Question::text("One"), &options, &mut |_| true).unwrap();
+    let rows = session.rows();
+    assert_eq!(rows, first.prompt_rows + 7, "the last token of an answer is not fed back");
+    let second = session.ask(&Question::text("Two"), &options, &mut |_| true).unwrap();
+    assert!(session.rows() > rows + second.prompt_rows);
+    // A question that fails leaves the conversation as it was.
+    let before = session.rows();
+    let long = "x".repeat(40_000);
+    let message = session.ask(&Question::text(long), &options, &mut |_| true).unwrap_err().to_string();
+    assert!(message.starts_with("the prompt is too long for the context by "), "{message}");
+    assert_eq!(session.rows(), before);
+    session.ask(&Question::text("Three"), &options, &mut |_| true).unwrap();
+}
+
+#[test]
+fn stop_texts_end_an_answer_and_are_not_part_of_it() {
+    let mut engine = engine(&cpu());
+    let options = GenerateOptions { max_new_tokens: 32, ..GenerateOptions::default() };
+    let whole = engine.session(None).unwrap().ask(&mixed(), &options, &mut |_| true).unwrap();
+    let stop: String = whole.text.chars().skip(3).take(2).collect();
+    let cut = whole.text.find(&stop).unwrap();
+    let options = GenerateOptions { stop: vec![stop], ..options };
+    let stopped = engine.session(None).unwrap().ask(&mixed(), &options, &mut |_| true).unwrap();
+    assert_eq!(stopped.text, whole.text[..cut]);
+    assert!(stopped.tokens.len() < whole.tokens.len());
+}
+
+#[test]
+fn a_cancelled_answer_stops_at_once() {
+    let mut engine = engine(&cpu());
+    let options = GenerateOptions { max_new_tokens: 32, ..GenerateOptions::default() };
+    let answer = engine.session(None).unwrap().ask(&mixed(), &options, &mut |_| false).unwrap();
+    assert_eq!(answer.stop, vivace::engine::StopReason::Cancelled);
+    assert!(answer.tokens.len() < 8);
+}

@@ -1,0 +1,103 @@
+//! The arrows between the folders of `src/`: a folder imports what stands in its row and nothing else, so there are
+//! no cycles and only `gpu` knows of CUDA.
+
+use std::path::{Path, PathBuf};
+
+/// Folder, and what it may import.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("core", &[]),
+    ("media", &["core"]),
+    ("text", &["core"]),
+    ("weights", &["core"]),
+    ("cpu", &["core"]),
+    ("gpu", &["core", "weights"]),
+    ("ops", &["core", "cpu", "gpu"]),
+    ("graph", &["core", "ops"]),
+    ("plan", &["core", "ops", "graph"]),
+    ("models", &["core", "ops", "graph", "weights"]),
+    ("fuse", &["core", "ops", "graph"]),
+    ("exec", &["core", "weights", "cpu", "gpu", "ops", "graph", "plan"]),
+    ("engine", &["core", "weights", "models", "fuse", "plan", "exec", "graph", "media", "text", "ops", "gpu"]),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("src")
+}
+
+fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("a readable source folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            rust_files(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Every `crate::NAME` in the code of a file; comments and the tests' modules may name what they like.
+fn imports(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("#[cfg(test)]") {
+            break;
+        }
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        let code = line.split(" // ").next().unwrap_or(line);
+        for (at, _) in code.match_indices("crate::") {
+            if at > 0 && code[..at].ends_with('$') {
+                continue;
+            }
+            let rest = &code[at + "crate::".len()..];
+            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let is_macro = rest[name.len()..].starts_with('!');
+            if !is_macro && !name.is_empty() {
+                found.push((n + 1, name));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn folders_import_only_what_the_table_allows() {
+    let mut wrong = Vec::new();
+    for (folder, allowed) in ARROWS {
+        let mut files = Vec::new();
+        rust_files(&root().join(folder), &mut files);
+        assert!(!files.is_empty(), "src/{folder} is gone: mend the table");
+        for file in files.iter().filter(|f| !f.file_stem().is_some_and(|s| s == "tests" || s == "testing")) {
+            let text = std::fs::read_to_string(file).expect("a readable source file");
+            for (line, name) in imports(&text) {
+                if name != *folder && !allowed.contains(&name.as_str()) {
+                    wrong.push(format!("{}:{line}: src/{folder} may not import {name}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_folder_is_in_the_table() {
+    for entry in std::fs::read_dir(root()).expect("a readable source folder").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() && name != "cli" {
+            assert!(ARROWS.iter().any(|(f, _)| *f == name), "src/{name} has no row");
+        }
+    }
+}
+
+#[test]
+fn cudarc_has_one_home() {
+    let mut files = Vec::new();
+    rust_files(&root(), &mut files);
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable source file");
+        let inside = file.strip_prefix(root()).is_ok_and(|p| p.starts_with("gpu"));
+        let mentions = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains("cudarc::"));
+        assert!(inside || !mentions, "{} uses cudarc: only src/gpu may", file.display());
+    }
+}

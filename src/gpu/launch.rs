@@ -1,8 +1,12 @@
 //! Recording launches. An op's launcher runs once, when its graph is prepared: it records kernels with their
 //! geometry and parameters. A run replays the records, or a graph captured from them.
 
+use cudarc::driver::sys;
+
 use super::device::Device;
+use super::driver::check;
 use super::modules::Modules;
+use super::stream::Stream;
 use crate::core::{DType, Desc, Result};
 
 /// An address in device memory. Whoever allocated it outlives every record that holds it.
@@ -133,6 +137,13 @@ pub struct Scratch {
     pub counter_len: usize,
 }
 
+impl Scratch {
+    /// For launches that use none.
+    pub(crate) fn none() -> Scratch {
+        Scratch { ptr: DevicePtr::NULL, bytes: 0, counters: DevicePtr::NULL, counter_len: 0 }
+    }
+}
+
 impl Launcher<'_> {
     /// Device address of the [`crate::core::Step`] of the run.
     pub fn step(&self) -> DevicePtr {
@@ -197,5 +208,56 @@ impl Launcher<'_> {
         }
         self.program.push(Launch { function, geometry, params, node: self.node });
         Ok(())
+    }
+}
+
+impl Launch {
+    /// Symbol of the kernel.
+    pub fn symbol(&self) -> &'static str {
+        self.function.name
+    }
+
+    /// Enqueues the launch. With `pdl` the kernel may start before its predecessor has ended, and waits itself.
+    pub fn enqueue(&self, stream: &Stream, pdl: bool) -> Result<()> {
+        let Geometry { grid, cluster, smem_bytes } = self.geometry;
+        // SAFETY: all-zero attributes and configuration are valid; what matters is set below.
+        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut n = 0;
+        if pdl {
+            attributes[n].id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[n].value.programmaticStreamSerializationAllowed = 1;
+            n += 1;
+        }
+        if cluster > 1 {
+            attributes[n].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[n].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+            n += 1;
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: self.function.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: smem_bytes,
+            hStream: stream.raw(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: n as u32,
+        };
+        let mut args = [self.params.as_ptr() as *mut std::ffi::c_void];
+        // SAFETY: the kernel takes one struct of the size that was recorded (checked at load); the recorder vouched
+        // for the addresses in it.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&config, self.function.raw, args.as_mut_ptr(), std::ptr::null_mut())
+        };
+        check(launched.result(), || {
+            format!(
+                "launching {} with grid {grid:?}, {} threads, cluster {cluster}, {smem_bytes} bytes of shared memory",
+                self.function.name, self.function.threads
+            )
+        })
     }
 }

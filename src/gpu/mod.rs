@@ -1,3 +1,13 @@
 //! The device, ignorant of ops: the only home of the CUDA driver.
 
+pub mod convert;
+pub mod device;
+mod driver;
 pub mod embedded;
+pub mod fill;
+pub mod launch;
+pub mod memory;
+pub mod modules;
+pub mod staging;
+pub mod stream;
+pub mod tensor_map;

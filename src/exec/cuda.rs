@@ -1,0 +1,625 @@
+//! The CUDA backend: recorded launches, run one by one or replayed as a captured graph.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket};
+use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
+use crate::gpu::convert::{from_device, to_device};
+use crate::gpu::device::Device;
+use crate::gpu::launch::{DevicePtr, GpuIo, GpuTensor, Launch, Launcher, Scratch};
+use crate::gpu::memory::{DeviceBuffer, Meter, PinnedBuffer, copy_in, copy_out, copy_within};
+use crate::gpu::modules::Modules;
+use crate::gpu::staging::Uploader;
+use crate::gpu::stream::{Captured, Event, Stream};
+use crate::graph::Node;
+use crate::plan::Plan;
+use crate::weights::Source;
+
+/// Scratch of a lane: split-K and softmax partials of the largest shapes.
+const SCRATCH_BYTES: usize = 64 << 20;
+const COUNTERS: usize = 64 << 10;
+/// What a model may want beside weights and states: scratch, arenas of the longest runs, modules.
+const WORKING_BYTES: u64 = 2 << 30;
+/// Runs whose `Step` may be on its way at once.
+const STEPS: usize = 64;
+const TOKENS: usize = 64;
+const MARKS: usize = 256;
+
+// Fields are dropped in order: graphs before the buffers they point into, everything before the device.
+pub struct Cuda {
+    exes: Vec<Option<Exe>>,
+    lanes: [LaneState; 3],
+    weights: HashMap<Recipe, DeviceBuffer>,
+    states: Vec<Option<(Desc, DeviceBuffer)>>,
+    tokens: Tokens,
+    marks: Vec<Event>,
+    next_mark: usize,
+    meter: Meter,
+    capture: bool,
+    poison: bool,
+    pdl: bool,
+    modules: Modules,
+    device: Device,
+}
+
+struct Exe {
+    lane: Lane,
+    plan: Rc<Plan>,
+    states: Vec<StateId>,
+    program: Vec<Launch>,
+    captured: Option<Captured>,
+    runs: u64,
+    /// The arena that the addresses in `program` belong to.
+    arena: u64,
+}
+
+struct LaneState {
+    arena: Option<DeviceBuffer>,
+    /// Counts arenas: an exe recorded on an older one is recorded again.
+    generation: u64,
+    scratch: DeviceBuffer,
+    counters: DeviceBuffer,
+    step: DeviceBuffer,
+    steps: PinnedBuffer,
+    step_events: Vec<Event>,
+    next_step: usize,
+    input: PinnedBuffer,
+    input_event: Event,
+    joined: Event,
+    stream: Stream,
+}
+
+/// Tokens on their way to the host: a pinned ring, and an event per place.
+struct Tokens {
+    ring: PinnedBuffer,
+    events: Vec<Event>,
+    next: u64,
+}
+
+impl LaneState {
+    fn new(meter: &Meter) -> Result<LaneState> {
+        let stream = Stream::new()?;
+        let counters = DeviceBuffer::new(COUNTERS * 4, "counters", meter)?;
+        counters.fill(0, &stream)?;
+        Ok(LaneState {
+            arena: None,
+            generation: 0,
+            scratch: DeviceBuffer::new(SCRATCH_BYTES, "scratch", meter)?,
+            counters,
+            step: DeviceBuffer::new(size_of::<Step>(), "the step", meter)?,
+            steps: PinnedBuffer::new(STEPS * size_of::<Step>())?,
+            step_events: (0..STEPS).map(|_| Event::untimed()).collect::<Result<_>>()?,
+            next_step: 0,
+            input: PinnedBuffer::new(1 << 20)?,
+            input_event: Event::untimed()?,
+            joined: Event::untimed()?,
+            stream,
+        })
+    }
+
+    /// Enqueues the step of the next run.
+    fn send_step(&mut self, step: Step) -> Result<()> {
+        let at = self.next_step % STEPS;
+        self.next_step += 1;
+        self.step_events[at].sync()?;
+        let size = size_of::<Step>();
+        let slot = &mut self.steps.bytes_mut()[at * size..][..size];
+        slot.copy_from_slice(bytemuck::bytes_of(&step));
+        // SAFETY: the slot is written again only after its event, recorded behind this copy.
+        unsafe { copy_in(self.step.ptr, slot, &self.stream)? };
+        self.step_events[at].record(&self.stream)
+    }
+
+    /// Enqueues a copy of `bytes`, which are staged in pinned memory.
+    fn send(&mut self, dst: DevicePtr, len: usize, write: impl FnOnce(&mut [u8])) -> Result<()> {
+        self.input_event.sync()?;
+        if self.input.bytes().len() < len {
+            self.input = PinnedBuffer::new(len.next_power_of_two())?;
+        }
+        let staged = &mut self.input.bytes_mut()[..len];
+        write(staged);
+        // SAFETY: callers check that `dst` has room; the buffer is written again only after the event.
+        unsafe { copy_in(dst, staged, &self.stream)? };
+        self.input_event.record(&self.stream)
+    }
+}
+
+impl Cuda {
+    /// Opens GPU `ordinal`.
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        if let Some(why) = crate::gpu::embedded::why_empty() {
+            crate::bail_runtime!("cuda:{ordinal}: the CUDA kernels were not built: {why}");
+        }
+        let device = Device::open(ordinal)?;
+        let meter = Meter::default();
+        let modules = Modules::new(device.facts.sm);
+        Ok(Cuda {
+            exes: Vec::new(),
+            lanes: [LaneState::new(&meter)?, LaneState::new(&meter)?, LaneState::new(&meter)?],
+            weights: HashMap::new(),
+            states: Vec::new(),
+            tokens: Tokens {
+                ring: PinnedBuffer::new(TOKENS * 4)?,
+                events: (0..TOKENS).map(|_| Event::untimed()).collect::<Result<_>>()?,
+                next: 0,
+            },
+            marks: (0..MARKS).map(|_| Event::timed()).collect::<Result<_>>()?,
+            next_mark: 0,
+            meter,
+            capture: true,
+            poison: false,
+            // The switch that tells a race between overlapping kernels from every other error.
+            pdl: std::env::var_os("VIVACE_PDL").is_none_or(|v| v != "0"),
+            modules,
+            device,
+        })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn exe(&self, id: ExeId) -> Result<&Exe> {
+        match self.exes.get(id.0) {
+            Some(Some(exe)) => Ok(exe),
+            _ => crate::bail_runtime!("graph {} was released", id.0),
+        }
+    }
+
+    fn exe_mut(&mut self, id: ExeId) -> Result<&mut Exe> {
+        match self.exes.get_mut(id.0) {
+            Some(Some(exe)) => Ok(exe),
+            _ => crate::bail_runtime!("graph {} was released", id.0),
+        }
+    }
+
+    fn state(&self, id: StateId) -> Result<&(Desc, DeviceBuffer)> {
+        match self.states.get(id.0) {
+            Some(Some(state)) => Ok(state),
+            _ => crate::bail_runtime!("state {} does not exist", id.0),
+        }
+    }
+
+    fn lane(&self, lane: Lane) -> &LaneState {
+        &self.lanes[lane as usize]
+    }
+
+    fn address(&self, exe: &Exe, t: Tensor) -> Result<DevicePtr> {
+        match exe.plan.graph.desc(t).place {
+            Place::Weight(w) => match self.weights.get(&exe.plan.graph.weights[w as usize]) {
+                Some(buffer) => Ok(buffer.ptr),
+                None => crate::bail_runtime!("{}: not loaded", exe.plan.graph.desc(t).name),
+            },
+            Place::State(s) => Ok(self.state(exe.states[s as usize])?.1.ptr),
+            Place::Arena | Place::Io => match &self.lane(exe.lane).arena {
+                Some(arena) => Ok(arena.ptr.offset(exe.plan.slot(t)?.offset)),
+                None => crate::bail_runtime!("a lane without an arena"),
+            },
+        }
+    }
+
+    /// Records every node's launches with the addresses of now.
+    fn record(&self, exe: &Exe) -> Result<Vec<Launch>> {
+        let lane = self.lane(exe.lane);
+        let mut program = Vec::new();
+        for (at, node) in exe.plan.graph.nodes.iter().enumerate() {
+            let tensors = |ts: &[Tensor]| -> Result<Vec<GpuTensor<'_>>> {
+                ts.iter()
+                    .map(|&t| Ok(GpuTensor { desc: exe.plan.graph.desc(t), ptr: self.address(exe, t)? }))
+                    .collect()
+            };
+            let io = GpuIo { ins: tensors(&node.ins)?, outs: tensors(&node.outs)? };
+            let mut launcher = Launcher {
+                device: &self.device,
+                modules: &self.modules,
+                program: &mut program,
+                node: at,
+                step: lane.step.ptr,
+                scratch: Scratch {
+                    ptr: lane.scratch.ptr,
+                    bytes: lane.scratch.bytes,
+                    counters: lane.counters.ptr,
+                    counter_len: COUNTERS,
+                },
+            };
+            let name = &exe.plan.graph.desc(node.outs[0]).name;
+            node.op.launch(&mut launcher, &io).map_err(|e| e.context(name))?;
+        }
+        Ok(program)
+    }
+
+    /// Brings the exe's addresses up to date and sends the step; the program is then ready to be enqueued.
+    fn start(&mut self, id: ExeId, step: Step) -> Result<()> {
+        let exe = self.exe(id)?;
+        let lane = exe.lane;
+        if exe.arena != self.lane(lane).generation {
+            let program = self.record(exe)?;
+            let arena = self.lane(lane).generation;
+            let exe = self.exe_mut(id)?;
+            (exe.program, exe.captured, exe.arena, exe.runs) = (program, None, arena, 0);
+        }
+        if self.poison {
+            self.poison_arena(id)?;
+        }
+        self.lanes[lane as usize].send_step(step)
+    }
+
+    /// NaN everywhere but in what the host has written.
+    fn poison_arena(&self, id: ExeId) -> Result<()> {
+        let exe = self.exe(id)?;
+        let lane = self.lane(exe.lane);
+        let Some(arena) = &lane.arena else { return Ok(()) };
+        let g = &exe.plan.graph;
+        let written: Vec<bool> = {
+            let mut w = vec![false; g.tensors.len()];
+            g.nodes.iter().flat_map(|n| &n.outs).for_each(|t| w[t.0 as usize] = true);
+            w
+        };
+        for (t, slot) in exe.plan.slots.iter().enumerate() {
+            if let Some(slot) = slot
+                && written[t]
+            {
+                arena.fill_range(slot.offset, slot.bytes, 0xff, &lane.stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enqueue(&self, exe: &Exe) -> Result<()> {
+        let stream = &self.lane(exe.lane).stream;
+        // The first kernel follows a copy, not a kernel.
+        exe.program.iter().enumerate().try_for_each(|(i, l)| l.enqueue(stream, self.pdl && i > 0))
+    }
+
+    fn grow_arena(&mut self, lane: Lane, bytes: usize) -> Result<()> {
+        let meter = self.meter.clone();
+        let state = &mut self.lanes[lane as usize];
+        if state.arena.as_ref().is_some_and(|a| a.bytes >= bytes) {
+            return Ok(());
+        }
+        state.stream.sync()?;
+        state.arena = None;
+        state.generation += 1;
+        let arena = DeviceBuffer::new(bytes, "the arena", &meter)?;
+        // Every float starts as NaN: what is read before it is written shows.
+        arena.fill(0xff, &state.stream)?;
+        state.arena = Some(arena);
+        Ok(())
+    }
+
+    fn read_at(&self, lane: Lane, desc: &Desc, ptr: DevicePtr) -> Result<HostData> {
+        let mut bytes = vec![0u8; desc.bytes() as usize];
+        let stream = &self.lane(lane).stream;
+        // SAFETY: the tensor has this many bytes; `bytes` is not touched before the sync.
+        unsafe { copy_out(&mut bytes, ptr, stream)? };
+        stream.sync()?;
+        Ok(from_device(desc.dtype, &bytes))
+    }
+
+    fn read_tensor(&self, exe: &Exe, t: Tensor) -> Result<HostTensor> {
+        let desc = exe.plan.graph.desc(t);
+        let data = self.read_at(exe.lane, desc, self.address(exe, t)?)?;
+        Ok(HostTensor { desc: desc.clone(), data })
+    }
+}
+
+fn check_fits(desc: &Desc, first: usize, data: &HostData) -> Result<()> {
+    let kinds_agree = desc.dtype.is_float() == matches!(data, HostData::F32(_));
+    if first + data.len() > desc.shape.len() || !kinds_agree {
+        crate::bail_runtime!("{} {}: {} values at {first} do not fit", desc.name, desc.brief(), data.len());
+    }
+    Ok(())
+}
+
+impl Backend for Cuda {
+    fn describe(&self) -> String {
+        let f = &self.device.facts;
+        format!("{}, sm_{}{}, {} SMs", f.name, f.sm.0, f.sm.1, f.sm_count)
+    }
+
+    fn asynchronous(&self) -> bool {
+        true
+    }
+
+    fn arena_elem_bytes(&self, dtype: DType) -> usize {
+        dtype.bytes()
+    }
+
+    fn require(&self, weight_bytes: u64, state_bytes: u64) -> Result<()> {
+        let (free, total) = self.device.memory()?;
+        let needed = weight_bytes + state_bytes + WORKING_BYTES;
+        if needed > free {
+            let gb = |b: u64| b as f64 / 1e9;
+            crate::bail_runtime!(
+                "cuda:{}: the model needs {:.1} GB ({:.1} weights, {:.1} cache and states, {:.1} working memory), \
+                 {:.1} of {:.1} GB are free",
+                self.device.facts.ordinal,
+                gb(needed),
+                gb(weight_bytes),
+                gb(state_bytes),
+                gb(WORKING_BYTES),
+                gb(free),
+                gb(total)
+            );
+        }
+        Ok(())
+    }
+
+    fn load(
+        &mut self,
+        recipes: &[Recipe],
+        from: &Arc<dyn Source>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let total: u64 = recipes.iter().map(Recipe::bytes).sum();
+        let stream = &self.lanes[Lane::Text as usize].stream;
+        let mut uploader = Uploader::new(&self.device, &self.modules, stream);
+        let mut done = 0;
+        for recipe in recipes {
+            if !self.weights.contains_key(recipe) {
+                let buffer = DeviceBuffer::new(recipe.bytes() as usize, &recipe.name(), &self.meter)?;
+                uploader
+                    .upload(recipe, from.as_ref(), &buffer, &mut |bytes| progress(done + bytes, total))?;
+                self.weights.insert(recipe.clone(), buffer);
+            }
+            done += recipe.bytes();
+            progress(done, total);
+        }
+        stream.sync()
+    }
+
+    fn create_state(&mut self, desc: &Desc) -> Result<StateId> {
+        let buffer = DeviceBuffer::new(desc.bytes() as usize, &desc.name, &self.meter)?;
+        let stream = &self.lane(Lane::Text).stream;
+        buffer.fill(0, stream)?;
+        stream.sync()?;
+        self.states.push(Some((desc.clone(), buffer)));
+        Ok(StateId(self.states.len() - 1))
+    }
+
+    fn release_state(&mut self, s: StateId) {
+        if let Some(state) = self.states.get_mut(s.0) {
+            *state = None;
+        }
+    }
+
+    fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()> {
+        let (desc, buffer) = self.state(s)?;
+        check_fits(desc, first_element, data)?;
+        let dtype = desc.dtype;
+        let dst = buffer.ptr.offset(first_element * dtype.bytes());
+        let len = data.len() * dtype.bytes();
+        self.lanes[Lane::Text as usize].send(dst, len, |bytes| to_device(dtype, data, bytes))
+    }
+
+    fn read_state(&mut self, s: StateId) -> Result<HostData> {
+        let (desc, buffer) = self.state(s)?;
+        self.read_at(Lane::Text, desc, buffer.ptr)
+    }
+
+    fn prepare(&mut self, lane: Lane, plan: Plan, states: &[StateId]) -> Result<ExeId> {
+        self.device.make_current()?;
+        if states.len() < plan.graph.states.len() {
+            crate::bail_runtime!("{} states for a graph with {}", states.len(), plan.graph.states.len());
+        }
+        self.grow_arena(lane, plan.arena_bytes)?;
+        let mut exe = Exe {
+            lane,
+            plan: Rc::new(plan),
+            states: states.to_vec(),
+            program: Vec::new(),
+            captured: None,
+            runs: 0,
+            arena: self.lane(lane).generation,
+        };
+        exe.program = self.record(&exe)?;
+        // Places of released graphs are taken again.
+        match self.exes.iter().position(Option::is_none) {
+            Some(free) => {
+                self.exes[free] = Some(exe);
+                Ok(ExeId(free))
+            }
+            None => {
+                self.exes.push(Some(exe));
+                Ok(ExeId(self.exes.len() - 1))
+            }
+        }
+    }
+
+    fn release(&mut self, exe: ExeId) {
+        if let Some(slot) = self.exes.get_mut(exe.0)
+            && let Some(exe) = slot.take()
+        {
+            // A captured graph must not go while it runs.
+            let _ = self.lanes[exe.lane as usize].stream.sync();
+        }
+    }
+
+    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()> {
+        let exe = self.exe(exe)?;
+        let desc = exe.plan.graph.desc(t);
+        check_fits(desc, 0, data)?;
+        let (dtype, lane, dst) = (desc.dtype, exe.lane, self.address(exe, t)?);
+        self.lanes[lane as usize].send(dst, data.len() * dtype.bytes(), |bytes| to_device(dtype, data, bytes))
+    }
+
+    fn run(&mut self, id: ExeId, step: Step) -> Result<()> {
+        self.start(id, step)?;
+        let exe = self.exe(id)?;
+        if self.capture && exe.runs > 0 && exe.captured.is_none() {
+            let captured = self.lane(exe.lane).stream.capture(|| self.enqueue(exe))?;
+            self.exe_mut(id)?.captured = Some(captured);
+        }
+        let exe = self.exe(id)?;
+        match &exe.captured {
+            Some(graph) if self.capture => graph.launch(&self.lane(exe.lane).stream)?,
+            _ => self.enqueue(exe)?,
+        }
+        self.exe_mut(id)?.runs += 1;
+        Ok(())
+    }
+
+    fn copy_to_state(
+        &mut self,
+        exe: ExeId,
+        t: Tensor,
+        s: StateId,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let exe = self.exe(exe)?;
+        let from = exe.plan.graph.desc(t);
+        let (to, buffer) = self.state(s)?;
+        let rows = rows.min(from.rows());
+        if from.dtype != to.dtype || from.cols() != to.cols() || first_row + rows > to.rows() {
+            crate::bail_runtime!(
+                "{rows} rows of {} {} do not fit {} {} from row {first_row}",
+                from.name,
+                from.brief(),
+                to.name,
+                to.brief()
+            );
+        }
+        let row_bytes = from.cols() * from.dtype.bytes();
+        let dst = buffer.ptr.offset(first_row * row_bytes);
+        let src = self.address(exe, t)?;
+        // SAFETY: both ranges were checked above; an arena and a state never overlap.
+        unsafe { copy_within(dst, src, rows * row_bytes, &self.lane(exe.lane).stream) }
+    }
+
+    fn join(&mut self, waiter: Lane, on: Lane) -> Result<()> {
+        let from = self.lane(on);
+        from.joined.record(&from.stream)?;
+        self.lane(waiter).stream.wait(&from.joined)
+    }
+
+    fn read(&mut self, exe: ExeId, t: Tensor) -> Result<HostTensor> {
+        self.read_tensor(self.exe(exe)?, t)
+    }
+
+    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket> {
+        let exe = self.exe(exe)?;
+        let (src, lane) = (self.address(exe, t)?, exe.lane);
+        let ticket = self.tokens.next;
+        let at = (ticket % TOKENS as u64) as usize;
+        self.tokens.next += 1;
+        let stream = &self.lanes[lane as usize].stream;
+        let slot = &mut self.tokens.ring.bytes_mut()[at * 4..][..4];
+        // SAFETY: the slot is read only after its event, and comes round again after 63 other tokens.
+        unsafe { copy_out(slot, src, stream)? };
+        self.tokens.events[at].record(stream)?;
+        Ok(Ticket(ticket))
+    }
+
+    fn wait_token(&mut self, ticket: Ticket) -> Result<u32> {
+        if ticket.0 + (TOKENS as u64) <= self.tokens.next {
+            crate::bail_runtime!("token {} was overwritten by later ones", ticket.0);
+        }
+        let at = (ticket.0 % TOKENS as u64) as usize;
+        self.tokens.events[at].sync()?;
+        let b = &self.tokens.ring.bytes()[at * 4..][..4];
+        Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    fn mark(&mut self, lane: Lane) -> Result<Mark> {
+        let at = self.next_mark % MARKS;
+        self.next_mark += 1;
+        self.marks[at].record(&self.lane(lane).stream)?;
+        Ok(Mark(at))
+    }
+
+    fn elapsed_us(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        let at = |m: Mark| self.marks.get(m.0).ok_or_else(|| Error::runtime("a mark was never made"));
+        let (from, to) = (at(from)?, at(to)?);
+        from.sync()?;
+        to.sync()?;
+        from.elapsed_us(to)
+    }
+
+    fn trace(
+        &mut self,
+        id: ExeId,
+        step: Step,
+        visit: &mut dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()>,
+    ) -> Result<()> {
+        self.start(id, step)?;
+        let exe = self.exe(id)?;
+        for (at, node) in exe.plan.graph.nodes.iter().enumerate() {
+            for launch in exe.program.iter().filter(|l| l.node == at) {
+                launch.enqueue(&self.lane(exe.lane).stream, false)?;
+            }
+            let outs: Vec<HostTensor> =
+                node.outs.iter().map(|&t| self.read_tensor(exe, t)).collect::<Result<_>>()?;
+            visit(at, node, &outs)?;
+        }
+        Ok(())
+    }
+
+    fn profile(&mut self, id: ExeId, step: Step, repeats: usize) -> Result<Vec<f64>> {
+        let nodes = self.exe(id)?.plan.graph.nodes.len();
+        let events: Vec<Event> = (0..=nodes).map(|_| Event::timed()).collect::<Result<_>>()?;
+        let mut times_us = vec![Vec::with_capacity(repeats); nodes];
+        for _ in 0..repeats.max(1) {
+            self.start(id, step)?;
+            let exe = self.exe(id)?;
+            let stream = &self.lane(exe.lane).stream;
+            for at in 0..nodes {
+                events[at].record(stream)?;
+                for launch in exe.program.iter().filter(|l| l.node == at) {
+                    launch.enqueue(stream, false)?;
+                }
+            }
+            events[nodes].record(stream)?;
+            stream.sync()?;
+            for (at, times) in times_us.iter_mut().enumerate() {
+                times.push(events[at].elapsed_us(&events[at + 1])?);
+            }
+        }
+        Ok(times_us.into_iter().map(median).collect())
+    }
+
+    fn time(&mut self, id: ExeId, step: Step, warmup: usize, repeats: usize) -> Result<Vec<f64>> {
+        let (start, end) = (Event::timed()?, Event::timed()?);
+        let mut times_us = Vec::with_capacity(repeats);
+        for i in 0..warmup.max(2) + repeats {
+            let lane = self.exe(id)?.lane;
+            start.record(&self.lane(lane).stream)?;
+            self.run(id, step)?;
+            end.record(&self.lane(lane).stream)?;
+            end.sync()?;
+            if i >= warmup.max(2) {
+                times_us.push(start.elapsed_us(&end)?);
+            }
+        }
+        Ok(times_us)
+    }
+
+    fn set_capture(&mut self, on: bool) {
+        self.capture = on;
+    }
+
+    fn set_poison(&mut self, on: bool) {
+        self.poison = on;
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.lanes.iter().try_for_each(|l| l.stream.sync())
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let sum = |it: &mut dyn Iterator<Item = usize>| it.map(|b| b as u64).sum::<u64>();
+        MemoryUse {
+            weights: sum(&mut self.weights.values().map(|b| b.bytes)),
+            states: sum(&mut self.states.iter().flatten().map(|(_, b)| b.bytes)),
+            arenas: sum(&mut self.lanes.iter().filter_map(|l| l.arena.as_ref()).map(|b| b.bytes)),
+            peak: self.meter.peak_bytes(),
+        }
+    }
+}
+
+fn median(mut xs: Vec<f64>) -> f64 {
+    xs.sort_by(f64::total_cmp);
+    xs.get(xs.len() / 2).copied().unwrap_or(0.0)
+}

@@ -1,0 +1,180 @@
+//! Device buffers and pinned host buffers, freed when dropped.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use cudarc::driver::{result, sys};
+
+use super::driver::check;
+use super::launch::DevicePtr;
+use super::stream::Stream;
+use crate::core::Result;
+
+/// Bytes taken now and at most, shared by all buffers of a backend.
+#[derive(Clone, Default)]
+pub struct Meter(Rc<Cell<(u64, u64)>>);
+
+impl Meter {
+    fn add(&self, bytes: u64) {
+        let (now, peak) = self.0.get();
+        self.0.set((now + bytes, peak.max(now + bytes)));
+    }
+
+    fn sub(&self, bytes: u64) {
+        let (now, peak) = self.0.get();
+        self.0.set((now.saturating_sub(bytes), peak));
+    }
+
+    pub fn peak_bytes(&self) -> u64 {
+        self.0.get().1
+    }
+}
+
+/// Memory of the device.
+pub struct DeviceBuffer {
+    pub ptr: DevicePtr,
+    pub bytes: usize,
+    meter: Meter,
+}
+
+impl DeviceBuffer {
+    /// `bytes` of uninitialised memory, for `what`.
+    pub fn new(bytes: usize, what: &str, meter: &Meter) -> Result<DeviceBuffer> {
+        let bytes = bytes.max(256);
+        // SAFETY: the buffer owns what it gets; nobody reads it before it is written.
+        let ptr = unsafe { result::malloc_sync(bytes) }.map_err(|_| {
+            let (free, total) = result::mem_get_info().unwrap_or((0, 0));
+            crate::core::Error::runtime(format!(
+                "out of device memory: {what} needs {:.2} GB, {:.2} of {:.2} GB are free",
+                bytes as f64 / 1e9,
+                free as f64 / 1e9,
+                total as f64 / 1e9
+            ))
+        })?;
+        meter.add(bytes as u64);
+        Ok(DeviceBuffer { ptr: DevicePtr(ptr), bytes, meter: meter.clone() })
+    }
+
+    /// Fills the whole buffer with one byte; 0xff makes every float NaN.
+    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<()> {
+        self.fill_range(0, self.bytes, byte, stream)
+    }
+
+    /// Fills `bytes` bytes from `offset` on.
+    pub fn fill_range(&self, offset: usize, bytes: usize, byte: u8, stream: &Stream) -> Result<()> {
+        if offset + bytes > self.bytes {
+            crate::bail_runtime!("{bytes} bytes at {offset} of a buffer of {}", self.bytes);
+        }
+        // SAFETY: the range lies in this buffer.
+        let done = unsafe { result::memset_d8_async(self.ptr.offset(offset).0, byte, bytes, stream.raw()) };
+        check(done, || "filling device memory".into())
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in new(), freed once. cuMemFree waits for work that uses it.
+        let _ = unsafe { result::free_sync(self.ptr.0) };
+        self.meter.sub(self.bytes as u64);
+    }
+}
+
+/// Page-locked host memory: the copy engines read and write it while threads go on.
+pub struct PinnedBuffer {
+    ptr: *mut u8,
+    len: usize,
+}
+
+// SAFETY: plain memory with one owner; the raw pointer is what keeps it from being Send by itself.
+unsafe impl Send for PinnedBuffer {}
+
+impl PinnedBuffer {
+    pub fn new(bytes: usize) -> Result<PinnedBuffer> {
+        let bytes = bytes.max(64);
+        // SAFETY: the buffer owns what it gets.
+        let ptr = check(unsafe { result::malloc_host(bytes, 0) }, || {
+            format!("pinning {bytes} bytes of host memory")
+        })?;
+        let ptr = ptr.cast::<u8>();
+        // SAFETY: `bytes` were just allocated; zeroing makes them initialised for slices.
+        unsafe { std::ptr::write_bytes(ptr, 0, bytes) };
+        Ok(PinnedBuffer { ptr, len: bytes })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: allocated and initialised in new(), owned by self.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+    }
+}
+
+impl Drop for PinnedBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in new(), freed once.
+        let _ = unsafe { result::free_host(self.ptr.cast()) };
+    }
+}
+
+/// Enqueues `dst[..src.len()] = src`.
+///
+/// # Safety
+/// `dst` has room; `src` stays as it is until the copy is done (pageable memory is staged before the call returns).
+pub unsafe fn copy_in(dst: DevicePtr, src: &[u8], stream: &Stream) -> Result<()> {
+    // SAFETY: the caller's promise.
+    check(unsafe { result::memcpy_htod_async(dst.0, src, stream.raw()) }, || {
+        format!("copying {} bytes in", src.len())
+    })
+}
+
+/// Enqueues `dst = src[..dst.len()]`.
+///
+/// # Safety
+/// `src` is valid for `dst.len()` bytes; nobody touches `dst` until the copy is done.
+pub unsafe fn copy_out(dst: &mut [u8], src: DevicePtr, stream: &Stream) -> Result<()> {
+    let n = dst.len();
+    // SAFETY: the caller's promise.
+    check(unsafe { result::memcpy_dtoh_async(dst, src.0, stream.raw()) }, || format!("copying {n} bytes out"))
+}
+
+/// Enqueues a copy within the device.
+///
+/// # Safety
+/// Both ranges are valid and do not overlap.
+pub unsafe fn copy_within(dst: DevicePtr, src: DevicePtr, bytes: usize, stream: &Stream) -> Result<()> {
+    // SAFETY: the caller's promise.
+    check(unsafe { result::memcpy_dtod_async(dst.0, src.0, bytes, stream.raw()) }, || {
+        format!("copying {bytes} bytes within the device")
+    })
+}
+
+/// Enqueues a copy of `rows` runs of `width` bytes, packed on the host, `pitch` bytes apart on the device.
+///
+/// # Safety
+/// As [`copy_in`], for the strided range.
+pub unsafe fn copy_in_2d(
+    dst: DevicePtr,
+    pitch: usize,
+    src: &[u8],
+    width: usize,
+    rows: usize,
+    stream: &Stream,
+) -> Result<()> {
+    debug_assert!(src.len() >= width * rows && pitch >= width);
+    // SAFETY: an all-zero descriptor is valid: null handles, zero offsets.
+    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
+    copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+    copy.srcHost = src.as_ptr().cast();
+    copy.srcPitch = width;
+    copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+    copy.dstDevice = dst.0;
+    copy.dstPitch = pitch;
+    copy.WidthInBytes = width;
+    copy.Height = rows;
+    // SAFETY: the caller's promise.
+    let done = unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) };
+    check(done.result(), || format!("copying {rows} rows of {width} bytes in"))
+}

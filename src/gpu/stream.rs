@@ -1,0 +1,120 @@
+//! Streams, events, and graphs captured from a stream.
+
+use cudarc::driver::{result, sys};
+
+use super::driver::check;
+use crate::core::Result;
+
+/// A queue of work, independent of the legacy default stream.
+pub struct Stream(sys::CUstream);
+
+impl Stream {
+    pub fn new() -> Result<Stream> {
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        Ok(Stream(check(stream, || "creating a stream".into())?))
+    }
+
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.0
+    }
+
+    /// Waits until everything enqueued is done.
+    pub fn sync(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as self.
+        check(unsafe { result::stream::synchronize(self.0) }, || "running on the GPU".into())
+    }
+
+    /// Later work on this stream starts after `event`.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both live.
+        check(unsafe { result::stream::wait_event(self.0, event.0, flags) }, || "joining streams".into())
+    }
+
+    /// Records what `enqueue` puts on this stream instead of running it.
+    pub fn capture(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Captured> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives and is not capturing: captures do not nest.
+        check(unsafe { result::stream::begin_capture(self.0, mode) }, || "beginning a capture".into())?;
+        let enqueued = enqueue();
+        // SAFETY: begun above; ended also when enqueueing failed, or the stream would stay unusable.
+        let graph = check(unsafe { result::stream::end_capture(self.0) }, || "ending a capture".into());
+        enqueued?;
+        let graph = graph?;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: `graph` was just captured; instantiation copies what it needs.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };
+        // SAFETY: nobody else holds the graph.
+        let _ = unsafe { result::graph::destroy(graph) };
+        check(made.result(), || "instantiating a captured graph".into())?;
+        Ok(Captured(exec))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: created in new(), destroyed once; the driver finishes enqueued work first.
+        let _ = unsafe { result::stream::destroy(self.0) };
+    }
+}
+
+/// A captured sequence of launches, replayed in one call.
+pub struct Captured(sys::CUgraphExec);
+
+impl Captured {
+    pub fn launch(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both live; every address that the graph holds belongs to buffers that outlive it.
+        check(unsafe { result::graph::launch(self.0, stream.0) }, || "replaying a graph".into())
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        // SAFETY: instantiated in capture(), destroyed once.
+        let _ = unsafe { result::graph::exec_destroy(self.0) };
+    }
+}
+
+/// A point in a stream.
+pub struct Event(sys::CUevent);
+
+impl Event {
+    /// With time stamps, for measuring.
+    pub fn timed() -> Result<Event> {
+        Event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// For ordering only, which is cheaper.
+    pub fn untimed() -> Result<Event> {
+        Event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn create(flags: sys::CUevent_flags) -> Result<Event> {
+        Ok(Event(check(result::event::create(flags), || "creating an event".into())?))
+    }
+
+    pub fn record(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both live.
+        check(unsafe { result::event::record(self.0, stream.0) }, || "recording an event".into())
+    }
+
+    /// Waits until the stream has reached the event.
+    pub fn sync(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        check(unsafe { result::event::synchronize(self.0) }, || "running on the GPU".into())
+    }
+
+    /// Microseconds from `self` to `later`; both were recorded with time stamps and reached.
+    pub fn elapsed_us(&self, later: &Event) -> Result<f64> {
+        // SAFETY: both live.
+        let ms = check(unsafe { result::event::elapsed(self.0, later.0) }, || "reading events".into())?;
+        Ok(f64::from(ms) * 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created in create(), destroyed once.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}

@@ -6,6 +6,8 @@ pub mod cpu;
 pub mod gpu;
 pub mod graph;
 pub mod media;
+pub mod models;
 pub mod ops;
 pub mod plan;
 pub mod text;
+pub mod weights;

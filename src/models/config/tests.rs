@@ -1,0 +1,202 @@
+use super::*;
+
+fn tiny() -> Value {
+    serde_json::from_str(include_str!("../../../tests/fixtures/tiny.json")).unwrap()
+}
+
+fn parse(json: &Value) -> Result<ModelConfig> {
+    ModelConfig::from_json(&json.to_string(), "config.json")
+}
+
+fn message(change: impl FnOnce(&mut Value)) -> String {
+    let mut json = tiny();
+    change(&mut json);
+    parse(&json).unwrap_err().to_string()
+}
+
+#[test]
+fn the_tiny_config() {
+    let c = parse(&tiny()).unwrap();
+    let t = &c.text;
+    assert_eq!((t.vocab_size, t.hidden_size, t.head_dim, t.num_key_value_heads), (515, 896, 128, 1));
+    assert_eq!((t.rms_norm_eps, t.rope_theta, t.tie_word_embeddings), (1e-6, 1e6, false));
+    assert_eq!((c.dtype, c.seed, c.tokenizer_model_max_length), (DType::BF16, 0, None));
+    let v = c.vision.as_ref().unwrap();
+    assert_eq!((v.hidden_size, v.image_size, v.patch_size, v.num_hidden_layers), (128, 56, 14, 2));
+    let a = c.audio.as_ref().unwrap();
+    assert_eq!((a.input_dim, a.chunk_size, a.left_chunks, a.adapter_kernel_size), (80, -1, -1, 5));
+    assert_eq!(a.prompt_rows, 0);
+    assert_eq!((c.context(None).unwrap(), c.context(Some(17)).unwrap()), (8192, 17));
+    assert_eq!(
+        c.context(Some(40000)).unwrap_err().to_string(),
+        "context: expected 1 to 32768 (max_position_embeddings), found 40000"
+    );
+
+    let chunked = include_str!("../../../tests/fixtures/tiny-chunked.json");
+    let a = ModelConfig::from_json(chunked, "tiny-chunked.json").unwrap().audio.unwrap();
+    assert_eq!((a.chunk_size, a.left_chunks), (4, 2));
+}
+
+/// The whole VITA-1.5 has the sizes that its authors give.
+#[test]
+fn parameters_of_the_public_model() {
+    let mut json = tiny();
+    let set = |json: &mut Value, fields: Value| {
+        json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    };
+    set(
+        &mut json,
+        serde_json::json!({
+            "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4, "mm_hidden_size": 4096,
+            "tokenizer_model_max_length": 6200
+        }),
+    );
+    let encoder = serde_json::json!({
+        "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 24
+    });
+    set(&mut json["vision_config"], encoder.clone());
+    set(&mut json["audio_config"], encoder);
+    json["vision_config"]["image_size"] = 448.into();
+    let c = parse(&json).unwrap();
+    assert_eq!(c.context(None).unwrap(), 6200);
+    let all = expected_tensors(&c);
+    let params = |part| -> usize {
+        all.iter().filter(|t| t.part == part).map(|t| t.shape.iter().product::<usize>()).sum()
+    };
+    assert_eq!(params(ModelPart::Text), 7_615_616_512); // Qwen2.5-7B
+    let millions = |parts: &[ModelPart]| {
+        let all: usize = parts.iter().map(|&p| params(p)).sum();
+        (all as f64 / 1e6).round() as usize
+    };
+    assert_eq!(millions(&[ModelPart::Vision]), 304);
+    assert_eq!(millions(&[ModelPart::Projector]), 28);
+    assert_eq!(millions(&[ModelPart::AudioEncoder]), 358);
+    assert_eq!(millions(&[ModelPart::AudioEncoder, ModelPart::AudioAdapter]), 376);
+}
+
+#[test]
+fn nested_and_plain_layouts() {
+    let flat = tiny();
+    let mut nested = serde_json::json!({ "model_type": "qwen2_multimodal", "dtype": "bfloat16" });
+    let mut text = flat.as_object().unwrap().clone();
+    text.insert("model_type".into(), "qwen2".into());
+    for key in ["vision_config", "audio_config"] {
+        nested[key] = text.remove(key).unwrap();
+        nested[key]["model_type"] = "of its own".into();
+    }
+    nested["text_config"] = text.into();
+    assert_eq!(parse(&nested).unwrap(), parse(&flat).unwrap());
+
+    let mut plain = flat.clone();
+    plain["model_type"] = "qwen2".into();
+    plain["torch_dtype"] = "float16".into();
+    plain["rope_scaling"] = Value::Null;
+    let c = parse(&plain).unwrap();
+    assert_eq!((c.vision, c.audio, c.dtype), (None, None, DType::F16));
+}
+
+#[test]
+fn shapes_fill_what_the_config_leaves_out() {
+    let mut json = tiny();
+    let want = parse(&json).unwrap();
+    let stored = expected_tensors(&want);
+    for key in ["vision_config", "audio_config", "vocab_size"] {
+        json.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(
+        parse(&json).unwrap_err().to_string(),
+        "config.json: vocab_size: expected a whole number above 0, found none"
+    );
+    let shapes = |name: &str| stored.iter().find(|t| t.name == name).map(|t| t.shape.clone());
+    let c = ModelConfig::from_value(&json, "config.json", Hints { shapes: &shapes, ..Hints::NONE }).unwrap();
+    assert_eq!(c, want);
+
+    // Without the statistics of the filterbank, which a file beside the checkpoint may hold.
+    let fewer = |name: &str| shapes(name).filter(|_| !name.contains("global_cmvn"));
+    let c = ModelConfig::from_value(&json, "config.json", Hints { shapes: &fewer, ..Hints::NONE }).unwrap();
+    assert_eq!(c, want);
+
+    // The matrix is longer or shorter than the config says.
+    json["vocab_size"] = 600.into();
+    let c = ModelConfig::from_value(&json, "config.json", Hints { shapes: &shapes, ..Hints::NONE }).unwrap();
+    assert_eq!(c.text.vocab_size, 515);
+}
+
+#[test]
+fn an_encoder_that_nothing_describes_is_an_error() {
+    let mut json = tiny();
+    json.as_object_mut().unwrap().remove("vision_config");
+    assert_eq!(parse(&json).unwrap().vision, None);
+    json["mm_vision_tower"] = "OpenGVLab/InternViT-300M-448px".into();
+    assert_eq!(
+        parse(&json).unwrap_err().to_string(),
+        "config.json: vision_config (or tensor shapes): hidden_size: expected a whole number above 0, found none"
+    );
+}
+
+#[test]
+fn senseless_fields_are_named() {
+    let cases: [(&str, Value, &str); 11] = [
+        (
+            "model_type",
+            "llama".into(),
+            "config.json: model_type: expected \"vita-Qwen2\" or \"qwen2\", found \"llama\"",
+        ),
+        (
+            "num_attention_heads",
+            0.into(),
+            "config.json: num_attention_heads: expected a whole number from 1 to 16777216, found 0",
+        ),
+        (
+            "num_attention_heads",
+            5.into(),
+            "config.json: num_attention_heads: expected a divisor of hidden_size 896, found 5",
+        ),
+        (
+            "num_key_value_heads",
+            2.into(),
+            "config.json: num_key_value_heads: expected a divisor of num_attention_heads 7, found 2",
+        ),
+        (
+            "num_attention_heads",
+            28.into(),
+            "config.json: head_dim: expected 64 or 128, found 32 (hidden_size 896, 28 heads)",
+        ),
+        (
+            "intermediate_size",
+            (-3).into(),
+            "config.json: intermediate_size: expected a whole number from 1 to 16777216, found -3",
+        ),
+        ("rope_theta", "big".into(), "config.json: rope_theta: expected a number above 0, found \"big\""),
+        ("dtype", "int8".into(), "config.json: dtype: expected bfloat16, float16 or float32, found \"int8\""),
+        (
+            "rope_scaling",
+            serde_json::json!({ "type": "yarn", "factor": 4.0 }),
+            "config.json: rope_scaling.rope_type: expected \"default\", found \"yarn\", which is not supported",
+        ),
+        (
+            "mm_hidden_size",
+            4096.into(),
+            "config.json: mm_hidden_size: expected 512, four patches of 128; found 4096",
+        ),
+        ("rms_norm_eps", 0.into(), "config.json: rms_norm_eps: expected a number above 0, found 0"),
+    ];
+    for (key, value, want) in cases {
+        assert_eq!(message(|json| json[key] = value), want);
+    }
+    let missing = message(|json| drop(json.as_object_mut().unwrap().remove("hidden_size")));
+    assert_eq!(missing, "config.json: hidden_size: expected a whole number above 0, found none");
+    assert_eq!(
+        message(|json| json["vision_config"]["num_attention_heads"] = 3.into()),
+        "config.json: vision_config.num_attention_heads: expected heads of 64 that make up hidden_size 128, found 3"
+    );
+    assert_eq!(
+        message(|json| json["vision_config"]["image_size"] = 42.into()),
+        "config.json: vision_config.image_size: expected a multiple of twice patch_size 14, found 42"
+    );
+    assert!(parse(&Value::Null).unwrap_err().to_string().contains("expected a JSON object"));
+    let broken = ModelConfig::from_json("{", "config.json").unwrap_err();
+    assert!(broken.to_string().starts_with("config.json: not readable as JSON: "));
+    assert_eq!(broken.exit_code(), 2);
+}

@@ -1,0 +1,3 @@
+//! The models, written in primitive ops, and their configurations.
+
+pub mod config;

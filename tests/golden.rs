@@ -90,15 +90,16 @@ fn a_mixed_question_streams_what_it_returns() {
     assert_eq!(answer.tokens.len(), 24);
     // 80x60 at 56 px: a 4x3 grid and a thumbnail, 4 rows each; one second of sound: 12 rows.
     assert!(answer.prompt_rows > 13 * 4 + 12, "{}", answer.prompt_rows);
-    assert!(answer.timings.vision_ms > 0.0 && answer.timings.audio_ms > 0.0 && answer.timings.prefill_ms > 0.0);
+    assert!(
+        answer.timings.vision_ms > 0.0 && answer.timings.audio_ms > 0.0 && answer.timings.prefill_ms > 0.0
+    );
 }
 
 #[test]
 fn the_same_seed_gives_the_same_tokens_and_another_seed_others() {
     let mut engine = engine(&cpu());
     let mut ask = |seed| {
-        let sampling =
-            Sampling { temperature: 1.5, top_k: 50, top_p: 0.95, repetition_penalty: 1.1, seed };
+        let sampling = Sampling { temperature: 1.5, top_k: 50, top_p: 0.95, repetition_penalty: 1.1, seed };
         let options = GenerateOptions { max_new_tokens: 16, sampling, ..GenerateOptions::default() };
         engine.session(None).unwrap().ask(&mixed(), &options, &mut |_| true).unwrap().tokens
     };

@@ -17,7 +17,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("models", &["core", "ops", "graph", "weights"]),
     ("fuse", &["core", "ops", "graph"]),
     ("exec", &["core", "weights", "cpu", "gpu", "ops", "graph", "plan"]),
-    ("engine", &["core", "weights", "models", "fuse", "plan", "exec", "graph", "media", "text", "ops", "gpu"]),
+    (
+        "engine",
+        &["core", "weights", "models", "fuse", "plan", "exec", "graph", "media", "text", "ops", "gpu"],
+    ),
 ];
 
 fn root() -> PathBuf {

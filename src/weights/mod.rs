@@ -1,8 +1,6 @@
 //! Checkpoint tensors and how weights are made of them: mapped files, synthetic values, recipes carried out.
 
 pub mod convert;
-mod inspect;
-mod open;
 mod overlay;
 mod pack;
 mod safetensors;
@@ -11,8 +9,6 @@ mod source;
 mod synth;
 mod write;
 
-pub use inspect::{Mismatch, PartReport, Report, Unexpected, inspect};
-pub use open::{Opened, SYNTHETIC, open_model, open_unchecked, synthetic, write_synthetic};
 pub use overlay::Overlay;
 pub use pack::{Packer, check_parts, host_weight, pack};
 pub use safetensors::Safetensors;

@@ -2,16 +2,18 @@
 //! a synthetic model. What it leaves out comes from the encoders' own configs, or from the shapes of the tensors.
 
 mod fields;
+mod inspect;
+mod open;
 mod shapes;
 mod tensors;
-#[cfg(test)]
-mod tests;
 
 use serde_json::{Map, Value};
 
 use crate::core::{DType, Error, Result};
 use crate::{bail_input, ensure_input};
 use fields::Section;
+pub use inspect::{Mismatch, PartReport, Report, Unexpected, inspect};
+pub use open::{Opened, SYNTHETIC, open_model, open_unchecked, synthetic, write_synthetic};
 pub use tensors::{Expected, ModelPart, expected_tensors};
 
 /// `model_type` of the checkpoints that load.
@@ -298,3 +300,6 @@ fn prompt_rows(top: &Map<String, Value>, place: &str, shapes: Shapes<'_>) -> Res
         false => Ok(0),
     }
 }
+
+#[cfg(test)]
+mod tests;

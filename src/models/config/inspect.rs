@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{NonFinite, Source, first_non_finite};
+use super::{Expected, ModelConfig, ModelPart, expected_tensors};
 use crate::core::{Error, Result};
-use crate::models::config::{Expected, ModelConfig, ModelPart, expected_tensors};
+use crate::weights::{NonFinite, Source, first_non_finite};
 
 /// A checkpoint in numbers. Serialises as the `--json` of `vivace inspect`.
 #[derive(Clone, PartialEq, Debug, Serialize)]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Info, Safetensors, Source, SynthSource, inspect, write_checkpoint};
+use super::{Hints, ModelConfig, expected_tensors, inspect};
 use crate::core::{Error, Result};
-use crate::models::config::{Hints, ModelConfig, expected_tensors};
+use crate::weights::{Info, Safetensors, Source, SynthSource, write_checkpoint};
 
 /// A model that can be loaded.
 pub struct Opened {

@@ -2,6 +2,9 @@
 
 pub mod core;
 pub mod cpu;
+pub mod engine;
+pub mod exec;
+pub mod fuse;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod graph;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use vivace::engine::verify::{Report, verify};
 use vivace::engine::{DeviceChoice, Engine, Event, GenerateOptions, Options, Question, Sampling};
 use vivace::fuse::Fusion;
-use vivace::media::{Picture, Sound};
+use vivace::media::audio::Sound;
+use vivace::media::image::Picture;
 
 fn root() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"))

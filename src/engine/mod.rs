@@ -27,11 +27,12 @@ use crate::core::{DType, Result};
 use crate::exec::Backend;
 use crate::exec::cpu::Cpu;
 use crate::fuse::Fusion;
-use crate::media::{Picture, Sound};
+use crate::media::audio::Sound;
+use crate::media::image::Picture;
 use crate::models::Types;
+use crate::models::config::{Opened, open_model};
 use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
-use crate::weights::open_model;
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
 pub use session::Session;
@@ -240,7 +241,7 @@ impl Engine {
 
 /// Chooses the device, checks that it has room, loads.
 pub(crate) fn open_on(
-    opened: crate::weights::Opened,
+    opened: Opened,
     sizes: TextSizes,
     options: &Options,
     observe: bool,

@@ -6,7 +6,10 @@ use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result};
 use crate::exec::{Lane, Ticket};
-use crate::media::{Fbank, FbankOptions, Sound, TileOptions, Tiles, log_mel, tile, video};
+use crate::media::audio::Sound;
+use crate::media::fbank::{Fbank, FbankOptions, log_mel};
+use crate::media::tiles::{TileOptions, Tiles, tile};
+use crate::media::video;
 use crate::models::qwen2::{Head, state};
 use crate::text::{Dialogue, Piece, State, StopStrings, Utf8Stream};
 

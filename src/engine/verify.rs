@@ -14,7 +14,8 @@ use crate::core::{DType, Error, HostData, HostTensor, Result};
 use crate::exec::cpu::Cpu;
 use crate::models::Types;
 use crate::models::qwen2::{Head, TextSizes, state};
-use crate::weights::{Opened, Safetensors, Source, open_model, test_input};
+use crate::models::config::{Opened, open_model};
+use crate::weights::{Safetensors, Source, test_input};
 
 /// Relative error ‖a-b‖/‖b‖ that an f32 device may show.
 pub const MAX_REL_F32: f64 = 1e-4;

@@ -10,6 +10,7 @@ use crate::core::{Error, Result};
 use crate::weights::{Info, Safetensors, Source, SynthSource, write_checkpoint};
 
 /// A model that can be loaded.
+#[derive(Clone)]
 pub struct Opened {
     pub config: ModelConfig,
     pub source: Arc<dyn Source>,

@@ -29,7 +29,6 @@ use crate::exec::cpu::Cpu;
 use crate::fuse::Fusion;
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
-use crate::models::Types;
 use crate::models::config::{Opened, open_model};
 use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
@@ -250,18 +249,17 @@ pub(crate) fn open_on(
     let mut backend = open_backend(options.device)?;
     backend.set_capture(!options.no_capture);
     backend.set_poison(options.poison);
-    let stored = opened.config.dtype;
-    let act = match (backend.asynchronous(), stored) {
+    // Stored weights are widened on the CPU as they are read; a GPU computes in 16 bits.
+    let dtype = match (backend.asynchronous(), opened.config.dtype) {
         (false, _) => DType::F32,
         (true, DType::F32) => DType::BF16,
         (true, half) => half,
     };
-    let weight = if backend.asynchronous() { act } else { stored };
     let parts = ModelParts {
         cfg: opened.config,
         source: opened.source,
         backend,
-        types: Types { act, weight },
+        dtype,
         sizes,
         fusion: options.fusion.clone(),
         observe,

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use super::graphs::{EncoderIo, Graphs, TextIo};
-use crate::core::{Desc, HostData, Recipe, Result, Step};
+use crate::core::{DType, Desc, HostData, Recipe, Result, Step};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
 use crate::models::config::ModelConfig;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
-use crate::models::{Types, intern_vit, whale};
+use crate::models::{intern_vit, whale};
 use crate::weights::Source;
 
 /// Ids with this bit are rows of the media state.
@@ -25,7 +25,8 @@ const POSITIONS_AT_FIRST: usize = 1024;
 pub struct Model {
     pub cfg: ModelConfig,
     pub sizes: TextSizes,
-    pub types: Types,
+    /// Element type of activations, states and weights.
+    pub dtype: DType,
     pub(super) backend: Box<dyn Backend>,
     source: Arc<dyn Source>,
     fusion: Fusion,
@@ -44,7 +45,7 @@ pub struct ModelParts {
     pub cfg: ModelConfig,
     pub source: Arc<dyn Source>,
     pub backend: Box<dyn Backend>,
-    pub types: Types,
+    pub dtype: DType,
     pub sizes: TextSizes,
     pub fusion: Fusion,
     pub observe: bool,
@@ -53,11 +54,11 @@ pub struct ModelParts {
 impl Model {
     /// Loads every weight that any graph of the model wants, and creates its states.
     pub fn load(parts: ModelParts, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
-        let ModelParts { cfg, source, backend, types, sizes, fusion, observe } = parts;
+        let ModelParts { cfg, source, backend, dtype, sizes, fusion, observe } = parts;
         let mut model = Model {
             cfg,
             sizes,
-            types,
+            dtype,
             backend,
             source,
             fusion,
@@ -71,7 +72,7 @@ impl Model {
         };
         let recipes = model.recipes()?;
         let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
-        let text = qwen2::build(&model.cfg.text, &model.sizes, model.types, key)?.graph;
+        let text = qwen2::build(&model.cfg.text, &model.sizes, model.dtype, key)?.graph;
         let weights: u64 = recipes.iter().map(Recipe::bytes).sum();
         let states: u64 = text.states.iter().map(Desc::bytes).sum();
         model.backend.require(weights, states)?;
@@ -96,15 +97,15 @@ impl Model {
         };
         let key = |ids, head| TextKey { rows: 1, kv_bucket: 1, ids, head };
         let cfg = &self.cfg;
-        add(qwen2::build(&cfg.text, &self.sizes, self.types, key(Ids::Host, Head::All))?.graph)?;
+        add(qwen2::build(&cfg.text, &self.sizes, self.dtype, key(Ids::Host, Head::All))?.graph)?;
         if let Some(vision) = &cfg.vision {
-            add(intern_vit::build(vision, &cfg.text, self.types, 1)?.graph)?;
+            add(intern_vit::build(vision, &cfg.text, self.dtype, 1)?.graph)?;
         }
         if let Some(audio) = &cfg.audio {
-            add(whale::build(audio, &cfg.text, self.types, 64, 64)?.graph)?;
-            add(whale::position_tables(audio, self.types, 64)?)?;
+            add(whale::build(audio, &cfg.text, self.dtype, 64, 64)?.graph)?;
+            add(whale::position_tables(audio, self.dtype, 64)?)?;
             if audio.prompt_rows > 0 {
-                add(whale::prompt_rows(&cfg.text, self.types, audio.prompt_rows)?.0)?;
+                add(whale::prompt_rows(&cfg.text, self.dtype, audio.prompt_rows)?.0)?;
             }
         }
         Ok(all)
@@ -138,9 +139,9 @@ impl Model {
         head: Head,
     ) -> Result<(ExeId, TextIo)> {
         let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
-        let (cfg, sizes, types) = (&self.cfg.text, &self.sizes, self.types);
+        let (cfg, sizes, dtype) = (&self.cfg.text, &self.sizes, self.dtype);
         self.text.get(self.backend.as_mut(), &self.fusion, &self.text_states, key, || {
-            let t = qwen2::build(cfg, sizes, types, key)?;
+            let t = qwen2::build(cfg, sizes, dtype, key)?;
             let io =
                 TextIo { ids: t.ids, embeds: t.embeds, hidden: t.hidden, logits: t.logits, token: t.token };
             Ok((t.graph, io))
@@ -192,9 +193,9 @@ impl Model {
         let Some(vision) = &self.cfg.vision else {
             crate::bail_input!("this model has no vision tower: it cannot take pictures")
         };
-        let (text, types, observe) = (&self.cfg.text, self.types, self.observe);
+        let (text, dtype, observe) = (&self.cfg.text, self.dtype, self.observe);
         self.vision.get(self.backend.as_mut(), &self.fusion, &[], tiles, || {
-            let mut v = intern_vit::build(vision, text, types, tiles)?;
+            let mut v = intern_vit::build(vision, text, dtype, tiles)?;
             let inner = vec![("last_hidden_state", v.last_hidden), ("features", v.features)];
             if observe {
                 inner.iter().for_each(|(_, t)| v.graph.output(*t));
@@ -227,11 +228,11 @@ impl Model {
             crate::bail_input!("this model has no audio encoder: it cannot take sounds");
         }
         self.reserve_positions(whale::encoder_frames(frames))?;
-        let (cfg, types, observe, cap) = (&self.cfg, self.types, self.observe, self.positions);
+        let (cfg, dtype, observe, cap) = (&self.cfg, self.dtype, self.observe, self.positions);
         let key = (frames, cap);
         self.audio.get(self.backend.as_mut(), &self.fusion, &self.position_states, key, || {
             let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
-            let mut a = whale::build(audio, &cfg.text, types, frames, cap)?;
+            let mut a = whale::build(audio, &cfg.text, dtype, frames, cap)?;
             let inner = vec![("subsampled", a.subsampled), ("encoder", a.encoded)];
             if observe {
                 inner.iter().for_each(|(_, t)| a.graph.output(*t));
@@ -245,7 +246,7 @@ impl Model {
         let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
         let media = self.text_states[state::MEDIA];
         if prompt > 0 {
-            let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.types, prompt)?;
+            let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
             let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
             let exe = self.backend.prepare(Lane::Audio, p, &[])?;
             self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
@@ -270,7 +271,7 @@ impl Model {
         self.backend.sync()?;
         self.audio.clear(self.backend.as_mut());
         self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
-        let g = fuse(whale::position_tables(audio, self.types, cap)?, &self.fusion)?;
+        let g = fuse(whale::position_tables(audio, self.dtype, cap)?, &self.fusion)?;
         self.position_states = create_states(self.backend.as_mut(), &g)?;
         let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
         let exe = self.backend.prepare(Lane::Audio, p, &self.position_states)?;

@@ -12,9 +12,8 @@ use super::model::{MEDIA_BIT, Model};
 use super::{Options, open_on};
 use crate::core::{DType, Error, HostData, HostTensor, Result};
 use crate::exec::cpu::Cpu;
-use crate::models::Types;
-use crate::models::qwen2::{Head, TextSizes, state};
 use crate::models::config::{Opened, open_model};
+use crate::models::qwen2::{Head, TextSizes, state};
 use crate::weights::{Safetensors, Source, test_input};
 
 /// Relative error ‖a-b‖/‖b‖ that an f32 device may show.
@@ -79,11 +78,11 @@ pub fn verify(config: &Path, golden: &Path, options: &Options, max_rel: Option<f
     let sizes = sizes(&opened, &cases.cases)?;
 
     let mut model = open_on(opened.clone(), sizes, options, true, &mut |_, _| {})?;
-    let exact = model.types.act == DType::F32;
+    let exact = model.dtype == DType::F32;
     let measured = measure(&mut model, &cases, &golden)?;
     let yardstick = match (exact, max_rel) {
         (false, None) => {
-            Some(measure(&mut rounded_cpu(opened, sizes, options, model.types.act)?, &cases, &golden)?)
+            Some(measure(&mut rounded_cpu(opened, sizes, options, model.dtype)?, &cases, &golden)?)
         }
         _ => None,
     };
@@ -105,10 +104,10 @@ pub fn verify(config: &Path, golden: &Path, options: &Options, max_rel: Option<f
     Ok(report)
 }
 
-/// The CPU with every edge rounded to `act`: the yardstick of reduced precision.
-fn rounded_cpu(opened: Opened, sizes: TextSizes, options: &Options, act: DType) -> Result<Model> {
+/// The CPU with every edge rounded to `dtype`: the yardstick of reduced precision.
+fn rounded_cpu(opened: Opened, sizes: TextSizes, options: &Options, dtype: DType) -> Result<Model> {
     let parts = super::model::ModelParts {
-        types: Types { act, weight: opened.config.dtype },
+        dtype,
         cfg: opened.config,
         source: opened.source,
         backend: Box::new(Cpu::new()),
@@ -207,7 +206,7 @@ fn measure_case(model: &mut Model, seed: u64, case: &Case, golden: &Golden) -> R
     let tail = rows.saturating_sub(8);
     compare("lm.logits_tail", &prompt.logits.data.f32s()[tail * vocab..rows * vocab], vocab)?;
     let name = format!("{}.lm.argmax_all", case.name);
-    let sure = model.types.act == DType::F32;
+    let sure = model.dtype == DType::F32;
     tensors.extend(golden.compare_ids(&name, &prompt.tokens.data.u32s()[..rows], sure)?);
 
     let golden_tokens = golden.ids(&format!("{}.lm.greedy_tokens", case.name))?;

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::core::{DType, Desc};
-use crate::models::{Types, config::ModelConfig, intern_vit, qwen2, whale};
+use crate::models::{config::ModelConfig, intern_vit, qwen2, whale};
 
 /// Whether two graphs are the same up to the numbering and naming of tensors: where they differ, or nothing.
 fn difference(a: &Graph, b: &Graph) -> Option<String> {
@@ -34,18 +34,18 @@ fn difference(a: &Graph, b: &Graph) -> Option<String> {
 fn graphs() -> Vec<(&'static str, Graph)> {
     let json = include_str!("../../tests/fixtures/tiny.json");
     let cfg = ModelConfig::from_json(json, "tiny.json").unwrap();
-    let types = Types { act: DType::F32, weight: DType::BF16 };
+    let dtype = DType::BF16;
     let sizes = qwen2::TextSizes { max_seq: 64, media_rows: 8, token_limit: cfg.text.vocab_size };
     let key = |rows, ids, head| qwen2::TextKey { rows, kv_bucket: 64, ids, head };
-    let text = |key| qwen2::build(&cfg.text, &sizes, types, key).unwrap().graph;
+    let text = |key| qwen2::build(&cfg.text, &sizes, dtype, key).unwrap().graph;
     let (vision, audio) = (cfg.vision.as_ref().unwrap(), cfg.audio.as_ref().unwrap());
     vec![
         ("prefill", text(key(17, qwen2::Ids::Host, qwen2::Head::Greedy))),
         ("decode", text(key(1, qwen2::Ids::LastToken, qwen2::Head::Sample))),
         ("verify", text(key(9, qwen2::Ids::Host, qwen2::Head::All))),
-        ("vision", intern_vit::build(vision, &cfg.text, types, 3).unwrap().graph),
-        ("audio", whale::build(audio, &cfg.text, types, 137, 64).unwrap().graph),
-        ("positions", whale::position_tables(audio, types, 64).unwrap()),
+        ("vision", intern_vit::build(vision, &cfg.text, dtype, 3).unwrap().graph),
+        ("audio", whale::build(audio, &cfg.text, dtype, 137, 64).unwrap().graph),
+        ("positions", whale::position_tables(audio, dtype, 64).unwrap()),
     ]
 }
 

@@ -7,29 +7,21 @@ use crate::ops::elementwise::Add;
 use crate::ops::linear::Linear;
 use crate::ops::norm::{LayerNorm, RmsNorm};
 
-/// Element types of a model's graphs.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Types {
-    /// Activations and states: bf16 or f16 on a GPU, f32 on the CPU.
-    pub act: DType,
-    /// Weights as the backend holds them.
-    pub weight: DType,
-}
-
 /// A graph under construction.
 pub(super) struct Builder {
     pub g: Graph,
-    pub types: Types,
+    /// Of activations, states and weights: bf16 or f16 on a GPU, f32 on the CPU.
+    pub dtype: DType,
 }
 
 impl Builder {
-    pub fn new(types: Types) -> Builder {
-        Builder { g: Graph::new(), types }
+    pub fn new(dtype: DType) -> Builder {
+        Builder { g: Graph::new(), dtype }
     }
 
     /// The stored tensor `name`, as it is.
     pub fn weight(&mut self, name: &str, shape: &[usize]) -> Tensor {
-        self.g.weight(Recipe::plain(name, self.types.weight, shape))
+        self.g.weight(Recipe::plain(name, self.dtype, shape))
     }
 
     pub fn push1(&mut self, name: &str, op: impl Into<Op>, ins: &[Tensor]) -> Result<Tensor> {

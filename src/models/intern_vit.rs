@@ -1,7 +1,7 @@
 //! InternViT-300M-448px and the projector: tiles in, rows of the language model out (Chen et al. 2023;
 //! InternVisionModel, VITA's `mm_projector`).
 
-use super::builder::{Builder, Types};
+use super::builder::Builder;
 use super::config::{TextConfig, VisionConfig};
 use crate::core::{DType, Recipe, Result, Tensor};
 use crate::graph::Graph;
@@ -28,9 +28,9 @@ pub fn rows_per_tile(cfg: &VisionConfig) -> usize {
 }
 
 /// Builds the graph for `tiles` tiles.
-pub fn build(cfg: &VisionConfig, text: &TextConfig, types: Types, tiles: usize) -> Result<VisionGraph> {
+pub fn build(cfg: &VisionConfig, text: &TextConfig, dtype: DType, tiles: usize) -> Result<VisionGraph> {
     const TOWER: &str = "model.vision_tower.vision_tower";
-    let mut b = Builder::new(types);
+    let mut b = Builder::new(dtype);
     let (c, p, s) = (cfg.hidden_size, cfg.patch_size, cfg.image_size);
     let grid = s / p;
     let patches = grid * grid;
@@ -41,17 +41,13 @@ pub fn build(cfg: &VisionConfig, text: &TextConfig, types: Types, tiles: usize) 
     let pixels = b.g.input("pixel_values", DType::F32, &[tiles, 3, s, s]);
     // K = 3·14·14 = 588 is padded with zeros to a multiple of 16: whole tensor-core steps, 16-byte rows.
     let k = (3 * p * p).next_multiple_of(16);
-    let x = b.push1(&at("patches"), Patchify { patch: p, padded_cols: k, dtype: types.act }, &[pixels])?;
-    let w = b.g.weight(Recipe::padded_cols(&at("patch_embedding.weight"), types.weight, &[c, 3, p, p], k));
+    let x = b.push1(&at("patches"), Patchify { patch: p, padded_cols: k, dtype }, &[pixels])?;
+    let w = b.g.weight(Recipe::padded_cols(&at("patch_embedding.weight"), dtype, &[c, 3, p, p], k));
     let x = b.linear_with(&at("patch_embedding"), x, w, c, true)?;
-    let class = b.g.weight(Recipe::viewed(&at("class_embedding"), types.weight, &[1, 1, c], &[c]));
+    let class = b.g.weight(Recipe::viewed(&at("class_embedding"), dtype, &[1, 1, c], &[c]));
     let x = b.push1(&at("with_class"), PrependClass { tiles }, &[x, class])?;
-    let positions = b.g.weight(Recipe::viewed(
-        &at("position_embedding"),
-        types.weight,
-        &[1, patches + 1, c],
-        &[patches + 1, c],
-    ));
+    let positions =
+        b.g.weight(Recipe::viewed(&at("position_embedding"), dtype, &[1, patches + 1, c], &[patches + 1, c]));
     let mut x = b.push1(&at("embedded"), AddTable, &[x, positions])?;
 
     for n in 0..cfg.num_hidden_layers {

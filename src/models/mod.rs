@@ -5,5 +5,3 @@ pub mod config;
 pub mod intern_vit;
 pub mod qwen2;
 pub mod whale;
-
-pub use builder::Types;

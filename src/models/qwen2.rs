@@ -1,7 +1,7 @@
 //! Qwen2 / Qwen2.5, the language model: pre-norm blocks of grouped-query attention and SwiGLU (Qwen2.5 technical
 //! report; `transformers` Qwen2ForCausalLM).
 
-use super::builder::{Builder, Types};
+use super::builder::Builder;
 use super::config::TextConfig;
 use crate::core::{DType, Result, Tensor};
 use crate::graph::Graph;
@@ -86,18 +86,18 @@ pub struct TextGraph {
 }
 
 /// Builds the graph of one run of T rows.
-pub fn build(cfg: &TextConfig, sizes: &TextSizes, types: Types, key: TextKey) -> Result<TextGraph> {
-    let mut b = Builder::new(types);
+pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) -> Result<TextGraph> {
+    let mut b = Builder::new(dtype);
     let (c, v) = (cfg.hidden_size, cfg.vocab_size);
     let (h, g, d) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim);
     let eps = cfg.rms_norm_eps;
 
     let token_state = b.g.state("token", DType::U32, &[1]);
-    let media = b.g.state("media", types.act, &[sizes.media_rows, c]);
+    let media = b.g.state("media", dtype, &[sizes.media_rows, c]);
     let seen = b.g.state("seen", DType::U32, &[v]);
     let sampler = b.g.state("sampler", DType::U32, &[8]);
     let kv: Vec<Tensor> = (0..cfg.num_hidden_layers)
-        .map(|n| b.g.state(&format!("kv.{n}"), types.act, &[2, g, sizes.max_seq, d]))
+        .map(|n| b.g.state(&format!("kv.{n}"), dtype, &[2, g, sizes.max_seq, d]))
         .collect();
 
     let table = b.weight("model.embed_tokens.weight", &[v, c]);

@@ -1,7 +1,7 @@
 //! Whale, the audio encoder, and its adapter: log-mel frames in, rows of the language model out (VITA's
 //! `audio_encoder`; transformer blocks as in WeNet, positions as in Transformer-XL without the relative shift).
 
-use super::builder::{Builder, Types};
+use super::builder::Builder;
 use super::config::{AudioConfig, TextConfig};
 use crate::core::{DType, Recipe, Result, Tensor};
 use crate::graph::Graph;
@@ -42,11 +42,11 @@ pub fn rows(frames: usize) -> usize {
 /// `p` depends on weights and position only. It is computed once, by this graph, into one state per layer.
 ///
 /// `cap` is the number of positions; the states are those of [`build`].
-pub fn position_tables(cfg: &AudioConfig, types: Types, cap: usize) -> Result<Graph> {
-    let mut b = Builder::new(types);
+pub fn position_tables(cfg: &AudioConfig, dtype: DType, cap: usize) -> Result<Graph> {
+    let mut b = Builder::new(dtype);
     let c = cfg.hidden_size;
     let tables = position_states(&mut b, cfg, cap);
-    let pe = b.push1("pe", SinTable { rows: cap, width: c, dtype: types.act }, &[])?;
+    let pe = b.push1("pe", SinTable { rows: cap, width: c, dtype }, &[])?;
     for (n, &table) in tables.iter().enumerate() {
         let name = format!("{ENCODER}.enc.1.encoders.{n}.self_attn.linear_pos");
         let p = b.linear(&name, pe, c, false)?;
@@ -57,7 +57,7 @@ pub fn position_tables(cfg: &AudioConfig, types: Types, cap: usize) -> Result<Gr
 
 fn position_states(b: &mut Builder, cfg: &AudioConfig, cap: usize) -> Vec<Tensor> {
     (0..cfg.num_hidden_layers)
-        .map(|n| b.g.state(&format!("audio.p.{n}"), b.types.act, &[cap, cfg.hidden_size]))
+        .map(|n| b.g.state(&format!("audio.p.{n}"), b.dtype, &[cap, cfg.hidden_size]))
         .collect()
 }
 
@@ -65,11 +65,11 @@ fn position_states(b: &mut Builder, cfg: &AudioConfig, cap: usize) -> Vec<Tensor
 pub fn build(
     cfg: &AudioConfig,
     text: &TextConfig,
-    types: Types,
+    dtype: DType,
     frames: usize,
     cap: usize,
 ) -> Result<AudioGraph> {
-    let mut b = Builder::new(types);
+    let mut b = Builder::new(dtype);
     let (c, heads) = (cfg.hidden_size, cfg.num_attention_heads);
     let d = c / heads;
     let eps = 1e-5;
@@ -78,7 +78,7 @@ pub fn build(
     let fbank = b.g.input("fbank", DType::F32, &[frames, cfg.input_dim]);
     let mean = b.weight(&format!("{ENCODER}.global_cmvn.mean"), &[cfg.input_dim]);
     let istd = b.weight(&format!("{ENCODER}.global_cmvn.istd"), &[cfg.input_dim]);
-    let x = b.push1("audio.cmvn", Cmvn { dtype: types.act }, &[fbank, mean, istd])?;
+    let x = b.push1("audio.cmvn", Cmvn { dtype }, &[fbank, mean, istd])?;
 
     let x = conv(&mut b, "conv.0", x, 1, c)?;
     let x = conv(&mut b, "conv.2", x, c, c)?;
@@ -87,7 +87,7 @@ pub fn build(
     let name = format!("{ENCODER}.enc.0.core.out.0");
     let w = Recipe::permuted_view(
         &format!("{name}.weight"),
-        types.weight,
+        dtype,
         &[c, c * bands],
         &[c, c, bands],
         &[0, 2, 1],
@@ -112,8 +112,8 @@ pub fn build(
         let q = b.linear(&at("self_attn.linear_q"), y, c, true)?;
         let k = b.linear(&at("self_attn.linear_k"), y, c, true)?;
         let v = b.linear(&at("self_attn.linear_v"), y, c, true)?;
-        let u_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_u"), types.weight, &[heads, d], &[c]));
-        let v_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_v"), types.weight, &[heads, d], &[c]));
+        let u_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_u"), dtype, &[heads, d], &[c]));
+        let v_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_v"), dtype, &[heads, d], &[c]));
         let scale = 1.0 / (d as f32).sqrt();
         let key_bias = KeyBias { heads, head_dim: d, scale };
         let keys = b.g.push(&at("self_attn.keys"), key_bias, &[k, p, u_bias, v_bias])?;
@@ -141,13 +141,8 @@ pub fn build(
 
     let taps = cfg.adapter_kernel_size;
     let name = format!("{ADAPTER}.conv1d2");
-    let w = Recipe::permuted(
-        &format!("{name}.weight"),
-        types.weight,
-        &[2 * c, c, taps],
-        &[0, 2, 1],
-        &[2 * c, taps * c],
-    );
+    let w =
+        Recipe::permuted(&format!("{name}.weight"), dtype, &[2 * c, c, taps], &[0, 2, 1], &[2 * c, taps * c]);
     let w = b.g.weight(w);
     let bias = b.weight(&format!("{name}.bias"), &[2 * c]);
     let x = b.push1(&name, Conv1d { kernel: taps, stride: 2, pad_right: taps - 1 }, &[encoded, w, bias])?;
@@ -163,7 +158,7 @@ fn conv(b: &mut Builder, which: &str, x: Tensor, from: usize, to: usize) -> Resu
     let name = format!("{ENCODER}.enc.0.core.{which}");
     let w = Recipe::permuted(
         &format!("{name}.weight"),
-        b.types.weight,
+        b.dtype,
         &[to, from, 3, 3],
         &[0, 2, 3, 1],
         &[to, 9 * from],
@@ -175,8 +170,8 @@ fn conv(b: &mut Builder, which: &str, x: Tensor, from: usize, to: usize) -> Resu
 }
 
 /// `prompt_embeddings`, a few learnt rows that some checkpoints put before a sound: `[n, hidden]`.
-pub fn prompt_rows(text: &TextConfig, types: Types, n: usize) -> Result<(Graph, Tensor, Tensor)> {
-    let mut b = Builder::new(types);
+pub fn prompt_rows(text: &TextConfig, dtype: DType, n: usize) -> Result<(Graph, Tensor, Tensor)> {
+    let mut b = Builder::new(dtype);
     let table = b.weight("model.audio_encoder.prompt_embeddings.weight", &[n, text.hidden_size]);
     let ids = b.g.input("prompt_ids", DType::U32, &[n]);
     let rows = b.push1("prompt_embeddings", crate::ops::embed::Embed, &[ids, table])?;

@@ -109,6 +109,8 @@ macro_rules! ops {
 }
 
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod checks;
 pub mod conv;
 pub mod elementwise;
 pub mod embed;

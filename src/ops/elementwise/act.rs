@@ -100,11 +100,11 @@ mod tests {
     #[test]
     fn values() {
         for (act, x, want) in [
-            (Act::Gelu, 1.0, 0.841_344_77),
+            (Act::Gelu, 1.0, 0.841_344_8),
             (Act::Gelu, -1.0, -0.158_655_26),
             (Act::Gelu, -5.0, -1.433_257_9e-6),
             (Act::Silu, 1.0, 0.731_058_6),
-            (Act::Silu, -20.0, -4.122_307_2e-8),
+            (Act::Silu, -20.0, -4.122_307e-8),
         ] {
             let got = act.apply(x);
             assert!((got / want - 1.0).abs() < 2e-7, "{act:?}({x}) = {got}, want {want}");

@@ -2,6 +2,8 @@
 
 mod act;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{DType, Desc, Result, Shape};

@@ -1,6 +1,8 @@
 //! Rows chosen by ids: token embeddings, media rows, the last rows of a run.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use super::{Case, CpuIo, Fill, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};

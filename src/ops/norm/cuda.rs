@@ -1,39 +1,185 @@
 //! Launchers of the norms.
 
-use super::RmsNorm;
+use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
 use crate::core::Result;
-use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, Kernel, Launcher};
-use crate::ops::CudaOp;
+use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
+use crate::ops::elementwise::Act;
+use crate::ops::{CudaOp, checks};
+
+/// Widest row that one warp keeps in registers, and rows per CTA then.
+const WARP_COLS: usize = 1024;
+const WARP_ROWS: usize = 8;
+/// Widest row that one CTA keeps in registers.
+const MAX_COLS: usize = 8192;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct RmsNormParams {
+struct NormParams {
     x: DevicePtr,
+    r: DevicePtr,
     w: DevicePtr,
+    b: DevicePtr,
+    h: DevicePtr,
     y: DevicePtr,
+    rows: u32,
     cols: u32,
     eps: f32,
+    act: u32,
+    scale: f32,
 }
 
 struct RmsNormKernel;
-// SAFETY: `rms_norm` in kernels/norm.cu takes one RmsNormParams by value; loading compares the sizes.
+// SAFETY: `rms_norm` in kernels/norm.cu takes one NormParams by value; loading compares the sizes.
 unsafe impl Kernel for RmsNormKernel {
     const FILE: &'static str = "norm";
     const SYMBOL: &'static str = "rms_norm";
-    type Params = RmsNormParams;
+    type Params = NormParams;
+}
+
+struct LayerNormKernel;
+// SAFETY: `layer_norm` in kernels/norm.cu takes one NormParams by value; loading compares the sizes.
+unsafe impl Kernel for LayerNormKernel {
+    const FILE: &'static str = "norm";
+    const SYMBOL: &'static str = "layer_norm";
+    type Params = NormParams;
+}
+
+struct LayerNormActKernel;
+// SAFETY: `layer_norm_act` in kernels/norm.cu takes one NormParams by value; loading compares the sizes.
+unsafe impl Kernel for LayerNormActKernel {
+    const FILE: &'static str = "norm";
+    const SYMBOL: &'static str = "layer_norm_act";
+    type Params = NormParams;
+}
+
+struct AddRmsNormKernel;
+// SAFETY: `add_rms_norm` in kernels/norm.cu takes one NormParams by value; loading compares the sizes.
+unsafe impl Kernel for AddRmsNormKernel {
+    const FILE: &'static str = "norm";
+    const SYMBOL: &'static str = "add_rms_norm";
+    type Params = NormParams;
+}
+
+struct AddLayerNormKernel;
+// SAFETY: `add_layer_norm` in kernels/norm.cu takes one NormParams by value; loading compares the sizes.
+unsafe impl Kernel for AddLayerNormKernel {
+    const FILE: &'static str = "norm";
+    const SYMBOL: &'static str = "add_layer_norm";
+    type Params = NormParams;
+}
+
+/// Warp or CTA per row: kernel variant and grid. A warp needs no barriers but holds at most [`WARP_COLS`].
+fn choose(rows: usize, cols: usize) -> (&'static str, [u32; 3]) {
+    match cols <= WARP_COLS {
+        true => ("_warp", [rows.div_ceil(WARP_ROWS) as u32, 1, 1]),
+        false => ("", [rows as u32, 1, 1]),
+    }
+}
+
+/// `tensors` are all inputs and outputs of the op, x first.
+fn launch<K: Kernel<Params = NormParams>>(
+    l: &mut Launcher<'_>,
+    op: &str,
+    tensors: &[GpuTensor<'_>],
+    p: NormParams,
+) -> Result<()> {
+    let x = &tensors[0];
+    let dtype = checks::same_t16(op, tensors)?;
+    checks::whole_vectors(op, x, MAX_COLS)?;
+    let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, ..p };
+    let (variant, grid) = choose(x.rows(), x.cols());
+    // SAFETY: infer() fixed the extents and the checks above types and width, the planner put the tensors in live
+    // memory, a warp or CTA touches one row of `cols` below `rows`.
+    unsafe { l.launch_variant::<K>(variant, dtype, Geometry::grid(grid), &p) }
+}
+
+impl Default for NormParams {
+    fn default() -> Self {
+        let null = DevicePtr::NULL;
+        NormParams {
+            x: null,
+            r: null,
+            w: null,
+            b: null,
+            h: null,
+            y: null,
+            rows: 0,
+            cols: 0,
+            eps: 0.0,
+            act: Act::None as u32,
+            scale: 1.0,
+        }
+    }
 }
 
 impl CudaOp for RmsNorm {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([x, w], [y]) = io.take()?;
-        crate::ensure_input!(
-            x.cols() % 8 == 0 && x.cols() <= 8192,
-            "{}: RmsNorm wants C % 8 == 0 and C <= 8192 on the GPU; got x {}",
-            y.name(),
-            x.desc.brief()
-        );
-        let p = RmsNormParams { x: x.ptr, w: w.ptr, y: y.ptr, cols: x.cols() as u32, eps: self.eps };
-        // SAFETY: infer() fixed the extents, the planner put them in live memory, a CTA touches one row of `cols`.
-        unsafe { l.launch::<RmsNormKernel>(x.desc.dtype, Geometry::grid([x.rows() as u32, 1, 1]), &p) }
+        let p = NormParams { x: x.ptr, w: w.ptr, y: y.ptr, eps: self.eps, ..Default::default() };
+        launch::<RmsNormKernel>(l, "RmsNorm", &[x, w, y], p)
+    }
+}
+
+impl CudaOp for LayerNorm {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, w, b], [y]) = io.take()?;
+        let p = NormParams {
+            x: x.ptr,
+            w: w.ptr,
+            b: b.ptr,
+            y: y.ptr,
+            eps: self.eps,
+            act: self.act as u32,
+            scale: self.scale,
+            ..Default::default()
+        };
+        match *self == LayerNorm::plain(self.eps) {
+            true => launch::<LayerNormKernel>(l, "LayerNorm", &[x, w, b, y], p),
+            false => launch::<LayerNormActKernel>(l, "LayerNorm", &[x, w, b, y], p),
+        }
+    }
+}
+
+impl CudaOp for AddRmsNorm {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, r, w], [h, y]) = io.take()?;
+        let p = NormParams {
+            x: x.ptr,
+            r: r.ptr,
+            w: w.ptr,
+            h: h.ptr,
+            y: y.ptr,
+            eps: self.eps,
+            ..Default::default()
+        };
+        launch::<AddRmsNormKernel>(l, "AddRmsNorm", &[x, r, w, h, y], p)
+    }
+}
+
+impl CudaOp for AddLayerNorm {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, r, w, b], [h, y]) = io.take()?;
+        let p = NormParams {
+            x: x.ptr,
+            r: r.ptr,
+            w: w.ptr,
+            b: b.ptr,
+            h: h.ptr,
+            y: y.ptr,
+            eps: self.eps,
+            ..Default::default()
+        };
+        launch::<AddLayerNormKernel>(l, "AddLayerNorm", &[x, r, w, b, h, y], p)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::choose;
+
+    #[test]
+    fn narrow_rows_share_a_cta() {
+        assert_eq!(choose(17, 1024), ("_warp", [3, 1, 1]));
+        assert_eq!(choose(17, 1032), ("", [17, 1, 1]));
     }
 }

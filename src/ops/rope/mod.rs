@@ -4,6 +4,8 @@
 //! factors rounded to f32 as the reference implementation has them, sine and cosine in full f32.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use super::{Case, CpuIo, Fill, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
@@ -60,7 +62,7 @@ impl OpDef for Rope {
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
         match ins {
-            [x] if self.head_dim % 2 == 0 && x.cols() == self.heads * self.head_dim => {
+            [x] if self.head_dim.is_multiple_of(2) && x.cols() == self.heads * self.head_dim => {
                 Ok(vec![(x.dtype, x.shape)])
             }
             _ => {
@@ -159,7 +161,7 @@ impl OpDef for RopeKvAppend {
         let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
         match ins {
             [qkv, kv]
-                if d % 2 == 0
+                if d.is_multiple_of(2)
                     && qkv.cols() == (h + 2 * g) * d
                     && qkv.dtype == kv.dtype
                     && is_cache(kv, g, d) =>

@@ -36,7 +36,7 @@ pub(super) fn arg_max(op: &ArgMax, io: &mut CpuIo<'_>) -> Result<()> {
 
 /// `total · fraction / 2^24`, rounded down, for totals below 2^63.
 fn share(total: u64, fraction: u64) -> u64 {
-    (total >> 24) * fraction + ((total & 0xff_ffff) * fraction >> 24)
+    (total >> 24) * fraction + (((total & 0xff_ffff) * fraction) >> 24)
 }
 
 fn mix(z: u64) -> u64 {

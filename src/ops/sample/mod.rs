@@ -1,6 +1,8 @@
 //! The next token: the most likely one, or a drawn one.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use super::{Case, CpuIo, Fill, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
@@ -81,8 +83,8 @@ pub(crate) fn mass(q: u32) -> u64 {
     const C: [u64; 7] = [2_977_044_471, 1_031_764_940, 238_387_503, 41_304_524, 5_712_116, 639_548, 48_570];
     let t = u64::from(q) * LOG2_E; // d · log2(e) · 2^58
     let (n, f) = (t >> 58, t >> 26 & 0xffff_ffff);
-    let sum = C.iter().rev().skip(1).fold(C[6], |sum, c| c - (sum * f >> 32));
-    ((1 << 32) - (sum * f >> 32) << 8) >> n
+    let sum = C.iter().rev().skip(1).fold(C[6], |sum, c| c - ((sum * f) >> 32));
+    (((1 << 32) - ((sum * f) >> 32)) << 8) >> n
 }
 
 impl OpDef for ArgMax {

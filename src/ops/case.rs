@@ -139,3 +139,40 @@ impl<O: OpDef + Into<Op>> Case<O> {
         Case { name, op: self.op.into(), ins: self.ins, step: self.step, bench: self.bench }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::core::{Desc, Place};
+
+    #[test]
+    fn every_case_passes_its_shape_rule() {
+        let mut names = HashSet::new();
+        for case in Op::all_cases() {
+            assert!(names.insert(case.name.clone()), "{}: twice", case.name);
+            for t in [DType::F32, DType::BF16] {
+                let descs: Vec<Desc> = case
+                    .ins
+                    .iter()
+                    .enumerate()
+                    .map(|(i, input)| Desc {
+                        name: format!("in{i}"),
+                        dtype: input.dtype.resolve(t),
+                        shape: input.shape,
+                        place: Place::Arena,
+                    })
+                    .collect();
+                let outs = case.op.infer(&descs.iter().collect::<Vec<_>>());
+                let outs = outs.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+                assert!(!outs.is_empty(), "{}: no outputs", case.name);
+                for input in &case.ins {
+                    if let Fill::Words(words) = input.fill {
+                        assert_eq!(words.len(), input.shape.len(), "{}", case.name);
+                    }
+                }
+            }
+        }
+    }
+}

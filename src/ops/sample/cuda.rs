@@ -5,11 +5,9 @@ use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, Kernel, Launcher};
 use crate::ops::CudaOp;
 
-/// CTAs that arg_max spreads over when there are few rows: one per SM of the chips in question.
-const ARG_CTAS: usize = 128;
 /// Logits below which another CTA for a row costs more than it saves: 8 per thread.
 const ARG_CHUNK: usize = 2048;
-/// CTAs of the sampler: the largest cluster that is portable.
+/// CTAs of the sampler: the largest cluster that is portable. Chips without clusters have one CTA do all.
 const SAMPLE_CTAS: u32 = 8;
 /// `sizeof(SampleScratch)` of kernels/sample.cu: two times three levels of histograms, three u64 per CTA.
 const SAMPLE_SCRATCH_BYTES: usize = (2 * 4096 + 3 * SAMPLE_CTAS as usize) * 8;
@@ -55,9 +53,9 @@ unsafe impl Kernel for SampleKernel {
     type Params = SampleKernelParams;
 }
 
-/// Chunks per row and logits per chunk.
-fn chunks(rows: usize, limit: usize) -> (usize, usize) {
-    let n = (ARG_CTAS / rows.max(1)).clamp(1, limit.div_ceil(ARG_CHUNK).max(1));
+/// Chunks per row and logits per chunk: few rows are spread over the chip, one CTA per SM.
+fn chunks(rows: usize, limit: usize, sm_count: usize) -> (usize, usize) {
+    let n = (sm_count / rows.max(1)).clamp(1, limit.div_ceil(ARG_CHUNK).max(1));
     (n, limit.div_ceil(n))
 }
 
@@ -65,7 +63,7 @@ impl CudaOp for ArgMax {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([x], [ids]) = io.take()?;
         let limit = x.cols().min(self.limit as usize);
-        let (n, chunk) = chunks(x.rows(), limit);
+        let (n, chunk) = chunks(x.rows(), limit, l.device.sm_count());
         crate::ensure_input!(
             x.rows() <= 65535,
             "{}: ArgMax wants at most 65535 rows on the GPU; got {}",
@@ -106,7 +104,8 @@ impl CudaOp for Sample {
             z: scratch.offset(SAMPLE_SCRATCH_BYTES),
             limit: limit as u32,
         };
-        let geometry = Geometry::grid([SAMPLE_CTAS, 1, 1]).cluster(SAMPLE_CTAS);
+        let ctas = if l.device.arch() >= 90 { SAMPLE_CTAS } else { 1 };
+        let geometry = Geometry::grid([ctas, 1, 1]).cluster(ctas);
         // SAFETY: infer() fixed seen [V], params [8] and token [1], limit <= V, scratch was asked for by its size.
         unsafe { l.launch::<SampleKernel>(x.desc.dtype, geometry, &p) }
     }
@@ -118,13 +117,13 @@ mod tests {
 
     #[test]
     fn chunks_cover_the_row() {
-        assert_eq!(chunks(1, 151665), (75, 2023));
-        assert_eq!(chunks(1, 515), (1, 515));
-        assert_eq!(chunks(3, 151665), (42, 3612));
-        assert_eq!(chunks(200, 151665), (1, 151665));
+        assert_eq!(chunks(1, 151665, 132), (75, 2023));
+        assert_eq!(chunks(1, 515, 132), (1, 515));
+        assert_eq!(chunks(3, 151665, 132), (44, 3447));
+        assert_eq!(chunks(200, 151665, 132), (1, 151665));
         for (rows, limit) in [(1, 1), (17, 2049), (5, 151643)] {
-            let (n, chunk) = chunks(rows, limit);
-            assert!(n * chunk >= limit && n * rows <= 128.max(rows), "{rows} {limit}: {n} of {chunk}");
+            let (n, chunk) = chunks(rows, limit, 132);
+            assert!(n * chunk >= limit && n * rows <= 132.max(rows), "{rows} {limit}: {n} of {chunk}");
         }
     }
 }

@@ -176,16 +176,14 @@ impl Graph {
             }
         }
         let mut renumbered = vec![u32::MAX; used.len()];
-        let mut next = 0;
-        for (i, _) in used.iter().enumerate().filter(|(_, u)| **u) {
-            renumbered[i] = next;
-            next += 1;
-        }
+        let kept = (0..used.len()).filter(|&i| used[i]);
+        kept.zip(0..).for_each(|(i, n)| renumbered[i] = n);
         let mut keep = used.iter();
         self.weights.retain(|_| *keep.next().unwrap_or(&false));
         for desc in &mut self.tensors {
             if let Place::Weight(i) = desc.place {
-                desc.place = Place::Weight(renumbered[i as usize]);
+                // A tensor whose weight went in an earlier pass has a number beyond all.
+                desc.place = Place::Weight(renumbered.get(i as usize).copied().unwrap_or(u32::MAX));
             }
         }
     }

@@ -1,0 +1,74 @@
+// What follows a matrix product on its f32 sums:  y = r + s · act(sum + b), rounded once. Every GEMM ends here.
+#pragma once
+#include "common/ptx.cuh"
+
+enum : uint32_t { ACT_NONE = 0, ACT_GELU = 1, ACT_RELU = 2, ACT_SWIGLU = 3 };
+
+struct Epilogue {
+    const void* bias;      // [N] of T16, or null
+    const void* scale;     // [cols] of T16, or null
+    const void* residual;  // [M, cols] of T16, or null; may be y itself: a thread reads what it then writes
+    void* y;               // [M, cols] of T16, or of f32 if out_f32
+    uint32_t cols;         // N, or N / 2 after SwiGLU; the row pitch of y and residual
+    uint32_t act;
+    uint32_t out_f32;
+    uint32_t unused;
+};
+
+__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678f)); }
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
+
+// The activation of one value. SwiGLU takes two and is applied by the caller: what comes here is final.
+__device__ __forceinline__ float activate(uint32_t act, float x) {
+    if (act == ACT_GELU) return gelu(x);
+    if (act == ACT_RELU) return x < 0.f ? 0.f : x;
+    return x;
+}
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+    T v[2];
+};
+
+// Element `at` of a vector that may be absent or end before `at`.
+template <class T>
+__device__ __forceinline__ float value_or(const void* vector, uint32_t at, uint32_t len, float otherwise) {
+    return vector != nullptr && at < len ? to_f32(static_cast<const T*>(vector)[at]) : otherwise;
+}
+
+// Writes r + s · v at (row, col).
+template <class T>
+__device__ __forceinline__ void put(const Epilogue& e, uint32_t row, uint32_t col, float v, float s) {
+    const size_t at = size_t(row) * e.cols + col;
+    v *= s;
+    if (e.residual) v += to_f32(static_cast<const T*>(e.residual)[at]);
+    if (e.out_f32)
+        static_cast<float*>(e.y)[at] = v;
+    else
+        static_cast<T*>(e.y)[at] = from_f32<T>(v);
+}
+
+// Writes two neighbours, `col` even. Columns beyond the last are dropped.
+template <class T>
+__device__ __forceinline__ void put_pair(const Epilogue& e, uint32_t row, uint32_t col, float v0, float v1,
+                                         float s0, float s1) {
+    if (e.cols % 2 != 0) {
+        // The pitch is odd: pairs are not aligned.
+        if (col < e.cols) put<T>(e, row, col, v0, s0);
+        if (col + 1 < e.cols) put<T>(e, row, col + 1, v1, s1);
+        return;
+    }
+    if (col >= e.cols) return;
+    const size_t at = (size_t(row) * e.cols + col) / 2;
+    v0 *= s0;
+    v1 *= s1;
+    if (e.residual) {
+        const Pair<T> r = static_cast<const Pair<T>*>(e.residual)[at];
+        v0 += to_f32(r.v[0]);
+        v1 += to_f32(r.v[1]);
+    }
+    if (e.out_f32)
+        static_cast<Pair<float>*>(e.y)[at] = {{v0, v1}};
+    else
+        static_cast<Pair<T>*>(e.y)[at] = {{from_f32<T>(v0), from_f32<T>(v1)}};
+}

@@ -1,18 +1,283 @@
-//! Launchers of the matrix products.
+//! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::{Linear, LinearFused};
-use crate::core::Result;
-use crate::gpu::launch::{GpuIo, Launcher};
+use super::choose::{Chip, Config, Problem, choose};
+use super::{Linear, LinearAct, LinearFused};
+use crate::core::{DType, Result};
+use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
 
+/// `Epilogue` of kernels/gemm/epilogue.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue {
+    pub bias: DevicePtr,
+    pub scale: DevicePtr,
+    pub residual: DevicePtr,
+    pub y: DevicePtr,
+    /// Output columns.
+    pub cols: u32,
+    /// As the enum there: see [`act_code`].
+    pub act: u32,
+    pub out_f32: u32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemmParams {
+    a: DevicePtr,
+    w: DevicePtr,
+    e: Epilogue,
+    partials: DevicePtr,
+    counters: DevicePtr,
+    m: u32,
+    n: u32,
+    k: u32,
+    a_len: u32,
+    a_pitch: u32,
+    width: u32,
+    out_width: u32,
+    channels: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemvParams {
+    x: DevicePtr,
+    w: DevicePtr,
+    e: Epilogue,
+    m: u32,
+    n: u32,
+    k: u32,
+    k_ways: u32,
+}
+
+struct NaiveKernel;
+// SAFETY: `gemm_naive*` in kernels/gemm/naive.cu take one GemmParams by value; loading compares the sizes.
+unsafe impl Kernel for NaiveKernel {
+    const FILE: &'static str = "gemm/naive";
+    const SYMBOL: &'static str = "gemm_naive";
+    type Params = GemmParams;
+}
+
+struct MmaKernel;
+// SAFETY: `gemm_mma_*` in kernels/gemm/mma.cu take one GemmParams by value; loading compares the sizes.
+unsafe impl Kernel for MmaKernel {
+    const FILE: &'static str = "gemm/mma";
+    const SYMBOL: &'static str = "gemm_mma";
+    type Params = GemmParams;
+}
+
+struct GemvKernel;
+// SAFETY: `gemv*` in kernels/gemm/gemv.cu take one GemvParams by value; loading compares the sizes.
+unsafe impl Kernel for GemvKernel {
+    const FILE: &'static str = "gemm/gemv";
+    const SYMBOL: &'static str = "gemv";
+    type Params = GemvParams;
+}
+
+/// How the rows of A lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RowsOf {
+    /// Row m begins at element `m · pitch`; what lies beyond the tensor reads as zero.
+    Matrix { pitch: usize },
+    /// 3×3 windows with stride 2 of `[H, width, channels]`.
+    Image { width: usize, out_width: usize, channels: usize },
+}
+
+/// One product with all that follows: `y = r + s · act(a wᵀ + b)`.
+pub(crate) struct Product<'a> {
+    pub a: GpuTensor<'a>,
+    pub rows: RowsOf,
+    pub m: usize,
+    pub w: GpuTensor<'a>,
+    pub bias: Option<GpuTensor<'a>>,
+    pub act: LinearAct,
+    pub scale: Option<GpuTensor<'a>>,
+    pub residual: Option<GpuTensor<'a>>,
+    pub y: GpuTensor<'a>,
+}
+
+/// `ACT_*` of kernels/gemm/epilogue.cuh.
+fn act_code(act: LinearAct) -> u32 {
+    match act {
+        LinearAct::None => 0,
+        LinearAct::Gelu => 1,
+        LinearAct::Relu => 2,
+        LinearAct::Swiglu => 3,
+    }
+}
+
+fn chip(l: &Launcher<'_>) -> Chip {
+    Chip {
+        sm_count: l.device.sm_count(),
+        arch: l.device.arch(),
+        scratch_bytes: l.scratch.bytes,
+        counters: l.scratch.counter_len,
+    }
+}
+
+impl Product<'_> {
+    /// Kernels index A and w with 32 bits and take one 16-bit type for all operands.
+    fn check(&self) -> Result<()> {
+        let dtype = self.a.desc.dtype;
+        crate::ensure_input!(
+            matches!(dtype, DType::BF16 | DType::F16),
+            "{}: a matrix product wants bf16 or f16 on the GPU; got {} {}",
+            self.y.name(),
+            self.a.name(),
+            self.a.desc.brief()
+        );
+        let others = [Some(self.w), self.bias, self.scale, self.residual];
+        for t in others.into_iter().flatten() {
+            crate::ensure_input!(
+                t.desc.dtype == dtype,
+                "{}: operands of a matrix product share a type on the GPU; got {} {}, {} {}",
+                self.y.name(),
+                self.a.name(),
+                self.a.desc.brief(),
+                t.name(),
+                t.desc.brief()
+            );
+        }
+        for t in [self.a, self.w] {
+            // Rows beyond the last are addressed, though not read: a tile's worth.
+            let last = t.desc.shape.len() + 128 * self.w.cols().max(t.cols());
+            crate::ensure_input!(
+                u32::try_from(last).is_ok(),
+                "{}: a matrix product takes operands of less than 2^32 elements; got {} {}",
+                self.y.name(),
+                t.name(),
+                t.desc.brief()
+            );
+        }
+        Ok(())
+    }
+
+    fn epilogue(&self) -> Epilogue {
+        let ptr = |t: Option<GpuTensor<'_>>| t.map_or(DevicePtr::NULL, |t| t.ptr);
+        Epilogue {
+            bias: ptr(self.bias),
+            scale: ptr(self.scale),
+            residual: ptr(self.residual),
+            y: self.y.ptr,
+            cols: (self.w.rows() / self.act.rows_per_col()) as u32,
+            act: act_code(self.act),
+            out_f32: u32::from(self.y.desc.dtype == DType::F32),
+            unused: 0,
+        }
+    }
+
+    /// Records the kernel that [`choose`] picks.
+    pub fn launch(&self, l: &mut Launcher<'_>) -> Result<()> {
+        self.check()?;
+        let (m, n, k) = (self.m, self.w.rows(), self.w.cols());
+        let (dense, aligned) = match self.rows {
+            RowsOf::Matrix { pitch } => (pitch == k, k % 8 == 0 && pitch % 8 == 0),
+            RowsOf::Image { channels, .. } => (false, channels % 8 == 0),
+        };
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l));
+        match config {
+            Config::Gemv { .. } | Config::Skinny => self.launch_gemv(l, config),
+            Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
+        }
+    }
+
+    fn launch_gemv(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
+        let e = self.epilogue();
+        let (n, k) = (self.w.rows(), self.w.cols());
+        let (variant, ctas, k_ways) = match config {
+            Config::Gemv { k_ways } => {
+                let pairs = if self.act == LinearAct::Swiglu { e.cols as usize } else { n.div_ceil(2) };
+                ("", pairs.div_ceil(8 / k_ways), k_ways)
+            }
+            _ if self.m <= 8 => ("_m8", n.div_ceil(16), 8),
+            _ => ("_m16", n.div_ceil(16), 8),
+        };
+        let p = GemvParams {
+            x: self.a.ptr,
+            w: self.w.ptr,
+            e,
+            m: self.m as u32,
+            n: n as u32,
+            k: k as u32,
+            k_ways: k_ways as u32,
+        };
+        let geometry = Geometry::grid([ctas as u32, 1, 1]);
+        // SAFETY: infer() fixed the extents of all operands and check() their types; K % 8 == 0 makes every row
+        // 16-byte aligned; rows and columns beyond M and N are neither read nor written.
+        unsafe { l.launch_variant::<GemvKernel>(variant, self.a.desc.dtype, geometry, &p) }
+    }
+
+    fn launch_tiles(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
+        let e = self.epilogue();
+        let (m, n, k) = (self.m, self.w.rows(), self.w.cols());
+        let mut p = GemmParams {
+            a: self.a.ptr,
+            w: self.w.ptr,
+            e,
+            partials: DevicePtr::NULL,
+            counters: DevicePtr::NULL,
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            a_len: self.a.desc.shape.len() as u32,
+            a_pitch: 0,
+            width: 0,
+            out_width: 0,
+            channels: 0,
+        };
+        let image = match self.rows {
+            RowsOf::Matrix { pitch } => {
+                p.a_pitch = pitch as u32;
+                ""
+            }
+            RowsOf::Image { width, out_width, channels } => {
+                (p.width, p.out_width, p.channels) = (width as u32, out_width as u32, channels as u32);
+                "_image"
+            }
+        };
+        let dtype = self.a.desc.dtype;
+        if let Config::Mma { tile, splits } = config {
+            let tiles = tile.tiles(m, n);
+            if splits > 1 {
+                p.partials = l.scratch(tile.partial_bytes(m, n, splits))?;
+                p.counters = l.counters(tiles)?;
+            }
+            let variant = format!("{image}_{}", tile.name);
+            let geometry = Geometry::grid([tiles as u32, splits as u32, 1]).smem(tile.smem_bytes);
+            // SAFETY: as for gemv; reads beyond M, N, K and the end of A are replaced by zeros; partials and counters
+            // have the sizes that the grid needs.
+            return unsafe { l.launch_variant::<MmaKernel>(&variant, dtype, geometry, &p) };
+        }
+        let ctas = m.div_ceil(16) * (e.cols as usize).div_ceil(16);
+        let geometry = Geometry::grid([ctas as u32, 1, 1]);
+        // SAFETY: every element is read behind a check of its indices.
+        unsafe { l.launch_variant::<NaiveKernel>(image, dtype, geometry, &p) }
+    }
+}
+
 impl CudaOp for Linear {
-    fn launch(&self, _: &mut Launcher<'_>, _: &GpuIo<'_>) -> Result<()> {
-        crate::bail_runtime!("Linear has no kernel yet")
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let op = LinearFused {
+            bias: self.bias,
+            act: LinearAct::None,
+            scale: false,
+            residual: false,
+            out_f32: self.out_f32,
+        };
+        op.launch(l, io)
     }
 }
 
 impl CudaOp for LinearFused {
-    fn launch(&self, _: &mut Launcher<'_>, _: &GpuIo<'_>) -> Result<()> {
-        crate::bail_runtime!("LinearFused has no kernel yet")
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let [bias, scale, residual] = self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
+        let (a, w) = (io.ins[0], io.ins[1]);
+        let rows = RowsOf::Matrix { pitch: w.cols() };
+        Product { a, rows, m: a.rows(), w, bias, act: self.act, scale, residual, y: io.outs[0] }.launch(l)
     }
 }

@@ -1,9 +1,11 @@
 //! Matrix products with weights, alone and with all that may follow on their accumulators.
 
 mod cases;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod choose;
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};

@@ -1,0 +1,208 @@
+//! Which kernel multiplies, and how. Pure functions of shape and chip.
+
+/// One product `[M, K] · [N, K]ᵀ`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Problem {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Rows of A are a dense matrix, not windows of an image or overlapping rows.
+    pub dense: bool,
+    /// Every run of 8 elements of A and w is 16-byte aligned.
+    pub aligned: bool,
+}
+
+/// What the choice depends on besides the shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Chip {
+    pub sm_count: usize,
+    /// Compute capability, 90 for Hopper.
+    pub arch: u32,
+    /// What split-K may use.
+    pub scratch_bytes: usize,
+    pub counters: usize,
+}
+
+/// A kernel of the family and its one free parameter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Config {
+    /// `gemm/naive.cu`: any alignment.
+    Naive,
+    /// `gemm/gemv.cu`, M = 1: warps that share a pair of weight rows.
+    Gemv { k_ways: usize },
+    /// `gemm/gemv.cu`, M = 2..=16.
+    Skinny,
+    /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
+    Mma { tile: MmaTile, splits: usize },
+}
+
+/// Tiles of `gemm/mma.cu`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MmaTile {
+    pub bm: usize,
+    pub bn: usize,
+    /// Part of a kernel symbol.
+    pub name: &'static str,
+    /// Dynamic shared memory.
+    pub smem_bytes: usize,
+    /// Resident CTAs per SM that the registers allow.
+    ctas: usize,
+    /// Share of the rate of the best tile: smaller tiles read more shared memory per product.
+    rate_percent: u32,
+}
+
+impl MmaTile {
+    pub const BK: usize = 64;
+    pub const ALL: [MmaTile; 4] = [
+        MmaTile { bm: 128, bn: 128, name: "128x128", smem_bytes: 98304, ctas: 2, rate_percent: 100 },
+        MmaTile { bm: 128, bn: 64, name: "128x64", smem_bytes: 98304, ctas: 2, rate_percent: 85 },
+        MmaTile { bm: 64, bn: 128, name: "64x128", smem_bytes: 98304, ctas: 2, rate_percent: 85 },
+        MmaTile { bm: 64, bn: 64, name: "64x64", smem_bytes: 65536, ctas: 3, rate_percent: 75 },
+    ];
+
+    pub fn tiles(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.bm) * n.div_ceil(self.bn)
+    }
+
+    /// Bytes of f32 partial sums.
+    pub fn partial_bytes(&self, m: usize, n: usize, splits: usize) -> usize {
+        if splits > 1 { 4 * self.tiles(m, n) * splits * self.bm * self.bn } else { 0 }
+    }
+}
+
+pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
+    match p.m {
+        _ if !p.aligned => Config::Naive,
+        1 if p.dense => Config::Gemv { k_ways: k_ways(p.n, p.k, chip.sm_count) },
+        2..=16 if p.dense => Config::Skinny,
+        _ => mma(p, chip),
+    }
+}
+
+/// Warps per pair of rows: enough CTAs of 8 warps for four rounds of four on every SM, but never less than one batch
+/// of loads (1024 elements) per warp.
+fn k_ways(n: usize, k: usize, sm_count: usize) -> usize {
+    let pairs = n.div_ceil(2);
+    let most = k.div_ceil(1024).next_power_of_two().min(8);
+    let mut ways = 1;
+    while ways < most && pairs * ways / 8 < 16 * sm_count {
+        ways *= 2;
+    }
+    ways
+}
+
+/// The tile and split with the least estimated time.
+fn mma(p: &Problem, chip: &Chip) -> Config {
+    let steps = p.k.div_ceil(MmaTile::BK).max(1);
+    let mut best = (f64::INFINITY, Config::Naive);
+    for tile in MmaTile::ALL {
+        for splits in 1..=steps.min(32) {
+            let fits = tile.partial_bytes(p.m, p.n, splits) <= chip.scratch_bytes
+                && tile.tiles(p.m, p.n) <= chip.counters;
+            if splits > 1 && !fits {
+                break;
+            }
+            let clocks = estimate(p, chip, &tile, splits);
+            if clocks < best.0 {
+                best = (clocks, Config::Mma { tile, splits });
+            }
+        }
+    }
+    best.1
+}
+
+/// Clocks of one launch, to rank configurations: tensor cores or memory, latency of the rounds, joining of splits.
+fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
+    // Per SM and clock: products of mma.sync, bytes of HBM, bytes one CTA draws from the L2 when it joins.
+    const FLOPS: f64 = 2500.0;
+    const HBM_BYTES: f64 = 19.0;
+    const JOIN_BYTES: f64 = 48.0;
+    // Shortest time of a k step of one CTA; launch, first loads and epilogue of a round.
+    const STEP: f64 = 330.0;
+    const ROUND: f64 = 2500.0;
+    let smem_per_sm = match chip.arch {
+        90.. => 228 << 10,
+        80 | 87 => 164 << 10,
+        _ => 100 << 10,
+    };
+    let resident = tile.ctas.min(smem_per_sm / (tile.smem_bytes + 1024)).max(1);
+    let steps = p.k.div_ceil(MmaTile::BK).div_ceil(splits) as f64;
+    let per_sm = (tile.tiles(p.m, p.n) * splits).div_ceil(chip.sm_count);
+    let rounds = per_sm.div_ceil(resident) as f64;
+    let products =
+        (2 * tile.bm * tile.bn * MmaTile::BK) as f64 * steps / (FLOPS * f64::from(tile.rate_percent) / 100.0);
+    let memory = (2 * (p.n * p.k + p.m * p.k + p.m * p.n)) as f64 / (HBM_BYTES * chip.sm_count as f64);
+    let join =
+        if splits > 1 { 1500.0 + (4 * tile.bm * tile.bn * (splits + 1)) as f64 / JOIN_BYTES } else { 0.0 };
+    (per_sm as f64 * products).max(rounds * steps * STEP).max(memory) + rounds * ROUND + join
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200: Chip = Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10 };
+
+    fn dense(m: usize, n: usize, k: usize) -> Problem {
+        Problem { m, n, k, dense: true, aligned: k % 8 == 0 }
+    }
+
+    #[test]
+    fn few_rows_go_to_the_bandwidth_kernels() {
+        assert_eq!(choose(&dense(1, 4608, 3584), &H200), Config::Gemv { k_ways: 4 });
+        assert_eq!(choose(&dense(1, 151665, 3584), &H200), Config::Gemv { k_ways: 1 });
+        assert_eq!(choose(&dense(1, 3584, 18944), &H200), Config::Gemv { k_ways: 8 });
+        assert_eq!(choose(&dense(1, 8, 8), &H200), Config::Gemv { k_ways: 1 });
+        for m in 2..=16 {
+            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny);
+        }
+        let rows = Problem { dense: false, ..dense(1, 256, 640) };
+        assert!(matches!(choose(&rows, &H200), Config::Mma { .. }));
+    }
+
+    #[test]
+    fn unaligned_rows_go_to_the_naive_kernel() {
+        for m in [1, 5, 100] {
+            assert_eq!(choose(&dense(m, 64, 27), &H200), Config::Naive);
+        }
+    }
+
+    #[test]
+    fn large_products_take_large_tiles_and_no_split() {
+        for (m, n, k) in [(4096, 4096, 4096), (2048, 37888, 3584), (4731, 1024, 9216)] {
+            match choose(&dense(m, n, k), &H200) {
+                Config::Mma { tile, splits: 1 } => assert_eq!(tile.name, "128x128", "{m} {n} {k}"),
+                other => panic!("{m} {n} {k}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn few_tiles_split_k() {
+        for (m, n, k) in [(17, 3584, 18944), (64, 1024, 4096), (249, 1024, 19456), (128, 3584, 3584)] {
+            match choose(&dense(m, n, k), &H200) {
+                Config::Mma { splits, .. } => assert!(splits > 1, "{m} {n} {k}"),
+                other => panic!("{m} {n} {k}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn splits_stay_within_steps_scratch_and_counters() {
+        let small = Chip { scratch_bytes: 1 << 20, counters: 16, ..H200 };
+        for m in [17, 63, 64, 65, 129, 1025] {
+            for n in [8, 515, 2304] {
+                for k in [8, 80, 592, 18944] {
+                    for chip in [H200, small, Chip { arch: 80, sm_count: 108, ..H200 }] {
+                        let Config::Mma { tile, splits } = choose(&dense(m, n, k), &chip) else {
+                            panic!("{m} {n} {k} is not for mma");
+                        };
+                        assert!((1..=k.div_ceil(64)).contains(&splits), "{m} {n} {k}: {splits}");
+                        assert!(tile.partial_bytes(m, n, splits) <= chip.scratch_bytes);
+                        assert!(splits == 1 || tile.tiles(m, n) <= chip.counters);
+                    }
+                }
+            }
+        }
+    }
+}

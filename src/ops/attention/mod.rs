@@ -1,7 +1,11 @@
 //! Scaled dot-product attention, one op for three models; and the ops that bring Whale's scores into its form.
 
 mod cases;
+#[cfg(any(feature = "cuda", test))]
+mod choose;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod whale;
 
 use std::ops::Range;

@@ -1,0 +1,281 @@
+//! Launchers of the attention family.
+
+use super::choose::{Choice, choose};
+use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
+use crate::core::{DType, Result};
+use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
+use crate::ops::CudaOp;
+
+/// `AttentionParams` of kernels/attention/params.cuh, which says what the fields mean.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AttentionParams {
+    q: DevicePtr,
+    k: DevicePtr,
+    v: DevicePtr,
+    bias: DevicePtr,
+    out: DevicePtr,
+    step: DevicePtr,
+    partial: DevicePtr,
+    counters: DevicePtr,
+    kv_head: u64,
+    q_row: u32,
+    kv_row: u32,
+    rows: u32,
+    batch: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    mask: u32,
+    chunk: u32,
+    left: i32,
+    scale: f32,
+}
+
+struct Naive;
+// SAFETY: `naive` in kernels/attention/naive.cu takes one AttentionParams by value; loading compares the sizes.
+unsafe impl Kernel for Naive {
+    const FILE: &'static str = "attention/naive";
+    const SYMBOL: &'static str = "naive";
+    type Params = AttentionParams;
+}
+
+struct Flash;
+// SAFETY: `flash_*` in kernels/attention/prefill.cu take one AttentionParams by value; loading compares the sizes.
+unsafe impl Kernel for Flash {
+    const FILE: &'static str = "attention/prefill";
+    const SYMBOL: &'static str = "flash";
+    type Params = AttentionParams;
+}
+
+struct Decode;
+// SAFETY: `decode_*` in kernels/attention/decode.cu take one AttentionParams by value; loading compares the sizes.
+unsafe impl Kernel for Decode {
+    const FILE: &'static str = "attention/decode";
+    const SYMBOL: &'static str = "decode";
+    type Params = AttentionParams;
+}
+
+/// Slack for the kernels to align their shared memory in.
+const ALIGN_BYTES: usize = 128;
+
+/// Shared memory of `flash`: Q, two buffers of K and V, two of the bias.
+fn flash_smem_bytes(rows: usize, head_dim: usize) -> usize {
+    let keys = if rows == 128 && head_dim == 128 { 32 } else { 64 };
+    ALIGN_BYTES + rows * head_dim * 2 + 4 * keys * head_dim * 2 + 2 * keys * 4
+}
+
+/// Shared memory of `decode`: per warp a ring of K and V tiles of 16 keys.
+fn decode_smem_bytes(head_dim: usize) -> usize {
+    let stages = if head_dim == 64 { 4 } else { 3 };
+    ALIGN_BYTES + 4 * stages * 2 * 16 * head_dim * 2
+}
+
+fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionParams> {
+    let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
+    let (Some(first), Some(last), [out]) = (io.ins.first(), io.ins.last(), &io.outs[..]) else {
+        crate::bail_runtime!("Attention has {} inputs and {} outputs", io.ins.len(), io.outs.len());
+    };
+    crate::ensure_input!(
+        d % 8 == 0 && d <= 256,
+        "{}: Attention wants D % 8 == 0 and D <= 256 on the GPU; got {d}",
+        out.name()
+    );
+    let bytes = first.desc.dtype.bytes();
+    let (q, k, v, q_row, kv_row, kv_head) = match (op.source, &io.ins[..]) {
+        (Source::Separate, [q, k, v, ..]) => (q.ptr, k.ptr, v.ptr, h * d, g * d, d),
+        (Source::Packed, [x, ..]) => {
+            let row = (h + 2 * g) * d;
+            (x.ptr, x.ptr.offset(h * d * bytes), x.ptr.offset((h + g) * d * bytes), row, row, d)
+        }
+        (Source::Cache { .. }, [q, kv, ..]) => {
+            let head = kv.desc.shape[2] * d;
+            (q.ptr, kv.ptr, kv.ptr.offset(g * head * bytes), h * d, d, head)
+        }
+        _ => crate::bail_runtime!("{}: {} inputs are too few", out.name(), io.ins.len()),
+    };
+    let (mask, chunk, left) = match op.mask {
+        Mask::Full => (0, 0, 0),
+        Mask::Causal => (1, 0, 0),
+        // More chunks than there are keys are all chunks.
+        Mask::Chunk { size, left } => (2, size.min(1 << 30), left.clamp(-1, 1 << 30)),
+    };
+    Ok(AttentionParams {
+        q,
+        k,
+        v,
+        bias: if op.bias { last.ptr } else { DevicePtr::NULL },
+        out: out.ptr,
+        step: if matches!(op.source, Source::Cache { .. }) { l.step() } else { DevicePtr::NULL },
+        partial: DevicePtr::NULL,
+        counters: DevicePtr::NULL,
+        kv_head: kv_head as u64,
+        q_row: q_row as u32,
+        kv_row: kv_row as u32,
+        rows: (first.rows() / op.batch) as u32,
+        batch: op.batch as u32,
+        heads: h as u32,
+        group: (h / g) as u32,
+        head_dim: d as u32,
+        mask,
+        chunk: chunk as u32,
+        left: left as i32,
+        scale: op.scale,
+    })
+}
+
+impl CudaOp for Attention {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let mut p = params(self, l, io)?;
+        let (t, d, dtype) = (io.outs[0].rows(), self.head_dim, io.outs[0].desc.dtype);
+        if t == 0 {
+            return Ok(());
+        }
+        match choose(self, t) {
+            Choice::Naive => {
+                let grid = [p.rows.div_ceil(4), p.heads, p.batch];
+                // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; the
+                // keys of a cache end at kv_len, which the engine keeps within S_max.
+                unsafe { l.launch::<Naive>(dtype, Geometry::grid(grid), &p) }
+            }
+            Choice::Flash { rows } => {
+                let ctas = (p.rows as usize).div_ceil(rows) * self.heads * self.batch;
+                let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(flash_smem_bytes(rows, d));
+                // SAFETY: as for the plain kernel; a CTA reads and writes rows below p.rows of its sequence alone, and
+                // choose() names instances that exist.
+                unsafe { l.launch_variant::<Flash>(&format!("_d{d}_m{rows}"), dtype, geometry, &p) }
+            }
+            Choice::Decode { tiles, splits } => {
+                let parts = self.kv_heads * tiles * splits;
+                p.partial = l.scratch(parts * 16 * (d + 2) * 4)?;
+                p.counters = l.counters(self.kv_heads * tiles)?;
+                let grid = [splits as u32, tiles as u32, self.kv_heads as u32];
+                let geometry = Geometry::grid(grid).smem(decode_smem_bytes(d));
+                // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every CTA of the grid, and
+                // there is one counter per (kv head, row tile).
+                unsafe { l.launch_variant::<Decode>(&format!("_d{d}"), dtype, geometry, &p) }
+            }
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FoldKeysParams {
+    x: DevicePtr,
+    p: DevicePtr,
+    u: DevicePtr,
+    vb: DevicePtr,
+    y: DevicePtr,
+    bias: DevicePtr,
+    row_stride: u32,
+    rows: u32,
+    heads: u32,
+    head_dim: u32,
+    lanes: u32,
+    copy: u32,
+    scale: f32,
+}
+
+struct FoldKeysKernel;
+// SAFETY: `fold_keys` in kernels/attention/whale.cu takes one FoldKeysParams by value; loading compares the sizes.
+unsafe impl Kernel for FoldKeysKernel {
+    const FILE: &'static str = "attention/whale";
+    const SYMBOL: &'static str = "fold_keys";
+    type Params = FoldKeysParams;
+}
+
+/// Threads of the kernels in whale.cu.
+const WHALE_THREADS: usize = 256;
+
+/// The key columns begin at column `first` of a row; `copy` when the others must be copied.
+fn fold_keys(
+    l: &mut Launcher<'_>,
+    io: &GpuIo<'_>,
+    (heads, head_dim, scale): (usize, usize, f32),
+    packed: bool,
+) -> Result<()> {
+    let ([x, p, u, vb], [y, bias]) = io.take()?;
+    let dtype = x.desc.dtype;
+    crate::ensure_input!(
+        head_dim % 8 == 0 && head_dim <= 256 && u.desc.dtype == dtype,
+        "{}: wants D % 8 == 0, D <= 256 and u, vb of k's type on the GPU; got D {head_dim}, u {}",
+        y.name(),
+        u.desc.brief()
+    );
+    let (rows, lanes) = (x.rows(), (head_dim / 8).next_power_of_two());
+    let keys = |x: GpuTensor<'_>| {
+        let first = if packed { heads * head_dim } else { 0 };
+        x.ptr.offset(first * dtype.bytes())
+    };
+    let params = FoldKeysParams {
+        x: keys(x),
+        p: p.ptr,
+        u: u.ptr,
+        vb: vb.ptr,
+        y: keys(y),
+        bias: bias.ptr,
+        row_stride: x.cols() as u32,
+        rows: rows as u32,
+        heads: heads as u32,
+        head_dim: head_dim as u32,
+        lanes: lanes as u32,
+        copy: u32::from(packed && x.ptr != y.ptr),
+        scale,
+    };
+    let ctas = (rows * heads).div_ceil(WHALE_THREADS / lanes);
+    if ctas == 0 {
+        return Ok(());
+    }
+    // SAFETY: infer() fixed the extents, the planner put them in live memory; a group of lanes touches the columns of
+    // one head in one row below `rows`, and p has at least as many rows.
+    unsafe { l.launch::<FoldKeysKernel>(dtype, Geometry::grid([ctas as u32, 1, 1]), &params) }
+}
+
+impl CudaOp for KeyBias {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        fold_keys(l, io, (self.heads, self.head_dim, self.scale), false)
+    }
+}
+
+impl CudaOp for FoldKeys {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        fold_keys(l, io, (self.heads, self.head_dim, self.scale), true)
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SinTableParams {
+    pe: DevicePtr,
+    rows: u32,
+    width: u32,
+}
+
+struct SinTableKernel;
+// SAFETY: `sin_table` in kernels/attention/whale.cu takes one SinTableParams by value; loading compares the sizes.
+unsafe impl Kernel for SinTableKernel {
+    const FILE: &'static str = "attention/whale";
+    const SYMBOL: &'static str = "sin_table";
+    type Params = SinTableParams;
+}
+
+impl CudaOp for SinTable {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([], [pe]) = io.take()?;
+        crate::ensure_input!(
+            pe.desc.dtype != DType::F32,
+            "{}: SinTable is bf16 or f16 on the GPU; got {}",
+            pe.name(),
+            pe.desc.brief()
+        );
+        let ctas = (self.rows * self.width / 2).div_ceil(WHALE_THREADS);
+        if ctas == 0 {
+            return Ok(());
+        }
+        let p = SinTableParams { pe: pe.ptr, rows: self.rows as u32, width: self.width as u32 };
+        // SAFETY: infer() fixed the extent of pe, the planner put it in live memory, a thread writes one pair in a row
+        // below `rows`.
+        unsafe { l.launch::<SinTableKernel>(pe.desc.dtype, Geometry::grid([ctas as u32, 1, 1]), &p) }
+    }
+}

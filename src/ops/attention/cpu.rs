@@ -34,10 +34,8 @@ fn add_rows<'a>(acc: &mut [f32], coef: &[f32], row: impl Fn(usize) -> &'a [f32])
             acc[j] += (ca * a[j] + cb * b[j]) + (cc * c[j] + cd * d[j]);
         }
     }
-    for i in whole..coef.len() {
-        for (x, y) in acc.iter_mut().zip(row(i)) {
-            *x += coef[i] * y;
-        }
+    for (i, c) in coef.iter().enumerate().skip(whole) {
+        acc.iter_mut().zip(row(i)).for_each(|(x, y)| *x += c * y);
     }
 }
 

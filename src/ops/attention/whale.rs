@@ -129,7 +129,7 @@ impl OpDef for SinTable {
     const NAME: &'static str = "SinTable";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        if !ins.is_empty() || self.width == 0 || self.width % 2 != 0 || !self.dtype.is_float() {
+        if !ins.is_empty() || self.width == 0 || !self.width.is_multiple_of(2) || !self.dtype.is_float() {
             let wants =
                 format!("no input, an even width and a float type, has {} {}", self.width, self.dtype);
             return Err(mismatch(Self::NAME, &wants, ins));

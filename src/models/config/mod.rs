@@ -2,6 +2,7 @@
 //! a synthetic model. What it leaves out comes from the encoders' own configs, or from the shapes of the tensors.
 
 mod fields;
+mod folders;
 mod inspect;
 mod open;
 mod shapes;
@@ -12,8 +13,12 @@ use serde_json::{Map, Value};
 use crate::core::{DType, Error, Result};
 use crate::{bail_input, ensure_input};
 use fields::Section;
+pub use folders::Folders;
 pub use inspect::{Mismatch, PartReport, Report, Unexpected, inspect};
-pub use open::{Opened, SYNTHETIC, open_model, open_unchecked, synthetic, write_synthetic};
+pub use open::{
+    Opened, SYNTHETIC, open_model, open_model_with, open_unchecked, open_unchecked_with, synthetic,
+    write_synthetic,
+};
 pub use tensors::{Expected, ModelPart, expected_tensors};
 
 /// `model_type` of the checkpoints that load.
@@ -243,7 +248,7 @@ impl VisionConfig {
             layer_norm_eps: s.positive("layer_norm_eps", Some(1e-6))?,
         };
         let size = config.image_size;
-        s.require(size % (2 * patch_size) == 0, "image_size", || {
+        s.require(size.is_multiple_of(2 * patch_size), "image_size", || {
             format!("expected a multiple of twice patch_size {patch_size}, found {size}")
         })?;
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::folders::{self, Folders};
 use super::{Hints, ModelConfig, expected_tensors, inspect};
 use crate::core::{Error, Result};
-use crate::weights::{Info, Safetensors, Source, SynthSource, write_checkpoint};
+use crate::weights::{Overlay, Safetensors, Source, SynthSource, write_checkpoint};
 
 /// A model that can be loaded.
 #[derive(Clone)]
@@ -23,32 +24,74 @@ pub const SYNTHETIC: &str = "synthetic:";
 
 /// Opens `DIR` or `synthetic:CONFIG.json`, and checks that every tensor of the model is there in its shape.
 pub fn open_model(spec: &str) -> Result<Opened> {
-    let opened = open_unchecked(spec)?;
+    open_model_with(spec, &Folders::default())
+}
+
+/// As [`open_model`], with the encoders' folders given.
+pub fn open_model_with(spec: &str, folders: &Folders) -> Result<Opened> {
+    let opened = open_unchecked_with(spec, folders)?;
     inspect(opened.source.as_ref(), &opened.config).check()?;
     Ok(opened)
 }
 
 /// As [`open_model`], without looking at the tensors that the model wants: for [`inspect`].
 pub fn open_unchecked(spec: &str) -> Result<Opened> {
+    open_unchecked_with(spec, &Folders::default())
+}
+
+/// As [`open_unchecked`], with the encoders' folders given.
+pub fn open_unchecked_with(spec: &str, folders: &Folders) -> Result<Opened> {
     match spec.strip_prefix(SYNTHETIC) {
         Some(path) => {
             let (_, config) = read_config(Path::new(path))?;
             let source = Arc::new(synthetic(&config));
             Ok(Opened { config, source, dir: None })
         }
-        None => open_dir(Path::new(spec)),
+        None => open_dir(Path::new(spec), folders),
     }
 }
 
-fn open_dir(dir: &Path) -> Result<Opened> {
-    let source: Arc<dyn Source> = Arc::new(Safetensors::open_dir(dir)?);
+fn open_dir(dir: &Path, folders: &Folders) -> Result<Opened> {
+    let stored = Arc::new(Safetensors::open_dir(dir)?);
     let path = dir.join("config.json");
-    let json = parse(&path, &read(&path)?)?;
-    let shapes = |name: &str| source.info(name).map(|i: Info| i.shape);
-    let dtype = source.info("model.embed_tokens.weight").and_then(|i| i.dtype);
-    let hints = Hints { shapes: &shapes, dtype, vision: None, audio: None };
+    let json = read_json(&path)?;
+    let shapes = |name: &str| stored.info(name).map(|i| i.shape);
+    let dtype = stored.info("model.embed_tokens.weight").and_then(|i| i.dtype);
+
+    let find = |key: &str, option: &Option<PathBuf>| folders::find(dir, &json, key, option.as_deref());
+    let vision_dir = find("mm_vision_tower", &folders.vision)?;
+    let audio_dir = find("mm_audio_encoder", &folders.audio)?;
+    let vision = vision_dir.as_deref().map(folders::vision).transpose()?.flatten();
+    let audio = audio_dir.as_deref().map(folders::audio).transpose()?.flatten();
+    let hints = Hints {
+        shapes: &shapes,
+        dtype,
+        vision: vision.as_ref().map(|(json, file)| (json, file.as_str())),
+        audio: audio.as_ref().map(|(json, file)| (json, file.as_str())),
+    };
     let config = ModelConfig::from_value(&json, &path.display().to_string(), hints)?;
+    let source = with_cmvn(stored, &config, audio_dir.as_deref())?;
     Ok(Opened { config, source, dir: Some(dir.to_owned()) })
+}
+
+/// Adds the normalisation of the filterbank from the audio folder when the checkpoint lacks it.
+fn with_cmvn(
+    stored: Arc<dyn Source>,
+    config: &ModelConfig,
+    audio_dir: Option<&Path>,
+) -> Result<Arc<dyn Source>> {
+    const NAMES: [&str; 2] =
+        ["model.audio_encoder.encoder.global_cmvn.mean", "model.audio_encoder.encoder.global_cmvn.istd"];
+    let (Some(audio), Some(dir)) = (&config.audio, audio_dir) else { return Ok(stored) };
+    if NAMES.iter().all(|name| stored.info(name).is_some()) {
+        return Ok(stored);
+    }
+    let Some((path, values)) = folders::global_cmvn(dir, audio.input_dim)? else { return Ok(stored) };
+    let mut all = Overlay::new(stored);
+    for (name, values) in NAMES.iter().zip(&values) {
+        all.add(name, &[audio.input_dim], values, &path.display().to_string());
+    }
+    Ok(Arc::new(all))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -58,6 +101,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes)
         .map_err(|e| Error::input(format!("{}: not readable as JSON: {e}", path.display())))
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    parse(path, &read(path)?)
 }
 
 /// The bytes of a config and what they say.

@@ -1,0 +1,134 @@
+//! The encoders' own folders: `config.json` of the vision tower, `train.yaml` and `global_cmvn` of the audio encoder.
+//!
+//! Checkpoints name them by hub id or by somebody else's path, so a name is looked up inside the checkpoint folder,
+//! or replaced by an option; never fetched. Pickled files are not read: all weights are in the safetensors.
+
+use std::path::{Component, Path, PathBuf};
+
+use saphyr::{LoadableYamlNode, Scalar, Yaml};
+use serde_json::{Map, Value};
+
+use crate::core::{Error, Result};
+use crate::{bail_input, ensure_input};
+
+/// The encoders' folders, where they are not inside the checkpoint's.
+#[derive(Clone, Default, Debug)]
+pub struct Folders {
+    pub vision: Option<PathBuf>,
+    pub audio: Option<PathBuf>,
+}
+
+/// The folder that `key` of the config names, or the option instead.
+pub(super) fn find(dir: &Path, json: &Value, key: &str, option: Option<&Path>) -> Result<Option<PathBuf>> {
+    if let Some(folder) = option {
+        ensure_input!(folder.is_dir(), "{}: expected the folder of {key}, found none", folder.display());
+        return Ok(Some(folder.to_owned()));
+    }
+    let Some(name) = json.get(key).and_then(Value::as_str) else { return Ok(None) };
+    let name = Path::new(name);
+    let inside = name.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    let candidates = [inside.then(|| dir.join(name)), name.file_name().map(|base| dir.join(base))];
+    Ok(candidates.into_iter().flatten().find(|path| path.is_dir() && path != dir))
+}
+
+/// `config.json` of the vision tower, if there is one, and its path.
+pub(super) fn vision(folder: &Path) -> Result<Option<(Map<String, Value>, String)>> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    match super::open::read_json(&path)? {
+        Value::Object(map) => Ok(Some((map, path.display().to_string()))),
+        _ => bail_input!("{}: expected a JSON object, found something else", path.display()),
+    }
+}
+
+/// `train.yaml` of the audio encoder in the keys of `audio_config`, if there is one, and its path.
+pub(super) fn audio(folder: &Path) -> Result<Option<(Map<String, Value>, String)>> {
+    let path = folder.join("train.yaml");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let shown = path.display();
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let docs = Yaml::load_from_str(&text)
+        .map_err(|e| Error::input(format!("{shown}: not readable as YAML: {e}")))?;
+    let mut leaves = Vec::new();
+    for doc in &docs {
+        collect(doc, "", &mut leaves);
+    }
+    Ok(Some((audio_fields(&leaves), shown.to_string())))
+}
+
+/// Dotted paths of all scalars.
+fn collect<'a>(node: &'a Yaml<'_>, path: &str, out: &mut Vec<(String, &'a Scalar<'a>)>) {
+    match node {
+        Yaml::Value(scalar) => out.push((path.to_owned(), scalar)),
+        Yaml::Mapping(map) => {
+            for (key, value) in map {
+                let Some(key) = key.as_str() else { continue };
+                let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+                collect(value, &path, out);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn audio_fields(leaves: &[(String, &Scalar<'_>)]) -> Map<String, Value> {
+    const TRANSFORMER: &str = "encoder_conf.para_conf.transformer.transformer";
+    let find = |path: &str| leaves.iter().find(|(p, _)| p == path).map(|(_, scalar)| *scalar);
+    let mut fields = Map::new();
+    for (field, path) in [
+        ("input_dim", "input_dim".to_owned()),
+        ("hidden_size", format!("{TRANSFORMER}-attention-dim")),
+        ("num_attention_heads", format!("{TRANSFORMER}-attention-heads")),
+        ("intermediate_size", format!("{TRANSFORMER}-linear-units")),
+        ("num_hidden_layers", format!("{TRANSFORMER}-num-blocks")),
+        ("chunk_size", format!("{TRANSFORMER}-chunk_size")),
+        ("left_chunks", format!("{TRANSFORMER}-left_chunks")),
+    ] {
+        let value = match find(&path) {
+            Some(Scalar::Integer(x)) => Value::from(*x),
+            Some(Scalar::FloatingPoint(x)) => Value::from(x.into_inner()),
+            Some(Scalar::String(x)) => Value::from(x.as_ref()),
+            Some(Scalar::Boolean(x)) => Value::from(*x),
+            Some(Scalar::Null) | None => continue,
+        };
+        fields.insert(field.to_owned(), value);
+    }
+    // Trained with chunks of random sizes, up to all frames: then the size in the file is not in force, and the
+    // encoder sees all frames at once.
+    if matches!(find(&format!("{TRANSFORMER}-dynamic-chunks")), Some(Scalar::Boolean(true))) {
+        fields.remove("chunk_size");
+        fields.remove("left_chunks");
+    }
+    fields
+}
+
+/// Mean and inverse standard deviation of the filterbank from the sums in `global_cmvn`, if there is one.
+pub(super) fn global_cmvn(folder: &Path, bins: usize) -> Result<Option<(PathBuf, [Vec<f32>; 2])>> {
+    let path = folder.join("global_cmvn");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let json = super::open::read_json(&path)?;
+    let sums = |key: &str| -> Result<Vec<f64>> {
+        let found = json.get(key).and_then(Value::as_array);
+        let values: Vec<f64> = found.into_iter().flatten().filter_map(Value::as_f64).collect();
+        ensure_input!(
+            values.len() == bins && found.is_some_and(|f| f.len() == bins),
+            "{}: {key}: expected {bins} numbers, found {}",
+            path.display(),
+            values.len()
+        );
+        Ok(values)
+    };
+    let (mean, var) = (sums("mean_stat")?, sums("var_stat")?);
+    let n = json.get("frame_num").and_then(Value::as_f64).unwrap_or(0.0);
+    let counted = n > 0.0;
+    ensure_input!(counted, "{}: frame_num: expected a number above 0, found {n}", path.display());
+    let mean: Vec<f64> = mean.iter().map(|x| x / n).collect();
+    let istd = var.iter().zip(&mean).map(|(x, m)| (1.0 / (x / n - m * m).max(1e-20).sqrt()) as f32).collect();
+    Ok(Some((path, [mean.iter().map(|&x| x as f32).collect(), istd])))
+}

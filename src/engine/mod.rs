@@ -12,7 +12,10 @@
 //! # Ok(()) }
 //! ```
 
+pub mod bench;
+pub mod diagnose;
 mod graphs;
+pub mod measure;
 pub mod model;
 mod sampling;
 mod session;
@@ -206,7 +209,15 @@ pub struct Answer {
 impl Engine {
     /// Opens `spec`: a checkpoint folder, or `synthetic:CONFIG.json`. `progress(done, total)` counts bytes of weights.
     pub fn open(spec: &str, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
-        let opened = open_model(spec)?;
+        Engine::from_opened(open_model(spec)?, options, progress)
+    }
+
+    /// As [`Engine::open`] for a model that was found already.
+    pub fn from_opened(
+        opened: Opened,
+        options: &Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Engine> {
         let vocab = opened.config.text.vocab_size;
         let tokenizer = match &opened.dir {
             Some(dir) => Tokenizer::from_dir(dir)?,
@@ -267,7 +278,8 @@ pub(crate) fn open_on(
     Model::load(parts, progress)
 }
 
-fn open_backend(choice: DeviceChoice) -> Result<Box<dyn Backend>> {
+/// The device of that name, ready to run graphs.
+pub fn open_backend(choice: DeviceChoice) -> Result<Box<dyn Backend>> {
     match choice {
         DeviceChoice::Cpu => Ok(Box::new(Cpu::new())),
         #[cfg(feature = "cuda")]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::graphs::{EncoderIo, Graphs, TextIo};
-use crate::core::{DType, Desc, HostData, Recipe, Result, Step};
+use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
@@ -17,7 +17,7 @@ use crate::weights::Source;
 pub use crate::ops::embed::MEDIA_BIT;
 
 /// Tiles that go through the vision tower at once: 13 is the most that one picture gives.
-const TILES_AT_ONCE: usize = 16;
+pub(super) const TILES_AT_ONCE: usize = 16;
 /// Positions for which Whale's tables are made at first; they double when a longer sound comes.
 const POSITIONS_AT_FIRST: usize = 1024;
 
@@ -38,6 +38,15 @@ pub struct Model {
     positions: usize,
     /// Keep intermediate results of the encoders readable, for comparisons.
     observe: bool,
+}
+
+/// One of the graphs of a model.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Work {
+    /// `rows` rows, the last of them row `kv_len - 1` of the sequence.
+    Text { rows: usize, kv_len: usize, ids: Ids, head: Head },
+    Vision { tiles: usize },
+    Audio { frames: usize },
 }
 
 /// What to build a [`Model`] from.
@@ -146,6 +155,45 @@ impl Model {
                 TextIo { ids: t.ids, embeds: t.embeds, hidden: t.hidden, logits: t.logits, token: t.token };
             Ok((t.graph, io))
         })
+    }
+
+    /// A graph of the model as it is written, before fusion.
+    pub(super) fn written(&self, work: Work) -> Result<Graph> {
+        let (text, types) = (&self.cfg.text, self.types);
+        match work {
+            Work::Text { rows, kv_len, ids, head } => {
+                let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
+                Ok(qwen2::build(text, &self.sizes, types, key)?.graph)
+            }
+            Work::Vision { tiles } => match &self.cfg.vision {
+                Some(vision) => Ok(intern_vit::build(vision, text, types, tiles)?.graph),
+                None => crate::bail_input!("this model has no vision tower: it cannot take pictures"),
+            },
+            Work::Audio { frames } => match &self.cfg.audio {
+                Some(audio) => {
+                    let cap = self.positions.max(whale::encoder_frames(frames));
+                    Ok(whale::build(audio, text, types, frames, cap)?.graph)
+                }
+                None => crate::bail_input!("this model has no audio encoder: it cannot take sounds"),
+            },
+        }
+    }
+
+    /// The graph that runs for `work`.
+    pub(super) fn fused(&self, work: Work) -> Result<Graph> {
+        fuse(self.written(work)?, &self.fusion)
+    }
+
+    /// The prepared graph that runs for `work`, and its input.
+    pub(super) fn prepared(&mut self, work: Work) -> Result<(ExeId, Option<Tensor>)> {
+        match work {
+            Work::Text { rows, kv_len, ids, head } => {
+                let (exe, io) = self.text_graph(rows, kv_len, ids, head)?;
+                Ok((exe, io.ids))
+            }
+            Work::Vision { tiles } => self.vision_graph(tiles).map(|(exe, io)| (exe, Some(io.input))),
+            Work::Audio { frames } => self.audio_graph(frames).map(|(exe, io)| (exe, Some(io.input))),
+        }
     }
 
     /// Enqueues `ids` (token ids, or media rows with [`MEDIA_BIT`]) as rows `pos..` of the sequence.

@@ -26,6 +26,14 @@ pub struct Session<'e> {
     history: Vec<u32>,
 }
 
+/// What the model gets of a question.
+pub(super) struct Inputs {
+    /// f32 `[tiles, 3, S, S]` per picture.
+    pub pixels: Vec<Vec<f32>>,
+    pub sounds: Vec<Fbank>,
+    pub ids: Vec<u32>,
+}
+
 /// A question after preprocessing, ready for the encoders.
 struct Prepared {
     tiles: Vec<Tiles>,
@@ -100,6 +108,15 @@ impl<'e> Session<'e> {
         t.per_token_ms = answer.timings.per_token_ms;
         t.total_ms = start.elapsed().as_secs_f64() * 1e3;
         Ok(Answer { timings: *t, prompt_rows: ids.len(), ..answer })
+    }
+
+    /// A question as the model gets it: pixels per picture, log-mel frames per sound, ids. Nothing runs.
+    pub(super) fn inputs(&self, question: &Question) -> Result<Inputs> {
+        let prepared = self.prepare(question)?;
+        let (ids, media_rows) = self.merge(&mut self.dialogue.clone(), question, &prepared)?;
+        self.check_context(ids.len(), media_rows)?;
+        let pixels = prepared.tiles.iter().map(Tiles::pixel_values).collect::<Result<_>>()?;
+        Ok(Inputs { pixels, sounds: prepared.sounds, ids })
     }
 
     /// Decodes nothing (pictures and sounds are in memory), but tiles and filters.

@@ -1,5 +1,6 @@
 //! Running plans. One trait, two backends: [`cpu`] is the reference, [`cuda`] the product.
 
+pub mod cases;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -45,10 +46,46 @@ pub struct MemoryUse {
     pub peak: u64,
 }
 
+/// What a device can do at most, as a plain read of memory and a large matrix product of a library reach it.
+#[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
+pub struct Ceilings {
+    pub bytes_per_s: f64,
+    /// bf16 with f32 sums.
+    pub flops_per_s: f64,
+}
+
+impl Ceilings {
+    /// One NVIDIA H200: 14 GB read once with 16-byte loads, and a bf16 matrix product 8192³ on random data.
+    pub const H200: Ceilings = Ceilings { bytes_per_s: 4.58e12, flops_per_s: 800e12 };
+    /// One NVIDIA H100 SXM: HBM3 at the H200's share of its nominal bandwidth, the same tensor cores.
+    pub const H100: Ceilings = Ceilings { bytes_per_s: 3.2e12, flops_per_s: 800e12 };
+
+    /// By the name of the GPU, as the driver gives it; `None` for those never measured.
+    pub fn of_device(name: &str) -> Option<Ceilings> {
+        if name.contains("H200") {
+            Some(Ceilings::H200)
+        } else if name.contains("H100") {
+            Some(Ceilings::H100)
+        } else {
+            None
+        }
+    }
+}
+
 /// Runs plans on one device. Only `read*`, `wait_token`, `sync` and the measuring calls wait for the device.
 pub trait Backend {
     /// `NVIDIA H200, sm_90, 132 SMs` or `CPU, 16 threads`.
     fn describe(&self) -> String;
+
+    /// Version of the driver, where there is one.
+    fn driver(&self) -> Option<String> {
+        None
+    }
+
+    /// For the roofline; `None` when nothing is known of the device.
+    fn ceilings(&self) -> Option<Ceilings> {
+        Ceilings::of_device(&self.describe())
+    }
 
     /// Runs return before they are done. Callers then enqueue ahead, and pad rows so that lengths share graphs.
     fn asynchronous(&self) -> bool;

@@ -1,0 +1,477 @@
+//! `vivace bench`: the times that matter to a user of the model, on one device, whole graphs at a time.
+//!
+//! Graphs are timed as they run in a request: captured and replayed where the device can, on random inputs, with a
+//! cache that earlier prefills have filled. The weights of a real model are far larger than any cache, so every run
+//! reads them from memory.
+
+use std::fmt;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::measure::{Meta, REPEATS, Rates, Spread, WARMUP, human_us, percent, table};
+use super::model::Work;
+use super::{Engine, GenerateOptions, Options, Question, open_backend};
+use crate::core::{Cost, DType, HostData, Result, Step};
+use crate::exec::{Ceilings, MemoryUse};
+use crate::media::{Picture, Sound};
+use crate::models::config::{Hints, ModelConfig};
+use crate::models::qwen2::{Head, Ids};
+use crate::weights::{Opened, open_model, synthetic, test_input};
+
+/// VITA-1.5 with its real widths and depths.
+const FULL: (&str, &str) = ("examples/vita-1.5.json", include_str!("../../examples/vita-1.5.json"));
+/// A model of the same kind that a CPU runs in moments.
+const SMALL: (&str, &str) = ("examples/demo.json", include_str!("../../examples/demo.json"));
+
+/// Text tokens of the mixed request, the template's included.
+const MIXED_TEXT_TOKENS: usize = 128;
+/// Rows that the mixed request may need on top: one tile, ten seconds of sound, and a byte tokenizer's template.
+const MIXED_CONTEXT: usize = 1024;
+
+/// One thing to time.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Item {
+    Load,
+    /// One token; this many rows in the cache, its own included.
+    Decode(usize),
+    /// A prompt of this many tokens up to its first token.
+    Prefill(usize),
+    /// Tiles.
+    Vision(usize),
+    /// Log-mel frames.
+    Audio(usize),
+    /// 1 tile, 10 s of sound and 128 text tokens, from decoded pixels and samples to the first token on the host.
+    FirstToken,
+}
+
+const FULL_ITEMS: &[Item] = &[
+    Item::Load,
+    Item::Decode(512),
+    Item::Decode(4096),
+    Item::Decode(16384),
+    Item::Prefill(128),
+    Item::Prefill(256),
+    Item::Prefill(512),
+    Item::Prefill(1024),
+    Item::Prefill(2048),
+    Item::Prefill(3584),
+    Item::Vision(1),
+    Item::Vision(4),
+    Item::Vision(13),
+    Item::Audio(300),
+    Item::Audio(1000),
+    Item::Audio(3000),
+    Item::FirstToken,
+];
+
+const SMALL_ITEMS: &[Item] = &[
+    Item::Load,
+    Item::Decode(512),
+    Item::Prefill(128),
+    Item::Vision(1),
+    Item::Audio(300),
+    Item::FirstToken,
+];
+
+impl Item {
+    fn name(self) -> String {
+        match self {
+            Item::Load => "load".to_owned(),
+            Item::Decode(n) => format!("decode_{n}"),
+            Item::Prefill(n) => format!("prefill_{n}"),
+            Item::Vision(n) => format!("vision_{n}"),
+            Item::Audio(n) => format!("audio_{n}"),
+            Item::FirstToken => "first_token".to_owned(),
+        }
+    }
+
+    fn about(self) -> String {
+        match self {
+            Item::Load => "open the model, weights resident".to_owned(),
+            Item::Decode(n) => format!("one token, {n} rows in the cache"),
+            Item::Prefill(n) => format!("prompt of {n} tokens"),
+            Item::Vision(1) => "1 tile".to_owned(),
+            Item::Vision(n) => format!("{n} tiles"),
+            Item::Audio(n) => format!("{n} frames of sound"),
+            Item::FirstToken => format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token"),
+        }
+    }
+
+    /// Rows of context that it needs.
+    fn context(self) -> usize {
+        match self {
+            Item::Load | Item::Vision(_) => 64,
+            Item::Decode(n) | Item::Prefill(n) => n + 16,
+            Item::Audio(n) => n / 8 + 64,
+            Item::FirstToken => MIXED_CONTEXT,
+        }
+    }
+}
+
+/// What is told while a bench runs.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Progress<'a> {
+    /// Bytes of weights: done, of.
+    Loading(u64, u64),
+    /// Item `at` (from 0) of `of` begins.
+    Running { item: &'a str, at: usize, of: usize },
+}
+
+/// One line of the report.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Row {
+    /// `decode_512`, `prefill_2048`, `vision_13`, `audio_1000`, `first_token`, `load`.
+    pub name: String,
+    pub what: String,
+    #[serde(flatten)]
+    pub time: Spread,
+    #[serde(flatten)]
+    pub rates: Rates,
+}
+
+/// Bytes on the device after everything ran.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Memory {
+    pub weights: u64,
+    pub states: u64,
+    pub arenas: u64,
+    pub peak: u64,
+}
+
+impl From<MemoryUse> for Memory {
+    fn from(m: MemoryUse) -> Memory {
+        Memory { weights: m.weights, states: m.states, arenas: m.arenas, peak: m.peak }
+    }
+}
+
+/// What `vivace bench` prints and `--json` writes.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub meta: Meta,
+    pub model: String,
+    pub dtype: &'static str,
+    /// Rows of the KV cache that the model was opened with.
+    pub context: usize,
+    pub memory_bytes: Memory,
+    pub rows: Vec<Row>,
+}
+
+/// Times every item whose name contains one of the comma-separated parts of `filter` (all without one) on
+/// `model_spec`: by default the full-size synthetic VITA-1.5, and on a CPU a small model with fewer items.
+///
+/// # Errors
+/// `Input` when nothing matches `filter` or the model cannot be opened, `Runtime` when the device fails.
+pub fn run(
+    options: &Options,
+    model_spec: Option<&str>,
+    filter: Option<&str>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report> {
+    let on_gpu = open_backend(options.device)?.asynchronous();
+    let (model, opened, all) = match model_spec {
+        Some(spec) => (spec.to_owned(), open_model(spec)?, if on_gpu { FULL_ITEMS } else { SMALL_ITEMS }),
+        None => {
+            let ((path, json), items) = if on_gpu { (FULL, FULL_ITEMS) } else { (SMALL, SMALL_ITEMS) };
+            (format!("synthetic:{path}"), built_in(path, json)?, items)
+        }
+    };
+    let has = |i: &Item| match i {
+        Item::Vision(_) => opened.config.vision.is_some(),
+        Item::Audio(_) => opened.config.audio.is_some(),
+        Item::FirstToken => opened.config.vision.is_some() && opened.config.audio.is_some(),
+        _ => true,
+    };
+    let items = selected(all.iter().copied().filter(has), filter)?;
+
+    let needed = items.iter().map(|i| i.context()).max().unwrap_or(64);
+    let options = Options { context: options.context.or(Some(needed)), ..options.clone() };
+    let start = Instant::now();
+    let mut engine = Engine::from_opened(opened, &options, &mut |done, of| progress(Progress::Loading(done, of)))?;
+    engine.model.backend_mut().sync()?;
+    let load_us = start.elapsed().as_secs_f64() * 1e6;
+
+    let ceilings = engine.model.backend().ceilings();
+    let mut bench = Bench { engine, ceilings, filled: 0, load_us };
+    let mut rows = Vec::new();
+    for (at, &item) in items.iter().enumerate() {
+        progress(Progress::Running { item: &item.name(), at, of: items.len() });
+        rows.push(bench.row(item).map_err(|e| e.context(item.name()))?);
+    }
+    let backend = bench.engine.model.backend();
+    Ok(Report {
+        meta: Meta::of(backend),
+        model,
+        dtype: bench.engine.model.types.act.name(),
+        context: bench.engine.context_rows(),
+        memory_bytes: backend.memory().into(),
+        rows,
+    })
+}
+
+fn built_in(path: &str, json: &str) -> Result<Opened> {
+    let json = serde_json::from_str(json)
+        .map_err(|e| crate::core::Error::runtime(format!("{path}, built in: not readable as JSON: {e}")))?;
+    let config = ModelConfig::from_value(&json, path, Hints::NONE)?;
+    let source = std::sync::Arc::new(synthetic(&config));
+    Ok(Opened { config, source, dir: None })
+}
+
+fn selected(items: impl Iterator<Item = Item>, filter: Option<&str>) -> Result<Vec<Item>> {
+    let items: Vec<Item> = items.collect();
+    let Some(filter) = filter else { return Ok(items) };
+    let parts: Vec<&str> = filter.split(',').map(str::trim).filter(|p| !p.is_empty()).collect();
+    let names = |items: &[Item]| items.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
+    let wanted: Vec<Item> =
+        items.iter().copied().filter(|i| parts.iter().any(|p| i.name().contains(p))).collect();
+    crate::ensure_input!(!wanted.is_empty(), "--filter {filter}: nothing matches; there are: {}", names(&items));
+    Ok(wanted)
+}
+
+struct Bench {
+    engine: Engine,
+    ceilings: Option<Ceilings>,
+    /// Rows of the KV cache that hold values of a prefill.
+    filled: usize,
+    load_us: f64,
+}
+
+impl Bench {
+    fn row(&mut self, item: Item) -> Result<Row> {
+        let (time, cost) = match item {
+            Item::Load => {
+                let bytes = self.engine.model.backend().memory().weights;
+                let cost = Cost { flops: 0, read_bytes: 0, written_bytes: bytes };
+                (Spread::of(&[self.load_us]), cost)
+            }
+            Item::Decode(kv_len) => {
+                self.fill(kv_len)?;
+                let work = Work::Text { rows: 1, kv_len, ids: Ids::LastToken, head: Head::Greedy };
+                self.graph(work, Step::rows(kv_len - 1, 1, 0), None)?
+            }
+            Item::Prefill(rows) => {
+                self.fits(rows)?;
+                let padded = self.engine.model.padded_rows(rows);
+                let mut ids = self.ids(0, rows);
+                ids.resize(padded, 0);
+                let work = Work::Text { rows: padded, kv_len: rows, ids: Ids::Host, head: Head::Greedy };
+                self.graph(work, Step::rows(0, rows, 0), Some(HostData::U32(ids)))?
+            }
+            Item::Vision(tiles) => {
+                let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
+                let pixels = test_input(SEED, "bench.pixel_values", &[tiles, 3, size, size], 0.0, 1.0);
+                self.graph(Work::Vision { tiles }, Step::rows(0, tiles, 0), Some(HostData::F32(pixels)))?
+            }
+            Item::Audio(frames) => {
+                let fbank = test_input(SEED, "bench.fbank", &[frames, 80], 16.0, 4.0);
+                self.graph(Work::Audio { frames }, Step::rows(0, frames, 0), Some(HostData::F32(fbank)))?
+            }
+            Item::FirstToken => self.first_token()?,
+        };
+        let Some(time) = time else { crate::bail_runtime!("the device gave no times") };
+        let ceilings = if item == Item::Load { None } else { self.ceilings };
+        let rates = Rates::of(cost, time.median_us, ceilings);
+        Ok(Row { name: item.name(), what: item.about(), time, rates })
+    }
+
+    /// Times one graph as the device replays it.
+    fn graph(&mut self, work: Work, step: Step, input: Option<HostData>) -> Result<(Option<Spread>, Cost)> {
+        let model = &mut self.engine.model;
+        let cost = model.fused(work)?.cost();
+        let (exe, tensor) = model.prepared(work)?;
+        if let (Some(tensor), Some(data)) = (tensor, &input) {
+            model.backend_mut().write(exe, tensor, data)?;
+        }
+        let times = model.backend_mut().time(exe, step, WARMUP, REPEATS)?;
+        Ok((Spread::of(&times), cost))
+    }
+
+    /// Fills the cache up to `rows` with the keys and values of random ids.
+    fn fill(&mut self, rows: usize) -> Result<()> {
+        self.fits(rows)?;
+        while self.filled < rows {
+            let n = (rows - self.filled).min(super::PREFILL_CHUNK_ROWS);
+            let ids = self.ids(self.filled, n);
+            self.engine.model.run_ids(&ids, self.filled, 0, Head::Greedy)?;
+            self.filled += n;
+        }
+        self.engine.model.backend_mut().sync()
+    }
+
+    fn fits(&self, rows: usize) -> Result<()> {
+        let context = self.engine.context_rows();
+        crate::ensure_input!(rows <= context, "--context {context}: {rows} rows expected or more");
+        Ok(())
+    }
+
+    /// Random ids for rows `first..first + n`.
+    fn ids(&self, first: usize, n: usize) -> Vec<u32> {
+        let vocab = self.engine.model.sizes.token_limit as f64;
+        let noise = test_input(SEED, &format!("bench.ids.{first}"), &[n], 0.5, 0.5);
+        noise.into_iter().map(|u| (f64::from(u) * vocab).clamp(0.0, vocab - 1.0) as u32).collect()
+    }
+
+    /// The mixed request through a session, as a user asks it. Bytes and flops are those of its three graphs.
+    fn first_token(&mut self) -> Result<(Option<Spread>, Cost)> {
+        let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
+        let noise = test_input(SEED, "bench.picture", &[size, size, 3], 127.5, 127.5);
+        let picture = Picture::new(size, size, noise.into_iter().map(|v| v as u8).collect())?;
+        let sound = Sound::new(16_000, test_input(SEED, "bench.sound", &[160_000], 0.0, 0.3))?;
+        let mut question = Question { images: vec![picture], sounds: vec![sound], ..Question::default() };
+        let (rows, frames) = self.pad_question(&mut question)?;
+
+        let once = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
+        let mut times_us = Vec::new();
+        for i in 0..WARMUP + REPEATS {
+            let answer = self.engine.session(Some(SYSTEM))?.ask(&question, &once, &mut |_| true)?;
+            if i >= WARMUP {
+                times_us.push(answer.timings.first_token_ms * 1e3);
+            }
+        }
+        self.filled = 0;
+        let model = &self.engine.model;
+        let padded = model.padded_rows(rows);
+        let text = Work::Text { rows: padded, kv_len: rows, ids: Ids::Host, head: Head::Greedy };
+        let mut cost = Cost::default();
+        for work in [text, Work::Vision { tiles: 1 }, Work::Audio { frames }] {
+            cost = cost + model.fused(work)?.cost();
+        }
+        Ok((Spread::of(&times_us), cost))
+    }
+
+    /// Lengthens the text until the request has [`MIXED_TEXT_TOKENS`] text tokens. Returns all rows and the frames.
+    fn pad_question(&mut self, question: &mut Question) -> Result<(usize, usize)> {
+        const WORDS: [&str; 8] = [" what", " do", " you", " see", " and", " hear", " in", " this"];
+        let session = self.engine.session(Some(SYSTEM))?;
+        let text_tokens = |q: &Question| -> Result<(usize, usize, usize)> {
+            let inputs = session.inputs(q)?;
+            let text = inputs.ids.iter().filter(|id| *id & super::model::MEDIA_BIT == 0).count();
+            Ok((text, inputs.ids.len(), inputs.sounds.first().map_or(0, |s| s.frames)))
+        };
+        let mut next = 0;
+        loop {
+            let (text, rows, frames) = text_tokens(question)?;
+            if text >= MIXED_TEXT_TOKENS {
+                return Ok((rows, frames));
+            }
+            // Words while there is room for the longest of them, then single characters.
+            let word = WORDS[next % WORDS.len()];
+            question.text.push_str(if MIXED_TEXT_TOKENS - text > word.len() { word } else { "?" });
+            if next > 16 * MIXED_TEXT_TOKENS {
+                crate::bail_runtime!("the tokenizer merges every text to fewer than {MIXED_TEXT_TOKENS} tokens");
+            }
+            next += 1;
+        }
+    }
+}
+
+const SEED: u64 = 11;
+const SYSTEM: &str = "Answer.";
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let m = &self.meta;
+        writeln!(f, "{}, {}, {}, context {}", m.device, self.model, self.dtype, self.context)?;
+        writeln!(f, "{}{}", m.date, m.commit.as_ref().map_or(String::new(), |c| format!(", commit {c}")))?;
+        let rows: Vec<Vec<String>> = self
+            .rows
+            .iter()
+            .map(|r| {
+                vec![
+                    r.name.clone(),
+                    human_us(r.time.median_us),
+                    human_us(r.time.p10_us),
+                    human_us(r.time.p90_us),
+                    format!("{:.0}", r.rates.gb_per_s),
+                    format!("{:.2}", r.rates.tflop_per_s),
+                    r.rates.roofline_us.map_or("-".to_owned(), human_us),
+                    percent(r.rates.roofline_share),
+                ]
+            })
+            .collect();
+        let head = ["", "median", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "share"];
+        f.write_str(&table(&head, &rows))?;
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let m = &self.memory_bytes;
+        writeln!(
+            f,
+            "memory: weights {:.2} GB, states {:.2} GB, arenas {:.2} GB, peak {:.2} GB",
+            gb(m.weights),
+            gb(m.states),
+            gb(m.arenas),
+            gb(m.peak)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::DeviceChoice;
+    use super::*;
+
+    #[test]
+    fn filters_pick_by_part_of_the_name() {
+        let all = || FULL_ITEMS.iter().copied();
+        assert_eq!(selected(all(), None).unwrap().len(), 17);
+        let some = selected(all(), Some("decode_4, vision_13")).unwrap();
+        assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
+        let message = selected(all(), Some("speed")).unwrap_err().to_string();
+        assert!(message.starts_with("--filter speed: nothing matches; there are: load, decode_512,"), "{message}");
+    }
+
+    #[test]
+    fn the_built_in_models_have_all_parts() {
+        let full = built_in(FULL.0, FULL.1).unwrap().config;
+        assert_eq!((full.text.num_hidden_layers, full.text.vocab_size, full.dtype), (28, 152_064, DType::BF16));
+        assert_eq!(full.vision.unwrap().num_hidden_layers, 24);
+        assert_eq!(full.audio.unwrap().num_hidden_layers, 24);
+        assert!(built_in(SMALL.0, SMALL.1).unwrap().config.audio.is_some());
+    }
+
+    #[test]
+    fn a_report_has_times_work_and_a_stable_json() {
+        let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+        let mut seen = Vec::new();
+        let report = run(&options, None, Some("load,audio"), &mut |p| {
+            if let Progress::Running { item, at, of } = p {
+                seen.push(format!("{item} {at}/{of}"));
+            }
+        })
+        .unwrap();
+        assert_eq!(seen, ["load 0/2", "audio_300 1/2"]);
+        let json = serde_json::to_value(&report).unwrap();
+        let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(
+            keys(&json),
+            [
+                "date", "device", "driver", "commit", "version", "ceilings", "model", "dtype", "context",
+                "memory_bytes", "rows"
+            ]
+        );
+        assert_eq!(
+            keys(&json["rows"][1]),
+            [
+                "name", "what", "runs", "median_us", "p10_us", "p90_us", "flops", "bytes", "gb_per_s",
+                "tflop_per_s", "roofline_us", "roofline_share"
+            ]
+        );
+        assert_eq!(json["rows"][1]["runs"], REPEATS);
+        assert!(json["rows"][1]["flops"].as_u64().unwrap() > 1_000_000);
+        let shown = report.to_string();
+        assert!(shown.contains("audio_300") && shown.contains("peak"), "{shown}");
+    }
+
+    #[test]
+    fn the_mixed_request_has_128_text_tokens() {
+        let opened = built_in(SMALL.0, SMALL.1).unwrap();
+        let options =
+            Options { device: DeviceChoice::Cpu, context: Some(MIXED_CONTEXT), ..Options::default() };
+        let engine = Engine::from_opened(opened, &options, &mut |_, _| {}).unwrap();
+        let mut bench = Bench { engine, ceilings: None, filled: 0, load_us: 0.0 };
+        let mut question = Question { sounds: vec![Sound::new(16_000, vec![0.1; 160_000]).unwrap()], ..Question::default() };
+        let (rows, frames) = bench.pad_question(&mut question).unwrap();
+        assert_eq!(frames, 998);
+        assert_eq!(rows, MIXED_TEXT_TOKENS + 125);
+    }
+}

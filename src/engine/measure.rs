@@ -91,6 +91,31 @@ pub fn roofline_us(cost: Cost, c: Ceilings) -> f64 {
     bytes.max(flops) * 1e6
 }
 
+/// ‖a − b‖ / ‖b‖ and the index of the largest difference. NaN on one side only, or where the other differs, makes it
+/// infinite; where `b` is all zero, the norm of the difference counts.
+pub fn relative(a: &[f32], b: &[f32]) -> (f64, usize) {
+    let (mut diff, mut norm, mut worst, mut worst_by) = (0.0f64, 0.0f64, 0, 0.0f64);
+    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+        if a == b {
+            norm += if b.is_finite() { f64::from(b).powi(2) } else { 0.0 };
+            continue;
+        }
+        let d = (f64::from(a) - f64::from(b)).abs();
+        let d = if d.is_nan() { f64::INFINITY } else { d };
+        diff += d * d;
+        norm += f64::from(b).powi(2);
+        if d > worst_by {
+            (worst, worst_by) = (i, d);
+        }
+    }
+    let rel = match (diff == 0.0, norm == 0.0) {
+        (true, _) => 0.0,
+        (false, true) => diff.sqrt(),
+        (false, false) => (diff / norm).sqrt(),
+    };
+    (if rel.is_nan() { f64::INFINITY } else { rel }, worst)
+}
+
 /// When, where and from which source a measurement was made.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Meta {
@@ -199,6 +224,15 @@ mod tests {
         let r = Rates::of(memory, 2000.0, Some(c));
         assert_eq!((r.gb_per_s, r.roofline_share), (2000.0, Some(0.5)));
         assert_eq!(Rates::of(math, 1.0, None).roofline_share, None);
+    }
+
+    #[test]
+    fn relative_errors_of_odd_values() {
+        assert_eq!(relative(&[3.0, 4.5], &[3.0, 4.0]), (0.1, 1));
+        assert_eq!(relative(&[0.0, 0.5], &[0.0, 0.0]), (0.5, 1));
+        assert_eq!(relative(&[f32::NEG_INFINITY, 3.0], &[f32::NEG_INFINITY, 3.0]), (0.0, 0));
+        assert_eq!(relative(&[f32::NAN, 3.0], &[2.0, 3.0]).0, f64::INFINITY);
+        assert_eq!(relative(&[2.0, 3.0], &[f32::NAN, 3.0]).0, f64::INFINITY);
     }
 
     #[test]

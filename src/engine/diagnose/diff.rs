@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::super::measure::relative;
 use super::super::model::Model;
 use super::super::session::Inputs;
 use super::super::verify::rounded_cpu;
@@ -208,31 +209,6 @@ impl DiffReport {
         }
         Ok(())
     }
-}
-
-/// ‖a − b‖ / ‖b‖ and the index of the largest difference. NaN on one side only, or where the other differs, makes it
-/// infinite; where `b` is all zero, the norm of the difference counts.
-pub(crate) fn relative(a: &[f32], b: &[f32]) -> (f64, usize) {
-    let (mut diff, mut norm, mut worst, mut worst_by) = (0.0f64, 0.0f64, 0, 0.0f64);
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        if a == b {
-            norm += if b.is_finite() { f64::from(b).powi(2) } else { 0.0 };
-            continue;
-        }
-        let d = (f64::from(a) - f64::from(b)).abs();
-        let d = if d.is_nan() { f64::INFINITY } else { d };
-        diff += d * d;
-        norm += f64::from(b).powi(2);
-        if d > worst_by {
-            (worst, worst_by) = (i, d);
-        }
-    }
-    let rel = match (diff == 0.0, norm == 0.0) {
-        (true, _) => 0.0,
-        (false, true) => diff.sqrt(),
-        (false, false) => (diff / norm).sqrt(),
-    };
-    (if rel.is_nan() { f64::INFINITY } else { rel }, worst)
 }
 
 impl fmt::Display for DiffReport {

@@ -1,0 +1,246 @@
+//! Every op at the shapes of the real model, on one device: time, bandwidth, arithmetic, share of the roofline, and
+//! the error against the f32 reference beside each.
+//!
+//!     cargo bench --bench kernels -- --filter linear/gate_up --json out.json
+//!
+//! A case is timed as a graph of several copies of its node, each with tensors of its own, captured and replayed;
+//! the time shown is that of one copy. Together the copies exceed the L2 cache, so that each reads memory; where one
+//! run touches too little for that (a row of activations), the row says `warm`: in the model, too, the node before
+//! leaves such inputs in the cache.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde::Serialize;
+
+use vivace::core::{Cost, DType, Desc, Error, HostData, HostTensor, Place, Result};
+use vivace::engine::measure::{Meta, REPEATS, Rates, Spread, WARMUP, percent, relative, table};
+use vivace::engine::{DeviceChoice, open_backend};
+use vivace::exec::Backend;
+use vivace::exec::cases::{Bound, CaseTypes, typed};
+use vivace::exec::cpu::Cpu;
+use vivace::ops::case::CaseKind;
+use vivace::ops::{Case, Op};
+
+/// What the copies of a case touch together at least, if it can be: well over the 50 MB of an H200's L2.
+const COLD_BYTES: u64 = 192 << 20;
+/// From here on a run counts as cold.
+const L2_BYTES: u64 = 100 << 20;
+/// Room for all copies of a case.
+const ROOM_BYTES: u64 = 6 << 30;
+const COPIES: std::ops::RangeInclusive<u64> = 4..=256;
+/// Cases with more work than this are timed without a reference, which would take minutes.
+const REFERENCE_FLOPS: u64 = 20_000_000_000;
+/// What the CPU is given.
+const CPU_FLOPS: u64 = 2_000_000_000;
+const CPU_BYTES: u64 = 256 << 20;
+
+/// Times every op at the shapes of the model.
+#[derive(Parser)]
+struct Flags {
+    /// auto, cpu or cuda:N; the CPU times its references of the small cases.
+    #[arg(long, default_value = "cuda:0")]
+    device: DeviceChoice,
+    /// Only cases whose name contains one of these, separated by commas.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Element type of activations and weights.
+    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16"])]
+    dtype: String,
+    /// Writes the results to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only prints the names.
+    #[arg(long)]
+    list: bool,
+    /// As `cargo bench` passes it; no effect.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    meta: Meta,
+    dtype: &'static str,
+    warmup: usize,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    /// `linear/gate_up_t512`.
+    name: String,
+    copies: usize,
+    /// Whether each run reads memory and not the cache.
+    cold: bool,
+    #[serde(flatten)]
+    time: Spread,
+    #[serde(flatten)]
+    rates: Rates,
+    /// ‖a − b‖ / ‖b‖ over the float outputs against the f32 reference; for ids the share that differs.
+    error: Option<f64>,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    match run(&flags) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("kernels: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<ExitCode> {
+    let wanted = |name: &str| match &flags.filter {
+        None => true,
+        Some(parts) => parts.split(',').any(|p| name.contains(p.trim())),
+    };
+    let cases: Vec<Case<Op>> = Op::all_cases().into_iter().filter(|c| c.bench && wanted(&c.name)).collect();
+    if cases.is_empty() {
+        return Err(Error::input(format!(
+            "--filter {}: no case of the benchmark has that in its name; --list shows all",
+            flags.filter.as_deref().unwrap_or("")
+        )));
+    }
+    if flags.list {
+        cases.iter().for_each(|c| println!("{}", c.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut backend = match open_backend(flags.device) {
+        Ok(backend) => backend,
+        Err(why) => {
+            println!("kernels: nothing to time: {why}");
+            let required = std::env::var_os("VIVACE_REQUIRE_GPU").is_some_and(|v| v != "0");
+            return Ok(if required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+    };
+    let dtype = if flags.dtype == "f16" { DType::F16 } else { DType::BF16 };
+
+    let meta = Meta::of(backend.as_ref());
+    eprintln!("{}, {dtype}, {} cases", meta.device, cases.len());
+    let mut report = Report { meta, dtype: dtype.name(), warmup: WARMUP, rows: Vec::new() };
+    let mut failed = Vec::new();
+    for case in &cases {
+        match bench(backend.as_mut(), case, dtype) {
+            Ok(Some(row)) => {
+                eprintln!("{:60} {:10.2} us", row.name, row.time.median_us);
+                report.rows.push(row);
+            }
+            Ok(None) => {}
+            Err(e) => failed.push(format!("{}: {e}", case.name)),
+        }
+    }
+    show(&report.rows);
+    if let Some(path) = &flags.json {
+        let text = serde_json::to_string_pretty(&report).map_err(|e| Error::runtime(e.to_string()))?;
+        std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))?;
+    }
+    failed.iter().for_each(|f| eprintln!("failed: {f}"));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Times one case; `None` for those too large for the CPU.
+fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Option<Row>> {
+    let (cost, held_bytes) = sizes(case, dtype)?;
+    let on_gpu = backend.asynchronous();
+    if !on_gpu && (cost.flops > CPU_FLOPS || held_bytes > CPU_BYTES) {
+        return Ok(None);
+    }
+    let copies = if on_gpu { copies(cost.bytes(), held_bytes) } else { 1 };
+    // The CPU reference computes in f32.
+    let types = if on_gpu { CaseTypes::device(dtype) } else { CaseTypes::reference(dtype) };
+
+    let bound = Bound::new(backend, case, types, copies)?;
+    let measured = (|| {
+        let outs = bound.run(backend, case)?;
+        let error = match on_gpu && cost.flops < REFERENCE_FLOPS {
+            true => Some(error(&outs, &reference(case, dtype)?)),
+            false => None,
+        };
+        Ok((error, backend.time(bound.exe, case.step, WARMUP, REPEATS)?))
+    })();
+    bound.release(backend);
+    let (error, times) = measured?;
+    let Some(time) = Spread::of(&times) else { return Err(Error::runtime("the device gave no times")) };
+    let time = time.per(copies);
+    Ok(Some(Row {
+        name: case.name.clone(),
+        copies,
+        cold: on_gpu && cost.bytes() * copies as u64 >= L2_BYTES,
+        rates: Rates::of(cost, time.median_us, backend.ceilings()),
+        time,
+        error,
+    }))
+}
+
+/// Work of one run, and the bytes of all its tensors.
+fn sizes(case: &Case<Op>, dtype: DType) -> Result<(Cost, u64)> {
+    let desc = |name: &str, dtype, shape, place| Desc { name: name.to_owned(), dtype, shape, place };
+    let ins: Vec<Desc> = case
+        .ins
+        .iter()
+        .map(|i| {
+            let place = match i.kind {
+                CaseKind::Activation => Place::Io,
+                CaseKind::Weight => Place::Weight(0),
+                CaseKind::State => Place::State(0),
+            };
+            desc("in", i.dtype.resolve(dtype), i.shape, place)
+        })
+        .collect();
+    let ins: Vec<&Desc> = ins.iter().collect();
+    let op = typed(&case.op, dtype);
+    let outs: Vec<Desc> =
+        op.infer(&ins)?.into_iter().map(|(dtype, shape)| desc("out", dtype, shape, Place::Io)).collect();
+    let outs: Vec<&Desc> = outs.iter().collect();
+    let held = ins.iter().chain(&outs).map(|d| d.bytes()).sum();
+    Ok((op.cost(&ins, &outs), held))
+}
+
+fn copies(touched_bytes: u64, held_bytes: u64) -> usize {
+    let cold = COLD_BYTES.div_ceil(touched_bytes.max(1)).clamp(*COPIES.start(), *COPIES.end());
+    cold.min(ROOM_BYTES / held_bytes.max(1)).max(1) as usize
+}
+
+/// The outputs in f32, from inputs as the device gets them.
+fn reference(case: &Case<Op>, dtype: DType) -> Result<Vec<HostTensor>> {
+    let mut cpu = Cpu::new();
+    let bound = Bound::new(&mut cpu, case, CaseTypes::reference(dtype), 1)?;
+    bound.run(&mut cpu, case)
+}
+
+fn error(outs: &[HostTensor], expected: &[HostTensor]) -> f64 {
+    let worst = outs.iter().zip(expected).map(|(a, b)| match (&a.data, &b.data) {
+        (HostData::F32(a), HostData::F32(b)) if a.len() == b.len() => relative(a, b).0,
+        (HostData::U32(a), HostData::U32(b)) if a.len() == b.len() => {
+            a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / b.len().max(1) as f64
+        }
+        _ => f64::INFINITY,
+    });
+    worst.fold(0.0, f64::max)
+}
+
+fn show(rows: &[Row]) {
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|r| {
+            vec![
+                r.name.clone(),
+                format!("{:.2}", r.time.median_us),
+                format!("{:.2}", r.time.p10_us),
+                format!("{:.2}", r.time.p90_us),
+                format!("{:.0}", r.rates.gb_per_s),
+                format!("{:.2}", r.rates.tflop_per_s),
+                percent(r.rates.roofline_share),
+                if r.cold { "cold".to_owned() } else { "warm".to_owned() },
+                r.error.map_or("-".to_owned(), |e| format!("{e:.1e}")),
+            ]
+        })
+        .collect();
+    let head = ["case", "us", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "L2", "error"];
+    print!("{}", table(&head, &cells));
+}

@@ -12,12 +12,13 @@ use serde::Serialize;
 use super::measure::{Meta, REPEATS, Rates, Spread, WARMUP, human_us, percent, table};
 use super::model::Work;
 use super::{Engine, GenerateOptions, Options, Question, open_backend};
-use crate::core::{Cost, DType, HostData, Result, Step};
+use crate::core::{Cost, HostData, Result, Step};
 use crate::exec::{Ceilings, MemoryUse};
-use crate::media::{Picture, Sound};
-use crate::models::config::{Hints, ModelConfig};
+use crate::media::audio::Sound;
+use crate::media::image::Picture;
+use crate::models::config::{Hints, ModelConfig, Opened, open_model, synthetic};
 use crate::models::qwen2::{Head, Ids};
-use crate::weights::{Opened, open_model, synthetic, test_input};
+use crate::weights::test_input;
 
 /// VITA-1.5 with its real widths and depths.
 const FULL: (&str, &str) = ("examples/vita-1.5.json", include_str!("../../examples/vita-1.5.json"));
@@ -65,14 +66,8 @@ const FULL_ITEMS: &[Item] = &[
     Item::FirstToken,
 ];
 
-const SMALL_ITEMS: &[Item] = &[
-    Item::Load,
-    Item::Decode(512),
-    Item::Prefill(128),
-    Item::Vision(1),
-    Item::Audio(300),
-    Item::FirstToken,
-];
+const SMALL_ITEMS: &[Item] =
+    &[Item::Load, Item::Decode(512), Item::Prefill(128), Item::Vision(1), Item::Audio(300), Item::FirstToken];
 
 impl Item {
     fn name(self) -> String {
@@ -94,7 +89,9 @@ impl Item {
             Item::Vision(1) => "1 tile".to_owned(),
             Item::Vision(n) => format!("{n} tiles"),
             Item::Audio(n) => format!("{n} frames of sound"),
-            Item::FirstToken => format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token"),
+            Item::FirstToken => {
+                format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token")
+            }
         }
     }
 
@@ -188,7 +185,8 @@ pub fn run(
     let needed = items.iter().map(|i| i.context()).max().unwrap_or(64);
     let options = Options { context: options.context.or(Some(needed)), ..options.clone() };
     let start = Instant::now();
-    let mut engine = Engine::from_opened(opened, &options, &mut |done, of| progress(Progress::Loading(done, of)))?;
+    let mut engine =
+        Engine::from_opened(opened, &options, &mut |done, of| progress(Progress::Loading(done, of)))?;
     engine.model.backend_mut().sync()?;
     let load_us = start.elapsed().as_secs_f64() * 1e6;
 
@@ -225,7 +223,11 @@ fn selected(items: impl Iterator<Item = Item>, filter: Option<&str>) -> Result<V
     let names = |items: &[Item]| items.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
     let wanted: Vec<Item> =
         items.iter().copied().filter(|i| parts.iter().any(|p| i.name().contains(p))).collect();
-    crate::ensure_input!(!wanted.is_empty(), "--filter {filter}: nothing matches; there are: {}", names(&items));
+    crate::ensure_input!(
+        !wanted.is_empty(),
+        "--filter {filter}: nothing matches; there are: {}",
+        names(&items)
+    );
     Ok(wanted)
 }
 
@@ -359,7 +361,9 @@ impl Bench {
             let word = WORDS[next % WORDS.len()];
             question.text.push_str(if MIXED_TEXT_TOKENS - text > word.len() { word } else { "?" });
             if next > 16 * MIXED_TEXT_TOKENS {
-                crate::bail_runtime!("the tokenizer merges every text to fewer than {MIXED_TEXT_TOKENS} tokens");
+                crate::bail_runtime!(
+                    "the tokenizer merges every text to fewer than {MIXED_TEXT_TOKENS} tokens"
+                );
             }
             next += 1;
         }
@@ -409,6 +413,7 @@ impl fmt::Display for Report {
 mod tests {
     use super::super::DeviceChoice;
     use super::*;
+    use crate::core::DType;
 
     #[test]
     fn filters_pick_by_part_of_the_name() {
@@ -417,13 +422,19 @@ mod tests {
         let some = selected(all(), Some("decode_4, vision_13")).unwrap();
         assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
         let message = selected(all(), Some("speed")).unwrap_err().to_string();
-        assert!(message.starts_with("--filter speed: nothing matches; there are: load, decode_512,"), "{message}");
+        assert!(
+            message.starts_with("--filter speed: nothing matches; there are: load, decode_512,"),
+            "{message}"
+        );
     }
 
     #[test]
     fn the_built_in_models_have_all_parts() {
         let full = built_in(FULL.0, FULL.1).unwrap().config;
-        assert_eq!((full.text.num_hidden_layers, full.text.vocab_size, full.dtype), (28, 152_064, DType::BF16));
+        assert_eq!(
+            (full.text.num_hidden_layers, full.text.vocab_size, full.dtype),
+            (28, 152_064, DType::BF16)
+        );
         assert_eq!(full.vision.unwrap().num_hidden_layers, 24);
         assert_eq!(full.audio.unwrap().num_hidden_layers, 24);
         assert!(built_in(SMALL.0, SMALL.1).unwrap().config.audio.is_some());
@@ -445,15 +456,34 @@ mod tests {
         assert_eq!(
             keys(&json),
             [
-                "date", "device", "driver", "commit", "version", "ceilings", "model", "dtype", "context",
-                "memory_bytes", "rows"
+                "date",
+                "device",
+                "driver",
+                "commit",
+                "version",
+                "ceilings",
+                "model",
+                "dtype",
+                "context",
+                "memory_bytes",
+                "rows"
             ]
         );
         assert_eq!(
             keys(&json["rows"][1]),
             [
-                "name", "what", "runs", "median_us", "p10_us", "p90_us", "flops", "bytes", "gb_per_s",
-                "tflop_per_s", "roofline_us", "roofline_share"
+                "name",
+                "what",
+                "runs",
+                "median_us",
+                "p10_us",
+                "p90_us",
+                "flops",
+                "bytes",
+                "gb_per_s",
+                "tflop_per_s",
+                "roofline_us",
+                "roofline_share"
             ]
         );
         assert_eq!(json["rows"][1]["runs"], REPEATS);
@@ -469,7 +499,8 @@ mod tests {
             Options { device: DeviceChoice::Cpu, context: Some(MIXED_CONTEXT), ..Options::default() };
         let engine = Engine::from_opened(opened, &options, &mut |_, _| {}).unwrap();
         let mut bench = Bench { engine, ceilings: None, filled: 0, load_us: 0.0 };
-        let mut question = Question { sounds: vec![Sound::new(16_000, vec![0.1; 160_000]).unwrap()], ..Question::default() };
+        let mut question =
+            Question { sounds: vec![Sound::new(16_000, vec![0.1; 160_000]).unwrap()], ..Question::default() };
         let (rows, frames) = bench.pad_question(&mut question).unwrap();
         assert_eq!(frames, 998);
         assert_eq!(rows, MIXED_TEXT_TOKENS + 125);

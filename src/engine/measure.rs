@@ -37,12 +37,7 @@ impl Spread {
     /// The same for each of `n` equal parts of the work.
     pub fn per(self, n: usize) -> Spread {
         let n = n.max(1) as f64;
-        Spread {
-            median_us: self.median_us / n,
-            p10_us: self.p10_us / n,
-            p90_us: self.p90_us / n,
-            ..self
-        }
+        Spread { median_us: self.median_us / n, p10_us: self.p10_us / n, p90_us: self.p90_us / n, ..self }
     }
 }
 

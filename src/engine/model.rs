@@ -44,9 +44,18 @@ pub struct Model {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Work {
     /// `rows` rows, the last of them row `kv_len - 1` of the sequence.
-    Text { rows: usize, kv_len: usize, ids: Ids, head: Head },
-    Vision { tiles: usize },
-    Audio { frames: usize },
+    Text {
+        rows: usize,
+        kv_len: usize,
+        ids: Ids,
+        head: Head,
+    },
+    Vision {
+        tiles: usize,
+    },
+    Audio {
+        frames: usize,
+    },
 }
 
 /// What to build a [`Model`] from.

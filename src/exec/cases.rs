@@ -11,13 +11,12 @@ use crate::ops::{Case, Fill, Op};
 use crate::plan::plan;
 use crate::weights::{Info, Source, SynthSpec, spec_for, test_input};
 
-/// Element types that a case runs in. The reference of a run in `T` has weights in `T`, inputs rounded to `T`, and
-/// activations in f32.
+/// Element types that a case runs in. The reference of a run in `T` computes in f32 on inputs rounded to `T`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CaseTypes {
-    /// Activations, states and outputs.
+    /// Of every tensor in the graph.
     pub act: DType,
-    /// Weights as stored; activations and states hold values of this type.
+    /// What weights are stored in, and the type that the values of every input are rounded to.
     pub stored: DType,
 }
 
@@ -45,12 +44,7 @@ pub struct Bound {
 
 impl Bound {
     /// Builds the graph of `case`, loads its weights, fills its states and inputs, prepares it on the text lane.
-    pub fn new(
-        backend: &mut dyn Backend,
-        case: &Case<Op>,
-        types: CaseTypes,
-        copies: usize,
-    ) -> Result<Bound> {
+    pub fn new(backend: &mut dyn Backend, case: &Case<Op>, types: CaseTypes, copies: usize) -> Result<Bound> {
         let mut g = Graph::new();
         let op = typed(&case.op, types.act);
         let mut source = CaseSource::default();
@@ -62,10 +56,9 @@ impl Bound {
                 let dims = input.shape.dims();
                 ins.push(match input.kind {
                     CaseKind::Weight => {
-                        let dtype = input.dtype.resolve(types.stored);
                         let name = format!("{}.{copy}", input_name(case, i));
-                        source.add(&name, dtype, input, made(case, i, input));
-                        g.weight(Recipe::plain(&name, dtype, dims))
+                        source.add(&name, input.dtype.resolve(types.stored), input, made(case, i, input));
+                        g.weight(Recipe::plain(&name, input.dtype.resolve(types.act), dims))
                     }
                     CaseKind::State => {
                         let t = g.state(&name, input.dtype.resolve(types.act), dims);

@@ -327,7 +327,14 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn copy_to_state(&mut self, exe: ExeId, t: Tensor, s: StateId, first_row: usize, rows: usize) -> Result<()> {
+    fn copy_to_state(
+        &mut self,
+        exe: ExeId,
+        t: Tensor,
+        s: StateId,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<()> {
         let mut tensor = self.read(exe, t)?;
         if let HostData::F32(values) = &mut tensor.data {
             values.truncate(rows.saturating_mul(tensor.desc.cols()));

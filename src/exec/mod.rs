@@ -128,7 +128,14 @@ pub trait Backend {
 
     /// Enqueues a copy of the first `rows` rows of output `t` (all, if it has fewer) into a state from `first_row`
     /// on, after the exe's last run.
-    fn copy_to_state(&mut self, exe: ExeId, t: Tensor, s: StateId, first_row: usize, rows: usize) -> Result<()>;
+    fn copy_to_state(
+        &mut self,
+        exe: ExeId,
+        t: Tensor,
+        s: StateId,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<()>;
 
     /// Work enqueued on `waiter` from now on starts after what is now enqueued on `on`.
     fn join(&mut self, waiter: Lane, on: Lane) -> Result<()>;

@@ -15,8 +15,8 @@ use super::super::verify::rounded_cpu;
 use super::super::{DeviceChoice, Engine, Options, Question, open_on};
 use super::{prepare, runs};
 use crate::core::{DType, Desc, HostData, Place, Result};
+use crate::models::config::open_model;
 use crate::models::qwen2::state;
-use crate::weights::open_model;
 
 /// What a device may always err, relative to the norm of the tensor, however little rounding costs.
 pub const FLOOR_REL: f64 = 1e-5;

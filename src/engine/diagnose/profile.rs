@@ -132,7 +132,9 @@ impl fmt::Display for Profile {
             let nodes: Vec<Vec<String>> = graph
                 .nodes
                 .iter()
-                .map(|n| [n.name.clone(), n.op.to_owned(), n.out.clone()].into_iter().chain(rates(n.us, &n.rates)))
+                .map(|n| {
+                    [n.name.clone(), n.op.to_owned(), n.out.clone()].into_iter().chain(rates(n.us, &n.rates))
+                })
                 .map(Iterator::collect)
                 .collect();
             f.write_str(&table(&["node", "op", "out", "us", "GB/s", "TFLOP/s", "roofline"], &nodes))?;

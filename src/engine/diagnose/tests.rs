@@ -2,7 +2,7 @@ use super::diff::{DiffReport, Recorded};
 use super::*;
 use crate::core::{DType, Desc, Place, Shape};
 use crate::engine::{DeviceChoice, Options};
-use crate::media::Sound;
+use crate::media::audio::Sound;
 
 fn demo() -> String {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");

@@ -201,7 +201,7 @@ pub fn run(
     Ok(Report {
         meta: Meta::of(backend),
         model,
-        dtype: bench.engine.model.types.act.name(),
+        dtype: bench.engine.model.dtype.name(),
         context: bench.engine.context_rows(),
         memory_bytes: backend.memory().into(),
         rows,

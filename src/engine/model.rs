@@ -168,20 +168,20 @@ impl Model {
 
     /// A graph of the model as it is written, before fusion.
     pub(super) fn written(&self, work: Work) -> Result<Graph> {
-        let (text, types) = (&self.cfg.text, self.types);
+        let (text, dtype) = (&self.cfg.text, self.dtype);
         match work {
             Work::Text { rows, kv_len, ids, head } => {
                 let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
-                Ok(qwen2::build(text, &self.sizes, types, key)?.graph)
+                Ok(qwen2::build(text, &self.sizes, dtype, key)?.graph)
             }
             Work::Vision { tiles } => match &self.cfg.vision {
-                Some(vision) => Ok(intern_vit::build(vision, text, types, tiles)?.graph),
+                Some(vision) => Ok(intern_vit::build(vision, text, dtype, tiles)?.graph),
                 None => crate::bail_input!("this model has no vision tower: it cannot take pictures"),
             },
             Work::Audio { frames } => match &self.cfg.audio {
                 Some(audio) => {
                     let cap = self.positions.max(whale::encoder_frames(frames));
-                    Ok(whale::build(audio, text, types, frames, cap)?.graph)
+                    Ok(whale::build(audio, text, dtype, frames, cap)?.graph)
                 }
                 None => crate::bail_input!("this model has no audio encoder: it cannot take sounds"),
             },

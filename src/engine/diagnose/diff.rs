@@ -69,7 +69,7 @@ impl DiffReport {
 pub fn diff(spec: &str, options: &Options, question: &Question) -> Result<DiffReport> {
     let mut engine = Engine::open(spec, options, &mut |_, _| {})?;
     let inputs = engine.session(None)?.inputs(question)?;
-    let act = engine.model.types.act;
+    let act = engine.model.dtype;
     let sizes = engine.model.sizes;
     let rows = engine.model.padded_rows(inputs.ids.len());
     let (device, token) = record(&mut engine.model, &inputs, rows, None)?;

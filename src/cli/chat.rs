@@ -135,7 +135,9 @@ impl Chat {
     fn command(&mut self, name: &str, rest: &str) -> Result<()> {
         match (name, rest) {
             ("image" | "audio" | "system", "") => {
-                vivace::bail_input!("/{name}: something after it expected, found nothing; /help lists the commands")
+                vivace::bail_input!(
+                    "/{name}: something after it expected, found nothing; /help lists the commands"
+                )
             }
             ("image", path) => {
                 let start = Instant::now();
@@ -152,7 +154,9 @@ impl Chat {
                 None => vivace::bail_input!("/timings: nothing was answered yet"),
             },
             ("help", _) => note(format_args!("{COMMANDS}")),
-            _ => vivace::bail_input!("/{name}: no such command; /help lists them, // asks what starts with a slash"),
+            _ => vivace::bail_input!(
+                "/{name}: no such command; /help lists them, // asks what starts with a slash"
+            ),
         }
         Ok(())
     }
@@ -175,7 +179,9 @@ impl Chat {
                 note(format_args!("vivace: {e}"));
                 let dropped = question.images.len() + question.sounds.len();
                 if dropped > 0 {
-                    note(format_args!("(attach again what the next question needs: {dropped} files were let go)"));
+                    note(format_args!(
+                        "(attach again what the next question needs: {dropped} files were let go)"
+                    ));
                 }
             }
         }

@@ -52,7 +52,10 @@ pub fn verify(args: &Args) -> Outcome {
     }
     let failed = report.checks.iter().filter(|c| !c.pass).count();
     if failed > 0 {
-        note(format_args!("vivace: {failed} of {} tensors differ by more than is allowed", report.checks.len()));
+        note(format_args!(
+            "vivace: {failed} of {} tensors differ by more than is allowed",
+            report.checks.len()
+        ));
         return Ok(ExitCode::from(1));
     }
     Ok(ExitCode::SUCCESS)

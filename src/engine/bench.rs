@@ -4,10 +4,14 @@
 //! cache that earlier prefills have filled. The weights of a real model are far larger than any cache, so every run
 //! reads them from memory.
 
+mod items;
+
 use std::fmt;
 use std::time::Instant;
 
 use serde::Serialize;
+
+use items::{FULL_ITEMS, Item, MIXED_TEXT_TOKENS, SMALL_ITEMS, selected};
 
 use super::measure::{Meta, REPEATS, Rates, Spread, WARMUP, human_us, percent, table};
 use super::model::Work;
@@ -24,87 +28,6 @@ use crate::weights::test_input;
 const FULL: (&str, &str) = ("examples/vita-1.5.json", include_str!("../../examples/vita-1.5.json"));
 /// A model of the same kind that a CPU runs in moments.
 const SMALL: (&str, &str) = ("examples/demo.json", include_str!("../../examples/demo.json"));
-
-/// Text tokens of the mixed request, the template's included.
-const MIXED_TEXT_TOKENS: usize = 128;
-/// Rows that the mixed request may need on top: one tile, ten seconds of sound, and a byte tokenizer's template.
-const MIXED_CONTEXT: usize = 1024;
-
-/// One thing to time.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Item {
-    Load,
-    /// One token; this many rows in the cache, its own included.
-    Decode(usize),
-    /// A prompt of this many tokens up to its first token.
-    Prefill(usize),
-    /// Tiles.
-    Vision(usize),
-    /// Log-mel frames.
-    Audio(usize),
-    /// 1 tile, 10 s of sound and 128 text tokens, from decoded pixels and samples to the first token on the host.
-    FirstToken,
-}
-
-const FULL_ITEMS: &[Item] = &[
-    Item::Load,
-    Item::Decode(512),
-    Item::Decode(4096),
-    Item::Decode(16384),
-    Item::Prefill(128),
-    Item::Prefill(256),
-    Item::Prefill(512),
-    Item::Prefill(1024),
-    Item::Prefill(2048),
-    Item::Prefill(3584),
-    Item::Vision(1),
-    Item::Vision(4),
-    Item::Vision(13),
-    Item::Audio(300),
-    Item::Audio(1000),
-    Item::Audio(3000),
-    Item::FirstToken,
-];
-
-const SMALL_ITEMS: &[Item] =
-    &[Item::Load, Item::Decode(512), Item::Prefill(128), Item::Vision(1), Item::Audio(300), Item::FirstToken];
-
-impl Item {
-    fn name(self) -> String {
-        match self {
-            Item::Load => "load".to_owned(),
-            Item::Decode(n) => format!("decode_{n}"),
-            Item::Prefill(n) => format!("prefill_{n}"),
-            Item::Vision(n) => format!("vision_{n}"),
-            Item::Audio(n) => format!("audio_{n}"),
-            Item::FirstToken => "first_token".to_owned(),
-        }
-    }
-
-    fn about(self) -> String {
-        match self {
-            Item::Load => "open the model, weights resident".to_owned(),
-            Item::Decode(n) => format!("one token, {n} rows in the cache"),
-            Item::Prefill(n) => format!("prompt of {n} tokens"),
-            Item::Vision(1) => "1 tile".to_owned(),
-            Item::Vision(n) => format!("{n} tiles"),
-            Item::Audio(n) => format!("{n} frames of sound"),
-            Item::FirstToken => {
-                format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token")
-            }
-        }
-    }
-
-    /// Rows of context that it needs.
-    fn context(self) -> usize {
-        match self {
-            Item::Load | Item::Vision(_) => 64,
-            Item::Decode(n) | Item::Prefill(n) => n + 16,
-            Item::Audio(n) => n / 8 + 64,
-            Item::FirstToken => MIXED_CONTEXT,
-        }
-    }
-}
 
 /// What is told while a bench runs.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -214,21 +137,6 @@ fn built_in(path: &str, json: &str) -> Result<Opened> {
     let config = ModelConfig::from_value(&json, path, Hints::NONE)?;
     let source = std::sync::Arc::new(synthetic(&config));
     Ok(Opened { config, source, dir: None })
-}
-
-fn selected(items: impl Iterator<Item = Item>, filter: Option<&str>) -> Result<Vec<Item>> {
-    let items: Vec<Item> = items.collect();
-    let Some(filter) = filter else { return Ok(items) };
-    let parts: Vec<&str> = filter.split(',').map(str::trim).filter(|p| !p.is_empty()).collect();
-    let names = |items: &[Item]| items.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
-    let wanted: Vec<Item> =
-        items.iter().copied().filter(|i| parts.iter().any(|p| i.name().contains(p))).collect();
-    crate::ensure_input!(
-        !wanted.is_empty(),
-        "--filter {filter}: nothing matches; there are: {}",
-        names(&items)
-    );
-    Ok(wanted)
 }
 
 struct Bench {
@@ -410,99 +318,4 @@ impl fmt::Display for Report {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::DeviceChoice;
-    use super::*;
-    use crate::core::DType;
-
-    #[test]
-    fn filters_pick_by_part_of_the_name() {
-        let all = || FULL_ITEMS.iter().copied();
-        assert_eq!(selected(all(), None).unwrap().len(), 17);
-        let some = selected(all(), Some("decode_4, vision_13")).unwrap();
-        assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
-        let message = selected(all(), Some("speed")).unwrap_err().to_string();
-        assert!(
-            message.starts_with("--filter speed: nothing matches; there are: load, decode_512,"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn the_built_in_models_have_all_parts() {
-        let full = built_in(FULL.0, FULL.1).unwrap().config;
-        assert_eq!(
-            (full.text.num_hidden_layers, full.text.vocab_size, full.dtype),
-            (28, 152_064, DType::BF16)
-        );
-        assert_eq!(full.vision.unwrap().num_hidden_layers, 24);
-        assert_eq!(full.audio.unwrap().num_hidden_layers, 24);
-        assert!(built_in(SMALL.0, SMALL.1).unwrap().config.audio.is_some());
-    }
-
-    #[test]
-    fn a_report_has_times_work_and_a_stable_json() {
-        let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
-        let mut seen = Vec::new();
-        let report = run(&options, None, Some("load,audio"), &mut |p| {
-            if let Progress::Running { item, at, of } = p {
-                seen.push(format!("{item} {at}/{of}"));
-            }
-        })
-        .unwrap();
-        assert_eq!(seen, ["load 0/2", "audio_300 1/2"]);
-        let json = serde_json::to_value(&report).unwrap();
-        let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(
-            keys(&json),
-            [
-                "date",
-                "device",
-                "driver",
-                "commit",
-                "version",
-                "ceilings",
-                "model",
-                "dtype",
-                "context",
-                "memory_bytes",
-                "rows"
-            ]
-        );
-        assert_eq!(
-            keys(&json["rows"][1]),
-            [
-                "name",
-                "what",
-                "runs",
-                "median_us",
-                "p10_us",
-                "p90_us",
-                "flops",
-                "bytes",
-                "gb_per_s",
-                "tflop_per_s",
-                "roofline_us",
-                "roofline_share"
-            ]
-        );
-        assert_eq!(json["rows"][1]["runs"], REPEATS);
-        assert!(json["rows"][1]["flops"].as_u64().unwrap() > 1_000_000);
-        let shown = report.to_string();
-        assert!(shown.contains("audio_300") && shown.contains("peak"), "{shown}");
-    }
-
-    #[test]
-    fn the_mixed_request_has_128_text_tokens() {
-        let opened = built_in(SMALL.0, SMALL.1).unwrap();
-        let options =
-            Options { device: DeviceChoice::Cpu, context: Some(MIXED_CONTEXT), ..Options::default() };
-        let engine = Engine::from_opened(opened, &options, &mut |_, _| {}).unwrap();
-        let mut bench = Bench { engine, ceilings: None, filled: 0, load_us: 0.0 };
-        let mut question =
-            Question { sounds: vec![Sound::new(16_000, vec![0.1; 160_000]).unwrap()], ..Question::default() };
-        let (rows, frames) = bench.pad_question(&mut question).unwrap();
-        assert_eq!(frames, 998);
-        assert_eq!(rows, MIXED_TEXT_TOKENS + 125);
-    }
-}
+mod tests;

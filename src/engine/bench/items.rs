@@ -1,0 +1,100 @@
+//! What there is to time.
+
+use crate::core::Result;
+
+/// Text tokens of the mixed request, the template's included.
+pub(super) const MIXED_TEXT_TOKENS: usize = 128;
+/// Rows that the mixed request may need on top: one tile, ten seconds of sound, and a byte tokenizer's template.
+pub(super) const MIXED_CONTEXT: usize = 1024;
+
+/// One thing to time.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Item {
+    Load,
+    /// One token; this many rows in the cache, its own included.
+    Decode(usize),
+    /// A prompt of this many tokens up to its first token.
+    Prefill(usize),
+    /// Tiles.
+    Vision(usize),
+    /// Log-mel frames.
+    Audio(usize),
+    /// 1 tile, 10 s of sound and 128 text tokens, from decoded pixels and samples to the first token on the host.
+    FirstToken,
+}
+
+pub(super) const FULL_ITEMS: &[Item] = &[
+    Item::Load,
+    Item::Decode(512),
+    Item::Decode(4096),
+    Item::Decode(16384),
+    Item::Prefill(128),
+    Item::Prefill(256),
+    Item::Prefill(512),
+    Item::Prefill(1024),
+    Item::Prefill(2048),
+    Item::Prefill(3584),
+    Item::Vision(1),
+    Item::Vision(4),
+    Item::Vision(13),
+    Item::Audio(300),
+    Item::Audio(1000),
+    Item::Audio(3000),
+    Item::FirstToken,
+];
+
+pub(super) const SMALL_ITEMS: &[Item] =
+    &[Item::Load, Item::Decode(512), Item::Prefill(128), Item::Vision(1), Item::Audio(300), Item::FirstToken];
+
+impl Item {
+    pub(super) fn name(self) -> String {
+        match self {
+            Item::Load => "load".to_owned(),
+            Item::Decode(n) => format!("decode_{n}"),
+            Item::Prefill(n) => format!("prefill_{n}"),
+            Item::Vision(n) => format!("vision_{n}"),
+            Item::Audio(n) => format!("audio_{n}"),
+            Item::FirstToken => "first_token".to_owned(),
+        }
+    }
+
+    pub(super) fn about(self) -> String {
+        match self {
+            Item::Load => "open the model, weights resident".to_owned(),
+            Item::Decode(n) => format!("one token, {n} rows in the cache"),
+            Item::Prefill(n) => format!("prompt of {n} tokens"),
+            Item::Vision(1) => "1 tile".to_owned(),
+            Item::Vision(n) => format!("{n} tiles"),
+            Item::Audio(n) => format!("{n} frames of sound"),
+            Item::FirstToken => {
+                format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token")
+            }
+        }
+    }
+
+    /// Rows of context that it needs.
+    pub(super) fn context(self) -> usize {
+        match self {
+            Item::Load | Item::Vision(_) => 64,
+            Item::Decode(n) | Item::Prefill(n) => n + 16,
+            Item::Audio(n) => n / 8 + 64,
+            Item::FirstToken => MIXED_CONTEXT,
+        }
+    }
+}
+
+/// The items whose name contains one of the comma-separated parts of `filter`.
+pub(super) fn selected(items: impl Iterator<Item = Item>, filter: Option<&str>) -> Result<Vec<Item>> {
+    let items: Vec<Item> = items.collect();
+    let Some(filter) = filter else { return Ok(items) };
+    let parts: Vec<&str> = filter.split(',').map(str::trim).filter(|p| !p.is_empty()).collect();
+    let names = |items: &[Item]| items.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
+    let wanted: Vec<Item> =
+        items.iter().copied().filter(|i| parts.iter().any(|p| i.name().contains(p))).collect();
+    crate::ensure_input!(
+        !wanted.is_empty(),
+        "--filter {filter}: nothing matches; there are: {}",
+        names(&items)
+    );
+    Ok(wanted)
+}

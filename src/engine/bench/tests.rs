@@ -1,0 +1,91 @@
+use super::super::DeviceChoice;
+use super::items::{FULL_ITEMS, MIXED_CONTEXT};
+use super::*;
+use crate::core::DType;
+
+#[test]
+fn filters_pick_by_part_of_the_name() {
+    let all = || FULL_ITEMS.iter().copied();
+    assert_eq!(selected(all(), None).unwrap().len(), 17);
+    let some = selected(all(), Some("decode_4, vision_13")).unwrap();
+    assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
+    let message = selected(all(), Some("speed")).unwrap_err().to_string();
+    assert!(
+        message.starts_with("--filter speed: nothing matches; there are: load, decode_512,"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_built_in_models_have_all_parts() {
+    let full = built_in(FULL.0, FULL.1).unwrap().config;
+    assert_eq!((full.text.num_hidden_layers, full.text.vocab_size, full.dtype), (28, 152_064, DType::BF16));
+    assert_eq!(full.vision.unwrap().num_hidden_layers, 24);
+    assert_eq!(full.audio.unwrap().num_hidden_layers, 24);
+    assert!(built_in(SMALL.0, SMALL.1).unwrap().config.audio.is_some());
+}
+
+#[test]
+fn a_report_has_times_work_and_a_stable_json() {
+    let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+    let mut seen = Vec::new();
+    let report = run(&options, None, Some("load,audio"), &mut |p| {
+        if let Progress::Running { item, at, of } = p {
+            seen.push(format!("{item} {at}/{of}"));
+        }
+    })
+    .unwrap();
+    assert_eq!(seen, ["load 0/2", "audio_300 1/2"]);
+    let json = serde_json::to_value(&report).unwrap();
+    let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        keys(&json),
+        [
+            "date",
+            "device",
+            "driver",
+            "commit",
+            "version",
+            "ceilings",
+            "model",
+            "dtype",
+            "context",
+            "memory_bytes",
+            "rows"
+        ]
+    );
+    assert_eq!(
+        keys(&json["rows"][1]),
+        [
+            "name",
+            "what",
+            "runs",
+            "median_us",
+            "p10_us",
+            "p90_us",
+            "flops",
+            "bytes",
+            "gb_per_s",
+            "tflop_per_s",
+            "roofline_us",
+            "roofline_share"
+        ]
+    );
+    assert_eq!(json["rows"][1]["runs"], REPEATS);
+    assert!(json["rows"][1]["flops"].as_u64().unwrap() > 1_000_000);
+    let shown = report.to_string();
+    assert!(shown.contains("audio_300") && shown.contains("peak"), "{shown}");
+}
+
+#[test]
+fn the_mixed_request_has_128_text_tokens() {
+    let opened = built_in(SMALL.0, SMALL.1).unwrap();
+    let options = Options { device: DeviceChoice::Cpu, context: Some(MIXED_CONTEXT), ..Options::default() };
+    let engine = Engine::from_opened(opened, &options, &mut |_, _| {}).unwrap();
+    let mut bench = Bench { engine, ceilings: None, filled: 0, load_us: 0.0 };
+    let mut question =
+        Question { sounds: vec![Sound::new(16_000, vec![0.1; 160_000]).unwrap()], ..Question::default() };
+    let (rows, frames) = bench.pad_question(&mut question).unwrap();
+    assert_eq!(frames, 998);
+    assert_eq!(rows, MIXED_TEXT_TOKENS + 124);
+}

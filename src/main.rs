@@ -1,1 +1,7 @@
-fn main() {}
+//! The command line: flags and printing, everything else is the library.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

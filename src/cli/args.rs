@@ -1,0 +1,131 @@
+//! Flags that several commands share.
+
+use std::time::Instant;
+
+use clap::builder::NonEmptyStringValueParser;
+use vivace::core::Result;
+use vivace::engine::{DeviceChoice, Engine, GenerateOptions, Options, Sampling};
+use vivace::fuse::Fusion;
+
+use super::output::Progress;
+
+/// How graphs run.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Execution")]
+pub struct DeviceArgs {
+    /// Where to run: auto (the first GPU that can, else the CPU), cpu, cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Fusion rules to leave out, by name; `all` for every one
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
+    pub no_fuse: Vec<String>,
+    /// Launch kernels one by one instead of replaying captured CUDA graphs
+    #[arg(long)]
+    pub no_capture: bool,
+    /// Fill memory with NaN before every run: finds reads of what was never written
+    #[arg(long)]
+    pub poison: bool,
+}
+
+impl DeviceArgs {
+    pub fn options(&self, context: Option<usize>) -> Result<Options> {
+        Ok(Options {
+            device: self.device,
+            fusion: Fusion::without(&self.no_fuse)?,
+            context,
+            no_capture: self.no_capture,
+            poison: self.poison,
+        })
+    }
+}
+
+/// The model and where it runs.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Checkpoint folder, or synthetic:CONFIG.json for weights made in memory
+    #[arg(short, long, value_name = "DIR")]
+    pub model: String,
+    /// Rows of the KV cache: tokens, pictures (256 rows a tile) and sounds of a whole conversation
+    /// [default: what the checkpoint states]
+    #[arg(long, value_name = "ROWS", value_parser = positive, help_heading = "Execution")]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl ModelArgs {
+    /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.
+    pub fn open(&self, quiet: bool) -> Result<(Engine, f64)> {
+        let start = Instant::now();
+        let options = self.device.options(self.context)?;
+        let progress = Progress::bytes("loading", quiet);
+        let engine = Engine::open(&self.model, &options, &mut |done, total| progress.at(done, total))?;
+        Ok((engine, start.elapsed().as_secs_f64() * 1e3))
+    }
+}
+
+/// How answers are generated.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Generation")]
+pub struct GenerateArgs {
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N", default_value = "512", value_parser = positive)]
+    pub max_new_tokens: usize,
+    /// 0 always takes the most likely token; above, the higher the more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Sample among the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: u32,
+    /// Sample among the most likely tokens that make up this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Above 1, tokens that have occurred become less likely
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// The same seed gives the same tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End the answer before this text (may be given several times)
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
+    /// Noise added before the filterbank; 0 gives the same answer every time
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub dither: f32,
+    /// Answer also where the model hears only noise, or speech that is not addressed to it
+    #[arg(long)]
+    pub answer_noise: bool,
+}
+
+impl GenerateArgs {
+    /// Checked before anything is loaded.
+    pub fn options(&self) -> Result<GenerateOptions> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        };
+        sampling.check()?;
+        vivace::ensure_input!(
+            self.dither.is_finite() && self.dither >= 0.0,
+            "--dither: 0 or more expected, got {}",
+            self.dither
+        );
+        Ok(GenerateOptions {
+            max_new_tokens: self.max_new_tokens,
+            sampling,
+            stop: self.stop.clone(),
+            answer_noise: self.answer_noise,
+        })
+    }
+}
+
+/// A count of at least 1.
+pub fn positive(s: &str) -> Result<usize, String> {
+    match s.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("a whole number above 0 expected".to_owned()),
+    }
+}

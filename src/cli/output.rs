@@ -1,0 +1,116 @@
+//! What commands print: notes on stderr, tables, JSON, progress bars.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use vivace::engine::{Answer, StopReason, Timings};
+
+use super::Outcome;
+
+/// A line on stderr. That nobody reads it is no reason to fail.
+pub fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Text on stdout, at once.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// One JSON object on stdout.
+pub fn print_json(value: &impl Serialize) -> Outcome<()> {
+    let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
+    Ok(print(&format!("{text}\n"))?)
+}
+
+/// A progress bar on stderr where that is a terminal; it vanishes when dropped.
+pub struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// `what` is the word before the bar; counts are bytes.
+    pub fn bytes(what: &'static str, quiet: bool) -> Progress {
+        let shown = !quiet && io::stderr().is_terminal();
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target).with_message(what);
+        let style =
+            "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        Progress { bar }
+    }
+
+    pub fn at(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// How an answer came about, as lines for stderr. `load_ms` where the model was loaded for it.
+pub fn summary(answer: &Answer, load_ms: Option<f64>) -> String {
+    let mut lines = Vec::new();
+    if let Some(state) = answer.state {
+        lines.push(format!("state         {} {}", state.mark(), state.as_str()));
+    }
+    let (n, rows) = (answer.tokens.len(), answer.prompt_rows);
+    lines.push(format!("tokens        {rows} in, {n} out; ended by {}", stop_text(&answer.stop)));
+    let t: &Timings = &answer.timings;
+    let stages = [
+        ("load", load_ms.unwrap_or(0.0)),
+        ("decode", t.decode_ms),
+        ("tile", t.tile_ms),
+        ("vision", t.vision_ms),
+        ("filterbank", t.filterbank_ms),
+        ("audio", t.audio_ms),
+        ("prefill", t.prefill_ms),
+        ("first token", t.first_token_ms),
+    ];
+    for (name, ms) in stages.into_iter().filter(|(_, ms)| *ms > 0.0) {
+        lines.push(format!("{name:<12} {ms:>10.2} ms"));
+    }
+    if let Some(ms) = t.per_token_ms {
+        lines.push(format!("{:<12} {ms:>10.2} ms  ({:.1} tokens/s)", "per token", 1e3 / ms.max(1e-6)));
+    }
+    lines.push(format!("{:<12} {:>10.2} ms", "total", t.total_ms));
+    lines.join("\n")
+}
+
+fn stop_text(stop: &StopReason) -> String {
+    match stop {
+        StopReason::EndOfTurn => "end of turn".to_owned(),
+        StopReason::StopString(s) => format!("stop text {s:?}"),
+        StopReason::MaxNewTokens => "--max-new-tokens".to_owned(),
+        StopReason::Context => "a full context".to_owned(),
+        StopReason::Noise => "noise (--answer-noise goes on)".to_owned(),
+        StopReason::Cancelled => "the reader of the output".to_owned(),
+    }
+}
+
+/// The stable name of a stop reason in JSON, and the stop text that was met.
+pub fn stop_json(stop: &StopReason) -> (&'static str, Option<&str>) {
+    match stop {
+        StopReason::EndOfTurn => ("end_of_turn", None),
+        StopReason::StopString(s) => ("stop_string", Some(s)),
+        StopReason::MaxNewTokens => ("max_new_tokens", None),
+        StopReason::Context => ("context", None),
+        StopReason::Noise => ("noise", None),
+        StopReason::Cancelled => ("cancelled", None),
+    }
+}
+
+/// Bytes for people.
+pub fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+}

@@ -1,0 +1,184 @@
+//! `vivace run`: one question, one answer.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+use vivace::core::{Error, Result};
+use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question};
+
+use super::args::{GenerateArgs, ModelArgs};
+use super::output::{note, print, print_json, stop_json, summary};
+use super::{Failure, Outcome};
+
+const JSON_HELP: &str = "\
+--json prints one object:
+  model          what --model named
+  device         the device, in words
+  state          \"audio\" (a spoken question), \"text\" (a written one), \"noise\", or null: the model did not say
+  text           the answer
+  tokens         ids as generated: with the state mark, without the stop token
+  stop           \"end_of_turn\", \"stop_string\", \"max_new_tokens\", \"context\" or \"noise\"
+  stop_string    the --stop text that ended the answer, or null
+  prompt_rows    rows of the question in the context: tokens, pictures, sounds
+  timings        milliseconds, 0 where a stage did not run: load_ms, decode_ms (files), tile_ms, vision_ms,
+                 filterbank_ms, audio_ms, prefill_ms, first_token_ms (from the decoded question to the token),
+                 per_token_ms (median; null for a single token), total_ms (without load and decode)
+  memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes";
+
+/// Answer one question
+///
+/// The answer is printed as it comes; the timings of all stages follow on stderr.
+#[derive(clap::Args)]
+#[command(after_long_help = JSON_HELP)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The question; `-` reads it from stdin. May be left out beside a picture or a sound
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Pictures: PNG, JPEG or WebP
+    #[arg(short, long, value_name = "PATH", num_args = 1..)]
+    image: Vec<PathBuf>,
+    /// Sounds: WAV, FLAC, MP3 or OGG Vorbis
+    #[arg(short, long, value_name = "PATH", num_args = 1..)]
+    audio: Vec<PathBuf>,
+    /// The pictures are frames of one video, in order
+    #[arg(long, requires = "image")]
+    video_frames: bool,
+    /// Replaces the system text
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    /// Print one JSON object instead (--help describes it)
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let options = args.generate.options()?;
+    let question = args.question()?;
+    let (mut engine, load_ms) = args.model.open(args.json)?;
+    let answer = answer(args, &mut engine, &question, &options)?;
+    if args.json {
+        print_json(&to_json(&args.model.model, &engine, &answer, load_ms))?;
+    } else {
+        note(format_args!("{}", summary(&answer, Some(load_ms))));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer(
+    args: &Args,
+    engine: &mut Engine,
+    question: &Question,
+    options: &GenerateOptions,
+) -> Outcome<Answer> {
+    let mut session = engine.session(args.system.as_deref())?;
+    if args.json {
+        return Ok(session.ask(question, options, &mut |_| true)?);
+    }
+    let mut stream = Stream::default();
+    let answer = session.ask(question, options, &mut |event| stream.show(event))?;
+    stream.end(&answer)?;
+    Ok(answer)
+}
+
+/// Prints an answer as it comes; remembers why that stopped working.
+#[derive(Default)]
+pub struct Stream {
+    failed: Option<io::Error>,
+}
+
+impl Stream {
+    /// Whether to go on.
+    pub fn show(&mut self, event: Event<'_>) -> bool {
+        if let Event::Text(text) = event
+            && self.failed.is_none()
+        {
+            self.failed = print(text).err();
+        }
+        self.failed.is_none()
+    }
+
+    /// Ends the last line.
+    pub fn end(self, answer: &Answer) -> Outcome<()> {
+        match self.failed {
+            Some(e) => Err(Failure::Stream(e)),
+            None if answer.text.ends_with('\n') => Ok(()),
+            None => Ok(print("\n")?),
+        }
+    }
+}
+
+impl Args {
+    /// Reads everything that the question names: what cannot be used is known before the model is loaded.
+    fn question(&self) -> Result<Question> {
+        let text = match self.prompt.as_deref() {
+            None => String::new(),
+            Some("-") => read_stdin()?,
+            Some(text) => text.to_owned(),
+        };
+        vivace::ensure_input!(
+            !text.is_empty() || !self.image.is_empty() || !self.audio.is_empty(),
+            "nothing to answer: give --prompt, --image or --audio"
+        );
+        let mut question = Question::text(text);
+        question.video = self.video_frames;
+        question.dither = self.generate.dither;
+        for path in &self.image {
+            question = question.image(path)?;
+        }
+        for path in &self.audio {
+            question = question.audio(path)?;
+        }
+        Ok(question)
+    }
+}
+
+/// All of stdin without the line break at its end.
+fn read_stdin() -> Result<String> {
+    let mut text = String::new();
+    io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|e| Error::input(format!("--prompt -: reading standard input: {e}")))?;
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    Ok(text)
+}
+
+fn to_json(model: &str, engine: &Engine, answer: &Answer, load_ms: f64) -> serde_json::Value {
+    let backend = engine.model.backend();
+    let memory = backend.memory();
+    let t = &answer.timings;
+    let (stop, stop_string) = stop_json(&answer.stop);
+    json!({
+        "model": model,
+        "device": backend.describe(),
+        "state": answer.state,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "stop": stop,
+        "stop_string": stop_string,
+        "prompt_rows": answer.prompt_rows,
+        "timings": {
+            "load_ms": load_ms,
+            "decode_ms": t.decode_ms,
+            "tile_ms": t.tile_ms,
+            "vision_ms": t.vision_ms,
+            "filterbank_ms": t.filterbank_ms,
+            "audio_ms": t.audio_ms,
+            "prefill_ms": t.prefill_ms,
+            "first_token_ms": t.first_token_ms,
+            "per_token_ms": t.per_token_ms,
+            "total_ms": t.total_ms,
+        },
+        "memory": {
+            "weights_bytes": memory.weights,
+            "states_bytes": memory.states,
+            "arenas_bytes": memory.arenas,
+            "peak_bytes": memory.peak,
+        },
+    })
+}

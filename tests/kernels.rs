@@ -1,0 +1,316 @@
+//! Every op's kernel against its f32 reference, on a GPU.
+//!
+//! A kernel may err twice as much as rounding the exact result to its type does, plus a floor: tolerance is earned,
+//! not chosen. All failures are printed in one table. Without a GPU nothing is checked, and the test says so;
+//! `VIVACE_REQUIRE_GPU=1` turns that into a failure, `VIVACE_CASES=TEXT` picks cases by name.
+#![cfg(feature = "cuda")]
+
+use std::sync::Arc;
+
+use vivace::core::{DType, Desc, HostData, HostTensor, Place, Recipe, Result, Step};
+use vivace::engine::{DeviceChoice, open_backend};
+use vivace::exec::cases::{Bound, CaseTypes, typed};
+use vivace::exec::cpu::Cpu;
+use vivace::exec::{Backend, Lane};
+use vivace::graph::Graph;
+use vivace::ops::elementwise::Add;
+use vivace::ops::embed::Embed;
+use vivace::ops::norm::RmsNorm;
+use vivace::ops::{Case, Op};
+use vivace::plan::plan;
+use vivace::weights::{Info, Source, SynthSource, pack};
+
+/// The largest case that is compared: beyond, the reference would take minutes.
+const MAX_FLOPS: u64 = 60_000_000_000;
+
+fn gpu() -> Option<Box<dyn Backend>> {
+    match open_backend(DeviceChoice::Cuda(0)) {
+        Ok(backend) => Some(backend),
+        Err(why) => {
+            let required = std::env::var_os("VIVACE_REQUIRE_GPU").is_some_and(|v| v != "0");
+            assert!(!required, "a GPU is required: {why}");
+            println!("no GPU: nothing checked ({why})");
+            None
+        }
+    }
+}
+
+/// Size of a unit in the last place at 1, halved: what rounding to the type may cost.
+fn half_ulp(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 1.0 / 512.0,
+        DType::F16 => 1.0 / 4096.0,
+        _ => 1.0 / 262_144.0,
+    }
+}
+
+struct Errors {
+    /// ‖a − b‖ / ‖b‖.
+    rel: f64,
+    /// Largest |a − b|, and where.
+    max: f64,
+    worst: usize,
+}
+
+fn errors(a: &[f32], b: &[f32]) -> Errors {
+    let (mut diff, mut norm) = (0.0, 0.0);
+    let mut e = Errors { rel: 0.0, max: 0.0, worst: 0 };
+    for (i, (x, y)) in a.iter().zip(b).enumerate() {
+        let d = if x == y { 0.0 } else { (f64::from(*x) - f64::from(*y)).abs() };
+        diff += d * d;
+        norm += f64::from(*y).powi(2);
+        if d.is_nan() || d > e.max {
+            (e.max, e.worst) = (if d.is_nan() { f64::INFINITY } else { d }, i);
+        }
+    }
+    e.rel = if diff == 0.0 { 0.0 } else { (diff / norm.max(f64::MIN_POSITIVE)).sqrt() };
+    if e.rel.is_nan() {
+        e.rel = f64::INFINITY;
+    }
+    e
+}
+
+/// What is wrong with a kernel's output, or nothing; and the share of the budget that it used.
+fn judge(got: &HostTensor, exact: &HostTensor) -> (f64, Option<String>) {
+    if let (HostData::U32(a), HostData::U32(b)) = (&got.data, &exact.data) {
+        let wrong = (0..b.len()).filter(|&i| a.get(i) != Some(&b[i])).collect::<Vec<_>>();
+        return match wrong.first() {
+            None => (0.0, None),
+            Some(&i) => (
+                f64::INFINITY,
+                Some(format!(
+                    "{} of {} ids differ, first at {i}: {:?} != {}",
+                    wrong.len(),
+                    b.len(),
+                    a.get(i),
+                    b[i]
+                )),
+            ),
+        };
+    }
+    let (a, b) = (got.data.f32s(), exact.data.f32s());
+    if a.len() != b.len() {
+        return (f64::INFINITY, Some(format!("{} values instead of {}", a.len(), b.len())));
+    }
+    let dtype = got.desc.dtype;
+    let rounded: Vec<f32> = b.iter().map(|x| dtype.round(*x)).collect();
+    let (e, r) = (errors(a, b), errors(&rounded, b));
+    let largest = b.iter().fold(0.0f64, |m, x| m.max(f64::from(x.abs())));
+    let max_rel = 2.0 * r.rel + if dtype == DType::F32 { 1e-5 } else { 1e-6 };
+    let max_abs = 2.0 * r.max + half_ulp(dtype) * largest;
+    let used = (e.rel / max_rel).max(if max_abs > 0.0 { e.max / max_abs } else { 0.0 });
+    let bad = e.rel > max_rel || e.max > max_abs;
+    let text = format!(
+        "rel {:.2e} (allowed {max_rel:.2e}), max {:.2e} (allowed {max_abs:.2e}) at {}: {} != {}",
+        e.rel,
+        e.max,
+        e.worst,
+        a.get(e.worst).copied().unwrap_or(0.0),
+        b.get(e.worst).copied().unwrap_or(0.0)
+    );
+    (used, bad.then_some(text))
+}
+
+fn compare(gpu: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Vec<(f64, Option<String>)>> {
+    let mut cpu = Cpu::new();
+    let reference = Bound::new(&mut cpu, case, CaseTypes::reference(dtype), 1)?;
+    let exact = reference.run(&mut cpu, case)?;
+    let bound = Bound::new(gpu, case, CaseTypes::device(dtype), 1)?;
+    // Eagerly, captured and replayed: the three are one path, and must agree to the bit.
+    let mut runs = Vec::new();
+    let in_place = !case.op.in_place().is_empty();
+    for _ in 0..if in_place { 1 } else { 3 } {
+        runs.push(bound.run(gpu, case)?);
+    }
+    bound.release(gpu);
+    let mut verdicts: Vec<_> = runs[0].iter().zip(&exact).map(|(a, b)| judge(a, b)).collect();
+    let bits = |t: &HostTensor| t.data.f32s().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for later in &runs[1..] {
+        for (i, (a, b)) in runs[0].iter().zip(later).enumerate() {
+            if bits(a) != bits(b) || a.data.u32s() != b.data.u32s() {
+                verdicts[i].1.get_or_insert_with(|| "a second run gives other bits".into());
+            }
+        }
+    }
+    Ok(verdicts)
+}
+
+#[test]
+fn every_kernel_matches_its_reference() {
+    let Some(mut gpu) = gpu() else { return };
+    let wanted = std::env::var("VIVACE_CASES").unwrap_or_default();
+    let small = |c: &Case<Op>| {
+        let elements: usize = c.ins.iter().map(|i| i.shape.len()).sum();
+        !c.bench || elements < 1 << 24
+    };
+    let (mut failed, mut checked, mut most) = (Vec::new(), 0, (0.0, String::new()));
+    for case in
+        Op::all_cases().iter().filter(|c| c.name.contains(&wanted) && small(c) && flops(c) < MAX_FLOPS)
+    {
+        for dtype in [DType::BF16, DType::F16] {
+            if case.bench && dtype == DType::F16 {
+                continue;
+            }
+            let name = format!("{} {dtype}", case.name);
+            checked += 1;
+            match compare(gpu.as_mut(), case, dtype) {
+                Ok(verdicts) => {
+                    for (i, (used, bad)) in verdicts.into_iter().enumerate() {
+                        if used > most.0 && used.is_finite() {
+                            most = (used, name.clone());
+                        }
+                        failed.extend(bad.map(|why| format!("{name} out {i}: {why}")));
+                    }
+                }
+                Err(e) => {
+                    failed.push(format!("{name}: {e}"));
+                    // A failed launch can leave the context unusable: the rest would only repeat it.
+                    if gpu.sync().is_err() {
+                        failed.push("the context is gone: stopping here".into());
+                        break;
+                    }
+                }
+            }
+        }
+        if failed.last().is_some_and(|f| f.contains("stopping")) {
+            break;
+        }
+    }
+    println!("{checked} cases checked; most of the budget: {:.2} in {}", most.0, most.1);
+    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+    assert!(checked > 0, "VIVACE_CASES={wanted}: no case has that in its name");
+}
+
+/// Work of a case, by its op's own count; what breaks its shape rule shows when it runs.
+fn flops(case: &Case<Op>) -> u64 {
+    let op = typed(&case.op, DType::BF16);
+    let ins: Vec<Desc> = case
+        .ins
+        .iter()
+        .map(|i| Desc {
+            name: String::new(),
+            dtype: i.dtype.resolve(DType::BF16),
+            shape: i.shape,
+            place: Place::Io,
+        })
+        .collect();
+    let ins: Vec<&Desc> = ins.iter().collect();
+    let Ok(outs) = op.infer(&ins) else { return 0 };
+    let outs: Vec<Desc> = outs
+        .into_iter()
+        .map(|(dtype, shape)| Desc { name: String::new(), dtype, shape, place: Place::Io })
+        .collect();
+    op.cost(&ins, &outs.iter().collect::<Vec<_>>()).flops
+}
+
+/// A chain with a residual, so that slots are shared and a node reads two tensors.
+fn chain() -> (Graph, vivace::core::Tensor, vivace::core::Tensor) {
+    let mut g = Graph::new();
+    let x = g.input("x", DType::BF16, &[17, 896]);
+    let w = g.weight(Recipe::plain("norm.weight", DType::BF16, &[896]));
+    let mut h = x;
+    for i in 0..8 {
+        let y = g.push1(&format!("y{i}"), RmsNorm { eps: 1e-6 }, &[h, w]).unwrap();
+        h = g.push1(&format!("h{i}"), Add, &[h, y]).unwrap();
+    }
+    g.output(h);
+    (g, x, h)
+}
+
+#[test]
+fn eager_captured_and_replayed_runs_agree_to_the_bit() {
+    let Some(mut gpu) = gpu() else { return };
+    let (g, x, y) = chain();
+    let source: Arc<dyn Source> =
+        Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
+    gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
+    let p = plan(g, |d| d.bytes()).unwrap();
+    let exe = gpu.prepare(Lane::Text, p, &[]).unwrap();
+    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    let mut outs = Vec::new();
+    for capture in [true, true, true, false] {
+        gpu.set_capture(capture);
+        gpu.set_poison(true);
+        gpu.write(exe, x, &HostData::F32(values.clone())).unwrap();
+        gpu.run(exe, Step::rows(0, 17, 0)).unwrap();
+        outs.push(gpu.read(exe, y).unwrap().data);
+    }
+    assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
+    assert!(outs.windows(2).all(|w| w[0] == w[1]));
+}
+
+/// A source that hides how its values are made, so that they go through the staging buffers.
+struct Stored(SynthSource);
+
+impl Source for Stored {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+    fn info(&self, name: &str) -> Option<Info> {
+        self.0.info(name)
+    }
+    fn bytes(&self, name: &str) -> Result<&[u8]> {
+        self.0.bytes(name)
+    }
+    fn place(&self, name: &str) -> String {
+        self.0.place(name)
+    }
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+#[test]
+fn weights_made_or_uploaded_have_the_bits_of_the_host() {
+    let Some(mut gpu) = gpu() else { return };
+    for dtype in [DType::BF16, DType::F16] {
+        for way in ["made", "stored"] {
+            let name = |n: &str| format!("{way}.{n}.weight");
+            let tensors: Vec<(String, Vec<usize>)> = vec![
+                (name("gate"), vec![48, 72]),
+                (name("up"), vec![48, 72]),
+                (name("conv"), vec![6, 8, 3, 3]),
+                (name("patch"), vec![7, 3, 14, 14]),
+                (name("large"), vec![2000, 20_000]),
+            ];
+            let synth = SynthSource::new(9, dtype, tensors.clone());
+            let source: Arc<dyn Source> = match way {
+                "made" => Arc::new(synth),
+                _ => Arc::new(Stored(synth)),
+            };
+            let plain = |i: usize| Recipe::plain(&tensors[i].0, dtype, &tensors[i].1);
+            let recipes = [
+                plain(0),
+                Recipe::interleave(&plain(0), &plain(1), 8).unwrap(),
+                Recipe::stack(&[&plain(0), &plain(1)]).unwrap(),
+                Recipe::permuted(&tensors[2].0, dtype, &tensors[2].1, &[0, 2, 3, 1], &[6, 72]),
+                Recipe::padded_cols(&tensors[3].0, dtype, &tensors[3].1, 592),
+                plain(4),
+            ];
+            for recipe in &recipes {
+                let mut bytes = vec![0u8; recipe.bytes() as usize];
+                pack(recipe, source.as_ref(), &mut bytes).unwrap();
+                let want = vivace::gpu::convert::from_device(dtype, &bytes);
+                let got = read_weight(gpu.as_mut(), recipe, &source).unwrap();
+                assert!(got == want, "{} {dtype} differs", recipe.name());
+            }
+        }
+    }
+}
+
+/// A weight's rows, looked up one by one as embeddings are: an exact copy.
+fn read_weight(gpu: &mut dyn Backend, recipe: &Recipe, from: &Arc<dyn Source>) -> Result<HostData> {
+    gpu.load(std::slice::from_ref(recipe), from, &mut |_, _| {})?;
+    let mut g = Graph::new();
+    let table = g.weight(recipe.clone());
+    let rows = recipe.shape[0];
+    let ids = g.input("ids", DType::U32, &[rows]);
+    let copy = g.push1("copy", Embed, &[ids, table])?;
+    g.output(copy);
+    let exe = gpu.prepare(Lane::Text, plan(g, |d| d.bytes())?, &[])?;
+    gpu.write(exe, ids, &HostData::U32((0..rows as u32).collect()))?;
+    gpu.run(exe, Step::rows(0, rows, 0))?;
+    let data = gpu.read(exe, copy)?.data;
+    gpu.release(exe);
+    Ok(data)
+}

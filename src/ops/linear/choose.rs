@@ -131,10 +131,14 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
     let rounds = per_sm.div_ceil(resident) as f64;
     let products =
         (2 * tile.bm * tile.bn * MmaTile::BK) as f64 * steps / (FLOPS * f64::from(tile.rate_percent) / 100.0);
-    let memory = (2 * (p.n * p.k + p.m * p.k + p.m * p.n)) as f64 / (HBM_BYTES * chip.sm_count as f64);
+    let operands = 2 * (p.n * p.k + p.m * p.k + p.m * p.n);
+    // Partials are written and read once.
+    let partials = 2 * tile.partial_bytes(p.m, p.n, splits);
+    let per_clock = HBM_BYTES * chip.sm_count as f64;
+    let (memory, partials) = (operands as f64 / per_clock, partials as f64 / per_clock);
     let join =
         if splits > 1 { 1500.0 + (4 * tile.bm * tile.bn * (splits + 1)) as f64 / JOIN_BYTES } else { 0.0 };
-    (per_sm as f64 * products).max(rounds * steps * STEP).max(memory) + rounds * ROUND + join
+    (per_sm as f64 * products).max(rounds * steps * STEP).max(memory) + partials + rounds * ROUND + join
 }
 
 #[cfg(test)]
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn large_products_take_large_tiles_and_no_split() {
-        for (m, n, k) in [(4096, 4096, 4096), (2048, 37888, 3584), (4731, 1024, 9216)] {
+        for (m, n, k) in [(4096, 4096, 4096), (2048, 37888, 3584), (4096, 18944, 3584)] {
             match choose(&dense(m, n, k), &H200) {
                 Config::Mma { tile, splits: 1 } => assert_eq!(tile.name, "128x128", "{m} {n} {k}"),
                 other => panic!("{m} {n} {k}: {other:?}"),

@@ -79,7 +79,7 @@ pub fn doctor(args: &Args) -> Outcome {
 }
 
 fn look() -> Report {
-    let mut report = Report {
+    let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         features: Vec::new(),
         kernels: None,
@@ -93,12 +93,12 @@ fn look() -> Report {
         },
     };
     #[cfg(feature = "cuda")]
-    look_at_gpus(&mut report);
+    let report = look_at_gpus(report);
     report
 }
 
 #[cfg(feature = "cuda")]
-fn look_at_gpus(report: &mut Report) {
+fn look_at_gpus(mut report: Report) -> Report {
     use vivace::gpu::device::{Device, Driver};
     use vivace::gpu::embedded;
 
@@ -134,10 +134,11 @@ fn look_at_gpus(report: &mut Report) {
         (_, _, Some(gpu)) if gpu.kernels != OK => gpu.kernels.clone(),
         (_, _, Some(gpu)) => {
             report.auto = Auto { device: "cuda:0".to_owned(), why: format!("{} runs the kernels", gpu.name) };
-            return;
+            return report;
         }
     };
     report.auto.why = why_not;
+    report
 }
 
 #[cfg(feature = "cuda")]

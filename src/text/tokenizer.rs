@@ -105,6 +105,11 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// As a `tokenizer.json`.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|e| Error::runtime(format!("tokenizer to JSON: {e}")))
+    }
+
     fn checked(mut inner: tokenizers::Tokenizer, name: &str) -> Result<Self> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::input(format!("{name}: {e}")))?;

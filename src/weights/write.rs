@@ -16,12 +16,12 @@ pub const SHARD_BYTES: u64 = 4_000_000_000;
 /// Bytes that are filled while the ones before are written.
 const PIECE: usize = 32 << 20;
 
-/// Writes `config.json` (the bytes of `config`) and the weights into the new or empty folder `out_dir`: one
-/// `model.safetensors`, or shards of at most `shard_bytes` and an index. `progress(done, total)` is in bytes.
+/// Writes `files` (name, content: the config, the tokenizer) and the weights into the new or empty folder `out_dir`:
+/// one `model.safetensors`, or shards of at most `shard_bytes` and an index. `progress(done, total)` is in bytes.
 ///
 /// Everything is written beside `out_dir` first and renamed at the end: after an error there is nothing.
 pub fn write_checkpoint(
-    config: &[u8],
+    files: &[(&str, &[u8])],
     weights: &SynthSource,
     out_dir: &Path,
     shard_bytes: u64,
@@ -33,7 +33,7 @@ pub fn write_checkpoint(
         let path = part.path.join(name);
         std::fs::write(&path, bytes).map_err(|e| Error::io(&path, e))
     };
-    write("config.json", config)?;
+    files.iter().try_for_each(|(name, content)| write(name, content))?;
 
     let shards = split(weights, shard_bytes);
     let total: u64 = shards.iter().flatten().map(|t| t.bytes).sum();

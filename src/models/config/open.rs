@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::folders::{self, Folders};
 use super::{Hints, ModelConfig, expected_tensors, inspect};
 use crate::core::{Error, Result};
+use crate::text::Tokenizer;
 use crate::weights::{Overlay, Safetensors, Source, SynthSource, write_checkpoint};
 
 /// A model that can be loaded.
@@ -121,8 +122,8 @@ pub fn synthetic(config: &ModelConfig) -> SynthSource {
     SynthSource::new(config.seed, config.dtype, tensors)
 }
 
-/// `vivace synth`: writes the synthetic checkpoint of the config at `config` into the new or empty folder `out_dir`,
-/// in files of at most `shard_bytes`. See [`write_checkpoint`].
+/// `vivace synth`: writes the synthetic checkpoint of the config at `config`, with a byte tokenizer, into the new or
+/// empty folder `out_dir`, in files of at most `shard_bytes`. See [`write_checkpoint`].
 pub fn write_synthetic(
     config: &Path,
     out_dir: &Path,
@@ -130,5 +131,7 @@ pub fn write_synthetic(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
     let (bytes, parsed) = read_config(config)?;
-    write_checkpoint(&bytes, &synthetic(&parsed), out_dir, shard_bytes, progress)
+    let tokenizer = Tokenizer::byte_fallback(parsed.text.vocab_size)?.to_json()?;
+    let files = [("config.json", bytes.as_slice()), ("tokenizer.json", tokenizer.as_bytes())];
+    write_checkpoint(&files, &synthetic(&parsed), out_dir, shard_bytes, progress)
 }

@@ -54,10 +54,14 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    pub fn options(&self) -> Result<Options> {
+        self.device.options(self.context)
+    }
+
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.
     pub fn open(&self, quiet: bool) -> Result<(Engine, f64)> {
         let start = Instant::now();
-        let options = self.device.options(self.context)?;
+        let options = self.options()?;
         let progress = Progress::bytes("loading", quiet);
         let engine = Engine::open(&self.model, &options, &mut |done, total| progress.at(done, total))?;
         Ok((engine, start.elapsed().as_secs_f64() * 1e3))

@@ -2,6 +2,7 @@
 //! Exit codes: 0, 1 for what failed at run time (and for tensors that fail in `verify`), 2 for usage and input.
 
 mod args;
+mod bench;
 mod chat;
 mod doctor;
 mod inspect;
@@ -37,6 +38,7 @@ enum Command {
     Synth(synth::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
     Doctor(doctor::Args),
 }
 
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::synth(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match outcome {

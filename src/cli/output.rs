@@ -50,11 +50,15 @@ impl Progress {
         self.bar.set_length(total);
         self.bar.set_position(done);
     }
+
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.end();
     }
 }
 

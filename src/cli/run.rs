@@ -4,8 +4,11 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use serde::Serialize;
 use serde_json::json;
 use vivace::core::{Error, Result};
+use vivace::engine::diagnose;
+use vivace::engine::measure::REPEATS;
 use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question};
 
 use super::args::{GenerateArgs, ModelArgs};
@@ -52,15 +55,46 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,
+    #[command(flatten)]
+    instead: Instead,
     /// Print one JSON object instead (--help describes it)
     #[arg(long)]
     json: bool,
 }
 
+/// What to do with the question instead of answering it.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Instead of an answer")]
+#[group(multiple = false)]
+struct Instead {
+    /// Print the graphs that the question runs: as written, fused, and where their memory lies
+    #[arg(long, conflicts_with = "json")]
+    dump_graph: bool,
+    /// Time every op: microseconds, bytes, flops, share of the device's ceilings
+    #[arg(long)]
+    profile: bool,
+    /// Compare every tensor with the CPU, report the first that leaves its tolerance, and exit with 1 if one does
+    #[arg(long, value_name = "DEVICE", value_parser = ["cpu"])]
+    diff: Option<String>,
+}
+
 pub fn run(args: &Args) -> Outcome {
     let options = args.generate.options()?;
     let question = args.question()?;
+    if args.instead.diff.is_some() {
+        let report = diagnose::diff(&args.model.model, &args.model.options()?, &question)?;
+        show(args.json, &report)?;
+        return Ok(ExitCode::from(u8::from(!report.passed())));
+    }
     let (mut engine, load_ms) = args.model.open(args.json)?;
+    if args.instead.dump_graph {
+        print(&diagnose::dump(&mut engine, &question)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.instead.profile {
+        show(args.json, &diagnose::profile(&mut engine, &question, REPEATS)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let answer = answer(args, &mut engine, &question, &options)?;
     if args.json {
         print_json(&to_json(&args.model.model, &engine, &answer, load_ms))?;
@@ -68,6 +102,10 @@ pub fn run(args: &Args) -> Outcome {
         note(format_args!("{}", summary(&answer, Some(load_ms))));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(json: bool, report: &(impl Serialize + std::fmt::Display)) -> Outcome<()> {
+    if json { print_json(report) } else { Ok(print(&report.to_string())?) }
 }
 
 fn answer(

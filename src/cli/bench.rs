@@ -1,0 +1,64 @@
+//! `vivace bench`: the times that matter, on one device.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use vivace::core::Error;
+use vivace::engine::bench::{self, Progress as At};
+
+use super::Outcome;
+use super::args::{DeviceArgs, positive};
+use super::output::{Progress, note, print, print_json};
+
+const JSON_HELP: &str = "\
+--json prints (or writes) one object: what was measured on (device, version, ...), model, dtype, context,
+memory_bytes {weights, states, arenas, peak}, and rows [{name, what, median_us, p10_us, p90_us, ...}] with bytes,
+flops and the share of the device's ceilings.";
+
+/// Measure decoding, prefill, the encoders, the first token and loading
+///
+/// Without --model the full-size synthetic VITA-1.5 on a GPU, and a small model with fewer items on a CPU.
+#[derive(clap::Args)]
+#[command(after_long_help = JSON_HELP)]
+pub struct Args {
+    /// Checkpoint folder, or synthetic:CONFIG.json
+    #[arg(short, long, value_name = "DIR")]
+    model: Option<String>,
+    /// Only items whose name contains one of these, as in decode,vision_1
+    #[arg(long, value_name = "NAMES")]
+    filter: Option<String>,
+    /// Rows of the KV cache [default: what the items need]
+    #[arg(long, value_name = "ROWS", value_parser = positive)]
+    context: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON object instead, or write it to a file beside the table (--help describes it)
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    json: Option<Option<PathBuf>>,
+}
+
+pub fn bench(args: &Args) -> Outcome {
+    let quiet = matches!(args.json, Some(None));
+    let loading = Progress::bytes("loading", quiet);
+    let options = args.device.options(args.context)?;
+    let report = bench::run(&options, args.model.as_deref(), args.filter.as_deref(), &mut |at| match at {
+        At::Loading(done, total) => loading.at(done, total),
+        At::Running { item, at, of } => {
+            loading.end();
+            if !quiet {
+                note(format_args!("{} of {of}: {item}", at + 1));
+            }
+        }
+    })?;
+    match &args.json {
+        Some(None) => print_json(&report)?,
+        Some(Some(path)) => {
+            print(&report.to_string())?;
+            let mut text = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
+            text.push('\n');
+            std::fs::write(path, text).map_err(|e| Error::io(path, e))?;
+        }
+        None => print(&report.to_string())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -105,7 +105,12 @@ pub fn verify(config: &Path, golden: &Path, options: &Options, max_rel: Option<f
 }
 
 /// The CPU with every edge rounded to `dtype`: the yardstick of reduced precision.
-pub(super) fn rounded_cpu(opened: Opened, sizes: TextSizes, options: &Options, dtype: DType) -> Result<Model> {
+pub(super) fn rounded_cpu(
+    opened: Opened,
+    sizes: TextSizes,
+    options: &Options,
+    dtype: DType,
+) -> Result<Model> {
     let parts = super::model::ModelParts {
         dtype,
         cfg: opened.config,

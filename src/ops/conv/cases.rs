@@ -88,6 +88,8 @@ pub(super) fn conv2d() -> Vec<Case<Conv2d>> {
         case("", 8, 39, 128, 128, true, UNIT),
         case("", 31, 39, 64, 136, false, UNIT),
         case("", 50, 20, 24, 40, true, UNIT),
+        case("", 9, 11, 3, 10, true, UNIT),
+        case("", 9, 11, 1, 10, true, UNIT),
         case("ints_", 9, 80, 1, 40, true, Fill::SmallInts),
         case("ints_", 21, 39, 16, 72, true, Fill::SmallInts),
     ];

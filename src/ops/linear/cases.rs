@@ -48,6 +48,10 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
     for (t, n, k) in [(100, 72, 4864), (1, 40, 18944), (7, 24, 18944)] {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
     }
+    // Rows that are not whole vectors of 8.
+    for (t, n, k) in [(1, 40, 77), (5, 33, 27), (50, 20, 100)] {
+        all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
+    }
     // Whole numbers: to the bit, whatever the order of the sums.
     for (t, n, k) in
         [(1, 70, 512), (6, 70, 512), (16, 33, 256), (70, 150, 128), (150, 70, 64), (40, 48, 2560)]

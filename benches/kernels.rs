@@ -3,10 +3,10 @@
 //!
 //!     cargo bench --bench kernels -- --filter linear/gate_up --json out.json
 //!
-//! A case is timed as a graph of several copies of its node, each with tensors of its own, captured and replayed;
-//! the time shown is that of one copy. Together the copies exceed the L2 cache, so that each reads memory; where one
-//! run touches too little for that (a row of activations), the row says `warm`: in the model, too, the node before
-//! leaves such inputs in the cache.
+//! A case is timed as a graph of many nodes, captured and replayed; the time shown is that of one node. The nodes take
+//! turns on several copies of the tensors, which together exceed the L2 cache, so that each node reads memory; where
+//! one run touches too little for that (a row of activations), the row says `warm`: in the model, too, the node
+//! before leaves such inputs in the cache.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,11 +15,11 @@ use clap::Parser;
 use serde::Serialize;
 
 use vivace::core::{Cost, DType, Desc, Error, HostData, HostTensor, Place, Result};
-use vivace::engine::measure::{Meta, REPEATS, Rates, Spread, WARMUP, percent, relative, table};
+use vivace::engine::measure::{Meta, REPEATS, Rates, Spread, WARMUP, percent, relative, roofline_us, table};
 use vivace::engine::{DeviceChoice, open_backend};
-use vivace::exec::Backend;
 use vivace::exec::cases::{Bound, CaseTypes, typed};
 use vivace::exec::cpu::Cpu;
+use vivace::exec::{Backend, Ceilings};
 use vivace::ops::case::CaseKind;
 use vivace::ops::{Case, Op};
 
@@ -27,6 +27,11 @@ use vivace::ops::{Case, Op};
 const COLD_BYTES: u64 = 192 << 20;
 /// From here on a run counts as cold.
 const L2_BYTES: u64 = 100 << 20;
+/// What a graph takes at least, as far as can be told beforehand: what a replay costs by itself is lost in it.
+const GRAPH_US: f64 = 400.0;
+/// A guess at the least that a kernel takes.
+const KERNEL_US: f64 = 2.0;
+const ROUNDS: usize = 8;
 /// Room for all copies of a case.
 const ROOM_BYTES: u64 = 6 << 30;
 const COPIES: std::ops::RangeInclusive<u64> = 4..=256;
@@ -72,7 +77,9 @@ struct Report {
 struct Row {
     /// `linear/gate_up_t512`.
     name: String,
+    /// Sets of tensors, and how often a graph goes through them.
     copies: usize,
+    rounds: usize,
     /// Whether each run reads memory and not the cache.
     cold: bool,
     #[serde(flatten)]
@@ -150,26 +157,27 @@ fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Opt
     if !on_gpu && (cost.flops > CPU_FLOPS || held_bytes > CPU_BYTES) {
         return Ok(None);
     }
-    let copies = if on_gpu { copies(cost.bytes(), held_bytes) } else { 1 };
+    let (copies, rounds) = if on_gpu { copies(cost, held_bytes) } else { (1, 1) };
     // The CPU reference computes in f32.
     let types = if on_gpu { CaseTypes::device(dtype) } else { CaseTypes::reference(dtype) };
 
-    let bound = Bound::new(backend, case, types, copies)?;
-    let measured = (|| {
-        let outs = bound.run(backend, case)?;
-        let error = match on_gpu && cost.flops < REFERENCE_FLOPS {
-            true => Some(error(&outs, &reference(case, dtype)?)),
-            false => None,
-        };
-        Ok((error, backend.time(bound.exe, case.step, WARMUP, REPEATS)?))
-    })();
+    let error = match on_gpu && cost.flops < REFERENCE_FLOPS {
+        true => Some(error(
+            &once(backend, case, types)?,
+            &once(&mut Cpu::new(), case, CaseTypes::reference(dtype))?,
+        )),
+        false => None,
+    };
+    let bound = Bound::cycled(backend, case, types, copies, rounds)?;
+    let times = backend.time(bound.exe, case.step, WARMUP, REPEATS);
     bound.release(backend);
-    let (error, times) = measured?;
+    let times = times?;
     let Some(time) = Spread::of(&times) else { return Err(Error::runtime("the device gave no times")) };
-    let time = time.per(copies);
+    let time = time.per(copies * rounds);
     Ok(Some(Row {
         name: case.name.clone(),
         copies,
+        rounds,
         cold: on_gpu && cost.bytes() * copies as u64 >= L2_BYTES,
         rates: Rates::of(cost, time.median_us, backend.ceilings()),
         time,
@@ -201,16 +209,21 @@ fn sizes(case: &Case<Op>, dtype: DType) -> Result<(Cost, u64)> {
     Ok((op.cost(&ins, &outs), held))
 }
 
-fn copies(touched_bytes: u64, held_bytes: u64) -> usize {
-    let cold = COLD_BYTES.div_ceil(touched_bytes.max(1)).clamp(*COPIES.start(), *COPIES.end());
-    cold.min(ROOM_BYTES / held_bytes.max(1)).max(1) as usize
+/// Sets of tensors, and how often a graph goes through them.
+fn copies(cost: Cost, held_bytes: u64) -> (usize, usize) {
+    let cold = COLD_BYTES.div_ceil(cost.bytes().max(1)).clamp(*COPIES.start(), *COPIES.end());
+    let copies = cold.min(ROOM_BYTES / held_bytes.max(1)).max(1);
+    let node_us = roofline_us(cost, Ceilings::H200).max(KERNEL_US);
+    let rounds = (GRAPH_US / (copies as f64 * node_us)).ceil().clamp(1.0, ROUNDS as f64);
+    (copies as usize, rounds as usize)
 }
 
-/// The outputs in f32, from inputs as the device gets them.
-fn reference(case: &Case<Op>, dtype: DType) -> Result<Vec<HostTensor>> {
-    let mut cpu = Cpu::new();
-    let bound = Bound::new(&mut cpu, case, CaseTypes::reference(dtype), 1)?;
-    bound.run(&mut cpu, case)
+/// The outputs of one run, on poisoned memory.
+fn once(backend: &mut dyn Backend, case: &Case<Op>, types: CaseTypes) -> Result<Vec<HostTensor>> {
+    let bound = Bound::new(backend, case, types, 1)?;
+    let outs = bound.run(backend, case);
+    bound.release(backend);
+    outs
 }
 
 fn error(outs: &[HostTensor], expected: &[HostTensor]) -> f64 {

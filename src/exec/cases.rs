@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use super::{Backend, ExeId, Lane, StateId};
-use crate::core::{DType, Error, HostData, HostTensor, Recipe, Result, Tensor};
+use crate::core::{DType, Error, HostData, HostTensor, Place, Recipe, Result, Tensor};
 use crate::graph::Graph;
 use crate::ops::case::{CaseInput, CaseKind};
 use crate::ops::{Case, Fill, Op};
@@ -36,7 +36,7 @@ impl CaseTypes {
 /// all with the same values. Copies whose bytes exceed the cache make every node read from memory.
 pub struct Bound {
     pub exe: ExeId,
-    /// Outputs of each copy.
+    /// Outputs of each node, in order of execution.
     pub outs: Vec<Vec<Tensor>>,
     states: Vec<StateId>,
     shapes: Vec<(DType, usize)>,
@@ -45,10 +45,23 @@ pub struct Bound {
 impl Bound {
     /// Builds the graph of `case`, loads its weights, fills its states and inputs, prepares it on the text lane.
     pub fn new(backend: &mut dyn Backend, case: &Case<Op>, types: CaseTypes, copies: usize) -> Result<Bound> {
+        Bound::cycled(backend, case, types, copies, 1)
+    }
+
+    /// As [`Bound::new`], with `rounds` nodes per copy: all copies in turn, then all again. Inputs are shared
+    /// between rounds, outputs are not.
+    pub fn cycled(
+        backend: &mut dyn Backend,
+        case: &Case<Op>,
+        types: CaseTypes,
+        copies: usize,
+        rounds: usize,
+    ) -> Result<Bound> {
         let mut g = Graph::new();
         let op = typed(&case.op, types.act);
         let mut source = CaseSource::default();
         let (mut inputs, mut state_inputs, mut outs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut ins_of = Vec::new();
         for copy in 0..copies {
             let mut ins = Vec::new();
             for (i, input) in case.ins.iter().enumerate() {
@@ -72,9 +85,19 @@ impl Bound {
                     }
                 });
             }
-            let out = g.push(&format!("out.{copy}"), op.clone(), &ins)?;
-            out.iter().for_each(|&t| g.output(t));
-            outs.push(out);
+            ins_of.push(ins);
+        }
+        for round in 0..rounds {
+            for (copy, ins) in ins_of.iter_mut().enumerate() {
+                let out = g.push(&format!("out.{copy}.{round}"), op.clone(), ins)?;
+                for &(from, to) in op.in_place() {
+                    if matches!(g.desc(ins[from]).place, Place::State(_)) {
+                        ins[from] = out[to];
+                    }
+                }
+                out.iter().for_each(|&t| g.output(t));
+                outs.push(out);
+            }
         }
         let shapes = outs
             .first()
@@ -307,6 +330,21 @@ mod tests {
         assert!(all[0].data.f32s().iter().any(|v| *v != 0.0));
         assert!(all[0].data.f32s().iter().all(|v| v.fract() == 0.0));
         assert_eq!(all[0].data, all[2].data);
+    }
+
+    #[test]
+    fn rounds_go_on_with_the_state_that_the_last_one_left() {
+        let cases = Op::all_cases();
+        let case = cases.iter().find(|c| matches!(c.op, Op::Sample(_)) && !c.bench).unwrap();
+        let mut cpu = Cpu::new();
+        let count = |cpu: &mut Cpu, rounds: usize| {
+            let bound = Bound::cycled(cpu, case, CaseTypes::reference(DType::BF16), 1, rounds).unwrap();
+            bound.run(cpu, case).unwrap();
+            let HostData::U32(seen) = cpu.read(bound.exe, bound.outs[0][1]).unwrap().data else { panic!() };
+            seen.iter().map(|n| u64::from(*n)).sum::<u64>()
+        };
+        let once = count(&mut cpu, 1);
+        assert_eq!(count(&mut cpu, 3), once + 2);
     }
 
     #[test]

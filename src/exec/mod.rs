@@ -167,7 +167,7 @@ pub trait Backend {
     /// Microseconds of every node, the median of `repeats`.
     fn profile(&mut self, exe: ExeId, step: Step, repeats: usize) -> Result<Vec<f64>>;
 
-    /// Microseconds of whole runs, after `warmup` untimed ones.
+    /// Microseconds of whole runs, one enqueued behind the other, after `warmup` untimed ones.
     fn time(&mut self, exe: ExeId, step: Step, warmup: usize, repeats: usize) -> Result<Vec<f64>>;
 
     /// Whether runs are captured and replayed where the device can.

@@ -47,7 +47,7 @@ struct Flags {
     /// auto, cpu or cuda:N; the CPU times its references of the small cases.
     #[arg(long, default_value = "cuda:0")]
     device: DeviceChoice,
-    /// Only cases whose name contains one of these, separated by commas.
+    /// Only cases whose name contains one of these, separated by commas, in any case.
     #[arg(long)]
     filter: Option<String>,
     /// Element type of activations and weights.
@@ -104,7 +104,10 @@ fn main() -> ExitCode {
 fn run(flags: &Flags) -> Result<ExitCode> {
     let wanted = |name: &str| match &flags.filter {
         None => true,
-        Some(parts) => parts.split(',').any(|p| name.contains(p.trim())),
+        Some(parts) => {
+            let name = name.to_lowercase();
+            parts.to_lowercase().split(',').any(|p| name.contains(p.trim()))
+        }
     };
     let cases: Vec<Case<Op>> = Op::all_cases().into_iter().filter(|c| c.bench && wanted(&c.name)).collect();
     if cases.is_empty() {

@@ -8,6 +8,7 @@ use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
+use crate::media::fbank::rows_for_frames;
 use crate::models::config::ModelConfig;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
 use crate::models::{intern_vit, whale};
@@ -242,7 +243,7 @@ impl Model {
 
     /// Rows that a sound of `frames` frames gives.
     pub fn rows_of_sound(&self, frames: usize) -> usize {
-        whale::rows(frames) + self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows)
+        rows_for_frames(frames) + self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows)
     }
 
     /// The prepared vision graph for `tiles` tiles.
@@ -315,7 +316,7 @@ impl Model {
         let (exe, io) = self.audio_graph(frames)?;
         self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
         self.backend.run(exe, Step::rows(0, frames, 0))?;
-        self.backend.copy_to_state(exe, io.result, media, first_row + prompt, whale::rows(frames))
+        self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
     }
 
     /// Makes Whale's position tables long enough for `positions`.

@@ -128,7 +128,7 @@ fn sizes(opened: &Opened, cases: &[Case]) -> Result<TextSizes> {
     let cfg = &opened.config;
     let per_tile = cfg.vision.as_ref().map_or(0, crate::models::intern_vit::rows_per_tile);
     let rows = |c: &Case| {
-        let media = c.images * per_tile + crate::models::whale::rows(c.audio_frames);
+        let media = c.images * per_tile + crate::media::fbank::rows_for_frames(c.audio_frames);
         (c.input_ids.len() + media + c.new_tokens, media)
     };
     let max_seq = cases.iter().map(|c| rows(c).0).max().unwrap_or(1).next_multiple_of(64);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result};
-use crate::exec::{Lane, Ticket};
+use crate::exec::{Lane, Mark, Ticket};
 use crate::media::audio::Sound;
 use crate::media::fbank::{Fbank, FbankOptions, log_mel};
 use crate::media::tiles::{TileOptions, Tiles, tile};
@@ -68,13 +68,9 @@ impl<'e> Session<'e> {
         let (ids, media_rows) = self.merge(&mut dialogue, question, &prepared)?;
         self.check_context(ids.len(), media_rows)?;
 
+        let vision = self.encode_tiles(&prepared)?;
+        let audio = self.encode_sounds(&prepared)?;
         let backend = self.engine.model.backend_mut();
-        let vision_start = backend.mark(Lane::Vision)?;
-        let audio_start = backend.mark(Lane::Audio)?;
-        self.encode(&prepared)?;
-        let backend = self.engine.model.backend_mut();
-        let vision_end = backend.mark(Lane::Vision)?;
-        let audio_end = backend.mark(Lane::Audio)?;
         if !prepared.tiles.is_empty() {
             backend.join(Lane::Text, Lane::Vision)?;
         }
@@ -98,10 +94,10 @@ impl<'e> Session<'e> {
         let t = &mut prepared.timings;
         let backend = self.engine.model.backend_mut();
         if !prepared.tiles.is_empty() {
-            t.vision_ms = backend.elapsed_us(vision_start, vision_end)? / 1e3;
+            t.vision_ms = backend.elapsed_us(vision.0, vision.1)? / 1e3;
         }
         if !prepared.sounds.is_empty() {
-            t.audio_ms = backend.elapsed_us(audio_start, audio_end)? / 1e3;
+            t.audio_ms = backend.elapsed_us(audio.0, audio.1)? / 1e3;
         }
         t.prefill_ms = backend.elapsed_us(prefill_start, prefill_end)? / 1e3;
         t.first_token_ms = answer.timings.first_token_ms;
@@ -213,19 +209,29 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// Enqueues the encoders; tiles come first in the media state, then sounds, as the prompt has them.
-    fn encode(&mut self, p: &Prepared) -> Result<()> {
+    /// Enqueues the vision tower; gives the marks before and after. Tiles come first in the media state, as the prompt
+    /// has them.
+    fn encode_tiles(&mut self, p: &Prepared) -> Result<(Mark, Mark)> {
         let model = &mut self.engine.model;
+        let start = model.backend_mut().mark(Lane::Vision)?;
         let mut row = 0;
         for tiles in &p.tiles {
             model.encode_tiles(&tiles.pixel_values()?, row)?;
             row += tiles.count * model.rows_per_tile();
         }
+        Ok((start, model.backend_mut().mark(Lane::Vision)?))
+    }
+
+    /// Enqueues the audio encoder beside the vision tower; sounds follow the tiles in the media state.
+    fn encode_sounds(&mut self, p: &Prepared) -> Result<(Mark, Mark)> {
+        let model = &mut self.engine.model;
+        let start = model.backend_mut().mark(Lane::Audio)?;
+        let mut row = p.tiles.iter().map(|t| t.count * model.rows_per_tile()).sum();
         for sound in &p.sounds {
             model.encode_sound(&sound.data, sound.frames, row)?;
             row += model.rows_of_sound(sound.frames);
         }
-        Ok(())
+        Ok((start, model.backend_mut().mark(Lane::Audio)?))
     }
 
     /// Sets the sampler up for this request and says which head its graphs have.

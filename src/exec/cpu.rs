@@ -18,6 +18,8 @@ use crate::ops::io::{CpuIn, CpuIns, CpuOuts};
 use crate::plan::Plan;
 use crate::weights::{Source, host_weight};
 
+/// Marks kept; later ones take the places of the oldest.
+const MARKS: usize = 256;
 /// Bytes of one element in the arena, whatever its type.
 const ELEM_BYTES: usize = 4;
 
@@ -28,6 +30,7 @@ pub struct Cpu {
     /// One per lane; f32 values, or the bits of ids.
     arenas: [Vec<f32>; 3],
     marks: Vec<Instant>,
+    next_mark: usize,
     poison: bool,
 }
 
@@ -52,6 +55,7 @@ impl Cpu {
             exes: Vec::new(),
             arenas: Default::default(),
             marks: Vec::new(),
+            next_mark: 0,
             poison: false,
         }
     }
@@ -377,8 +381,13 @@ impl Backend for Cpu {
     }
 
     fn mark(&mut self, _: Lane) -> Result<Mark> {
-        self.marks.push(Instant::now());
-        Ok(Mark(self.marks.len() - 1))
+        let at = self.next_mark % MARKS;
+        self.next_mark += 1;
+        match self.marks.get_mut(at) {
+            Some(mark) => *mark = Instant::now(),
+            None => self.marks.push(Instant::now()),
+        }
+        Ok(Mark(at))
     }
 
     fn elapsed_us(&mut self, from: Mark, to: Mark) -> Result<f64> {

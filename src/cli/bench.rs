@@ -33,7 +33,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Print one JSON object instead, or write it to a file beside the table (--help describes it)
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, help_heading = "Output")]
     json: Option<Option<PathBuf>>,
 }
 

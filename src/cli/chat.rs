@@ -35,7 +35,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Replaces the system text
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Generation")]
     system: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,

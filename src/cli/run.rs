@@ -39,26 +39,26 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// The question; `-` reads it from stdin. May be left out beside a picture or a sound
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", help_heading = "Question")]
     prompt: Option<String>,
     /// Pictures: PNG, JPEG or WebP
-    #[arg(short, long, value_name = "PATH", num_args = 1..)]
+    #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     image: Vec<PathBuf>,
     /// Sounds: WAV, FLAC, MP3 or OGG Vorbis
-    #[arg(short, long, value_name = "PATH", num_args = 1..)]
+    #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     audio: Vec<PathBuf>,
     /// The pictures are frames of one video, in order
-    #[arg(long, requires = "image")]
+    #[arg(long, requires = "image", help_heading = "Question")]
     video_frames: bool,
     /// Replaces the system text
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Question")]
     system: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,
     #[command(flatten)]
     instead: Instead,
     /// Print one JSON object instead (--help describes it)
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

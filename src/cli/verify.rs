@@ -36,7 +36,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Print one JSON object instead (--help describes it)
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -1,0 +1,201 @@
+// What only sm_90a has, one instruction per wrapper: mbarrier, TMA, wgmma, setmaxnreg, clusters.
+#pragma once
+#include "common/mma.cuh"
+
+// The 128 opaque bytes of a CUtensorMap; lives in the kernel's parameters.
+struct alignas(128) TensorMap {
+    uint64_t opaque[16];
+};
+
+// --- mbarrier: 8 bytes of shared memory, by address. A phase ends when `count` arrivals and all expected bytes are
+// in. A wait names the parity of the phase it waits for; on a fresh barrier a wait for parity 1 passes at once.
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+// Makes the initialised barriers visible to the copy engine and to the cluster; a barrier of threads follows.
+__device__ __forceinline__ void fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_expect_tx(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives on the barrier at the same address of CTA `rank` of the cluster.
+__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "}" ::"r"(barrier), "r"(rank)
+        : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni ready;\n"
+        "bra.uni again;\n"
+        "ready:\n"
+        "}" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+// The same where CTAs of the cluster arrive too: what they did before is seen after.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni ready;\n"
+        "bra.uni again;\n"
+        "ready:\n"
+        "}" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+
+// --- TMA. `map` is the address of a __grid_constant__ parameter; coordinates are elements, innermost first, and may
+// lie outside (zeros, counted in full). One thread issues.
+__device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+__device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
+                                            int32_t c1) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
+            "r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
+        : "memory");
+}
+// To the same address, and with bytes for the same barrier, in every CTA of `mask`.
+__device__ __forceinline__ void tma_load_2d_multicast(uint32_t dst, const TensorMap& map, uint32_t barrier,
+                                                      int32_t c0, int32_t c1, uint16_t mask) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(dst),
+        "l"(&map), "r"(barrier), "h"(mask), "r"(c0), "r"(c1)
+        : "memory");
+}
+
+// --- Threads.
+// True in one lane of a converged warp.
+__device__ __forceinline__ bool elect_one() {
+    uint32_t elected;
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "elect.sync _|p, 0xffffffff;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(elected));
+    return elected != 0;
+}
+// A barrier of `THREADS` threads; id 0 is __syncthreads().
+template <int ID, int THREADS>
+__device__ __forceinline__ void named_barrier() {
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
+}
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Registers of this thread from here on; executed by a whole warpgroup.
+template <int REGISTERS>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+// --- wgmma. Operands are K-major tiles of 64 16-bit columns, 128-byte rows, as TMA writes them with the 128-byte
+// swizzle from an address that is a multiple of 1024. The next 16 columns are 2 further in the descriptor.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
+    constexpr uint64_t GROUP_OF_8_ROWS = 1024 >> 4, SWIZZLE_128B = 1;
+    return uint64_t(address >> 4) | uint64_t(1) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_128B << 62;
+}
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most `PENDING` committed batches run.
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+// Keeps the compiler from reading accumulators before the wait above.
+template <int COUNT>
+__device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#define WGMMA_NAMES_64                                                                              \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                        \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "              \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "              \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES_72 WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define WGMMA_NAMES_96                                                                              \
+    WGMMA_NAMES_72 ", %72, %73, %74, %75, %76, %77, %78, %79, "                                     \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_NAMES_112                                                                             \
+    WGMMA_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, "                                 \
+    "%104, %105, %106, %107, %108, %109, %110, %111"
+#define WGMMA_NAMES_128                                                                             \
+    WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, "                            \
+    "%120, %121, %122, %123, %124, %125, %126, %127"
+#define WGMMA_REGS_8(i)                                                                             \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),     \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WGMMA_REGS_32(i) WGMMA_REGS_8(i), WGMMA_REGS_8(i + 8), WGMMA_REGS_8(i + 16), WGMMA_REGS_8(i + 24)
+#define WGMMA_REGS_64 WGMMA_REGS_32(0), WGMMA_REGS_32(32)
+#define WGMMA_REGS_72 WGMMA_REGS_64, WGMMA_REGS_8(64)
+#define WGMMA_REGS_96 WGMMA_REGS_64, WGMMA_REGS_32(64)
+#define WGMMA_REGS_112 WGMMA_REGS_96, WGMMA_REGS_8(96), WGMMA_REGS_8(104)
+#define WGMMA_REGS_128 WGMMA_REGS_64, WGMMA_REGS_32(64), WGMMA_REGS_32(96)
+#define WGMMA(N, TYPE, COUNT, A, B, KEEP)                                                           \
+    asm volatile(                                                                                   \
+        "{\n"                                                                                       \
+        ".reg .pred keep;\n"                                                                        \
+        "setp.ne.b32 keep, %" KEEP ", 0;\n"                                                         \
+        "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" WGMMA_NAMES_##COUNT "}, " \
+        "%" A ", %" B ", keep, 1, 1, 0, 0;\n"                                                       \
+        "}"                                                                                         \
+        : WGMMA_REGS_##COUNT                                                                        \
+        : "l"(a), "l"(b), "r"(keep))
+#define WGMMA_ANY(TYPE)                                                                             \
+    if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                                 \
+    if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                                 \
+    if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                                 \
+    if constexpr (N == 224) WGMMA(224, TYPE, 112, "112", "113", "114");                             \
+    if constexpr (N == 256) WGMMA(256, TYPE, 128, "128", "129", "130")
+
+template <class T>
+struct IsBf16 {
+    static constexpr bool value = false;
+};
+template <>
+struct IsBf16<__nv_bfloat16> {
+    static constexpr bool value = true;
+};
+
+// d = a bᵀ, or d += a bᵀ with `keep`: a 64x16, b Nx16. Thread i of the warpgroup holds in d[4j + 2h + c] the row
+// i / 32 · 16 + 8h + i % 32 / 4 and the column 8j + 2 (i % 4) + c.
+template <class T, int N>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t keep) {
+    static_assert(N == 128 || N == 144 || N == 192 || N == 224 || N == 256, "no wrapper for this width");
+    if constexpr (IsBf16<T>::value) {
+        WGMMA_ANY("bf16");
+    } else {
+        WGMMA_ANY("f16");
+    }
+}

@@ -38,8 +38,8 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni ready;\n"
-        "bra.uni again;\n"
+        "@done bra ready;\n"
+        "bra again;\n"
         "ready:\n"
         "}" ::"r"(barrier), "r"(parity)
         : "memory");
@@ -51,8 +51,8 @@ __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni ready;\n"
-        "bra.uni again;\n"
+        "@done bra ready;\n"
+        "bra again;\n"
         "ready:\n"
         "}" ::"r"(barrier), "r"(parity)
         : "memory");

@@ -143,12 +143,17 @@ __device__ __forceinline__ void consumer_barrier(uint32_t consumer) {
         named_barrier<2, 128>();
 }
 
+__host__ __device__ constexpr int divisor_up_to_8(int x) {
+    for (int d = 8; d > 1; d--)
+        if (x % d == 0) return d;
+    return 1;
+}
+
 // Adds the partial sums of all splits of this warpgroup's 64 rows, ((p0 + p1) + p2) + ..; true where the total is.
 template <class Tile>
 __device__ __forceinline__ bool join_splits(float (&acc)[Tile::BN / 2], const WgmmaParams& p, const Unit& u,
                                             uint32_t consumer) {
-    constexpr int VECTORS = Tile::BN / 8, BATCH = 2;
-    static_assert(VECTORS % BATCH == 0);
+    constexpr int VECTORS = Tile::BN / 8, BATCH = divisor_up_to_8(VECTORS);  // loads on their way together
     __shared__ uint32_t arrived_[Tile::CONSUMERS];
     uint32_t& arrived = arrived_[consumer];
     const uint32_t thread = threadIdx.x % 128, index = u.tile * Tile::CONSUMERS + consumer;
@@ -157,6 +162,8 @@ __device__ __forceinline__ bool join_splits(float (&acc)[Tile::BN / 2], const Wg
     float4* partials = reinterpret_cast<float4*>(p.partials) + size_t(index) * p.splits * VECTORS * 128 + thread;
 
     // Who comes last keeps its sums in registers. Only the last can find the counter at splits - 1.
+    // The first barrier: everybody has read `arrived` of the unit before.
+    consumer_barrier(consumer);
     if (thread == 0) arrived = atomicAdd(counter, 0);
     consumer_barrier(consumer);
     if (arrived != p.splits - 1) {

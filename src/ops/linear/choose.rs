@@ -1,5 +1,7 @@
 //! Which kernel multiplies, and how. Pure functions of shape and chip.
 
+use super::wgmma;
+
 /// One product `[M, K] · [N, K]ᵀ`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Problem {
@@ -34,6 +36,8 @@ pub(crate) enum Config {
     Skinny,
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
+    /// `gemm/wgmma.cu`, sm_90a: TMA and wgmma.
+    Wgmma(wgmma::Plan),
 }
 
 /// Tiles of `gemm/mma.cu`.
@@ -75,6 +79,10 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         _ if !p.aligned => Config::Naive,
         1 if p.dense => Config::Gemv { k_ways: k_ways(p.n, p.k, chip.sm_count) },
         2..=16 if p.dense => Config::Skinny,
+        // An image for 90a runs on 9.0 and on nothing newer.
+        _ if p.dense && chip.arch == 90 => {
+            Config::Wgmma(wgmma::choose([p.m, p.n, p.k], chip.sm_count, chip.scratch_bytes, chip.counters))
+        }
         _ => mma(p, chip),
     }
 }
@@ -147,6 +155,9 @@ mod tests {
 
     const H200: Chip = Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10 };
 
+    /// A chip whose large products are for `gemm/mma.cu`.
+    const B200: Chip = Chip { arch: 100, ..H200 };
+
     fn dense(m: usize, n: usize, k: usize) -> Problem {
         Problem { m, n, k, dense: true, aligned: k % 8 == 0 }
     }
@@ -172,9 +183,17 @@ mod tests {
     }
 
     #[test]
+    fn hopper_takes_wgmma_for_dense_rows_beyond_sixteen() {
+        assert!(matches!(choose(&dense(17, 515, 896), &H200), Config::Wgmma(_)));
+        assert!(matches!(choose(&dense(17, 515, 896), &B200), Config::Mma { .. }));
+        let windows = Problem { dense: false, ..dense(1025, 1024, 9216) };
+        assert!(matches!(choose(&windows, &H200), Config::Mma { .. }));
+    }
+
+    #[test]
     fn large_products_take_large_tiles_and_no_split() {
         for (m, n, k) in [(4096, 4096, 4096), (2048, 37888, 3584), (4096, 18944, 3584)] {
-            match choose(&dense(m, n, k), &H200) {
+            match choose(&dense(m, n, k), &B200) {
                 Config::Mma { tile, splits: 1 } => assert_eq!(tile.name, "128x128", "{m} {n} {k}"),
                 other => panic!("{m} {n} {k}: {other:?}"),
             }
@@ -184,7 +203,7 @@ mod tests {
     #[test]
     fn few_tiles_split_k() {
         for (m, n, k) in [(17, 3584, 18944), (64, 1024, 4096), (249, 1024, 19456), (128, 3584, 3584)] {
-            match choose(&dense(m, n, k), &H200) {
+            match choose(&dense(m, n, k), &B200) {
                 Config::Mma { splits, .. } => assert!(splits > 1, "{m} {n} {k}"),
                 other => panic!("{m} {n} {k}: {other:?}"),
             }
@@ -193,11 +212,11 @@ mod tests {
 
     #[test]
     fn splits_stay_within_steps_scratch_and_counters() {
-        let small = Chip { scratch_bytes: 1 << 20, counters: 16, ..H200 };
+        let small = Chip { scratch_bytes: 1 << 20, counters: 16, ..B200 };
         for m in [17, 63, 64, 65, 129, 1025] {
             for n in [8, 515, 2304] {
                 for k in [8, 80, 592, 18944] {
-                    for chip in [H200, small, Chip { arch: 80, sm_count: 108, ..H200 }] {
+                    for chip in [B200, small, Chip { arch: 80, sm_count: 108, ..H200 }] {
                         let Config::Mma { tile, splits } = choose(&dense(m, n, k), &chip) else {
                             panic!("{m} {n} {k} is not for mma");
                         };

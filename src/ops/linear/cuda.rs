@@ -1,7 +1,7 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
 use super::choose::{Chip, Config, Problem, choose};
-use super::{Linear, LinearAct, LinearFused};
+use super::{Linear, LinearAct, LinearFused, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
@@ -183,6 +183,10 @@ impl Product<'_> {
         match config {
             Config::Gemv { .. } | Config::Skinny => self.launch_gemv(l, config),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
+            // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0.
+            Config::Wgmma(plan) => unsafe {
+                wgmma::launch::launch(l, plan, (self.a, m), self.w, self.epilogue())
+            },
         }
     }
 

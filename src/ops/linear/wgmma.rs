@@ -1,0 +1,296 @@
+//! `gemm/wgmma.cu`, TMA and wgmma of sm_90a: which tile, cluster and split, and the launch.
+
+/// Tiles of `gemm/wgmma.cu`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WgmmaTile {
+    pub bm: usize,
+    pub bn: usize,
+    /// Depth of the ring between copies and products. Part of the kernel symbol, so the two sides cannot disagree.
+    pub stages: usize,
+    /// Resident CTAs per SM.
+    ctas: usize,
+}
+
+const fn tile(bm: usize, bn: usize, stages: usize) -> WgmmaTile {
+    WgmmaTile { bm, bn, stages, ctas: if bm * bn <= 64 * 128 { 2 } else { 1 } }
+}
+
+impl WgmmaTile {
+    const BK: usize = 64;
+    /// The EXPORT lines of the kernel file.
+    pub const ALL: [WgmmaTile; 7] = [
+        tile(128, 256, 4),
+        tile(128, 224, 5),
+        tile(128, 192, 5),
+        tile(128, 144, 6),
+        tile(128, 128, 6),
+        tile(64, 256, 5),
+        tile(64, 128, 4),
+    ];
+
+    /// Dynamic shared memory: the ring, and what it takes to begin at a multiple of 1024.
+    pub fn smem_bytes(&self) -> usize {
+        self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
+    }
+
+    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`.
+    pub fn variant(&self) -> String {
+        format!("_{}x{}x{}", self.bm, self.bn, self.stages)
+    }
+
+    /// Warpgroups that multiply, 64 rows each.
+    fn consumers(&self) -> usize {
+        self.bm / 64
+    }
+}
+
+/// How one product is carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Plan {
+    pub tile: WgmmaTile,
+    /// CTAs that hold tiles in neighbouring rows and share the loads of w: 1 or 2.
+    pub cluster: usize,
+    /// Parts of K.
+    pub splits: usize,
+}
+
+impl Plan {
+    /// Tiles, counting those that only fill a cluster.
+    fn tiles(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.tile.bm * self.cluster) * self.cluster * n.div_ceil(self.tile.bn)
+    }
+
+    /// CTAs to launch: as many as are resident, each takes its share of the tiles.
+    pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
+        let slots = sm_count * self.tile.ctas / self.cluster * self.cluster;
+        (self.tiles(m, n) * self.splits).min(slots)
+    }
+
+    /// Bytes of f32 partial sums.
+    pub fn partial_bytes(&self, m: usize, n: usize) -> usize {
+        if self.splits == 1 {
+            return 0;
+        }
+        4 * self.tiles(m, n) * self.splits * self.tile.bm * self.tile.bn
+    }
+
+    pub fn counters(&self, m: usize, n: usize) -> usize {
+        if self.splits == 1 { 0 } else { self.tiles(m, n) * self.tile.consumers() }
+    }
+
+    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
+    fn estimate(&self, m: usize, n: usize, k: usize, sm_count: usize) -> f64 {
+        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
+        const L2_BYTES: f64 = 52.0;
+        const HBM_BYTES: f64 = 19.5;
+        const WRITE_BYTES: f64 = 24.0;
+        const READ_BYTES: f64 = 36.0;
+        // Share of the tensor cores' 4096 flops per clock that the loop reaches.
+        const TENSOR: f64 = 0.93;
+        // First loads; epilogue, fixed and per clock of elements.
+        const FILL: f64 = 1500.0;
+        const FINISH: f64 = 800.0;
+        const FINISH_ELEMENTS: f64 = 12.0;
+        const OVERLAP_LOSS: f64 = 0.1;
+
+        let WgmmaTile { bm, bn, ctas, .. } = self.tile;
+        let elements = (bm * bn) as f64;
+        let step = (2.0 * elements * Self::bk() / 4096.0 / TENSOR)
+            .max((bm + bn / self.cluster) as f64 * 2.0 * Self::bk() / L2_BYTES);
+        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
+        let per_sm = (self.tiles(m, n) / self.cluster * self.splits).div_ceil(sm_count / self.cluster).max(1);
+        // Epilogues of CTAs that share an SM run beside the products of the others.
+        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(ctas) as f64;
+        let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
+        let join = match self.splits {
+            1 => 0.0,
+            s => 1500.0 + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
+        };
+        // The two overlap, but not wholly.
+        let work = per_sm as f64 * steps * step + finish;
+        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
+    }
+
+    fn bk() -> f64 {
+        WgmmaTile::BK as f64
+    }
+}
+
+/// The plan with the least estimated time. `scratch_bytes` and `counters` bound the splitting of K.
+pub(crate) fn choose([m, n, k]: [usize; 3], sm_count: usize, scratch_bytes: usize, counters: usize) -> Plan {
+    let steps = k.div_ceil(WgmmaTile::BK).max(1);
+    let mut best = (f64::INFINITY, Plan { tile: WgmmaTile::ALL[0], cluster: 1, splits: 1 });
+    for tile in WgmmaTile::ALL {
+        for cluster in [1, 2] {
+            // A pair wants two row blocks and two SMs.
+            if cluster == 2 && (m <= tile.bm || sm_count < 2) {
+                continue;
+            }
+            for splits in 1..=steps.min(16) {
+                let plan = Plan { tile, cluster, splits };
+                if splits > 1 && (plan.partial_bytes(m, n) > scratch_bytes || plan.counters(m, n) > counters)
+                {
+                    break;
+                }
+                let clocks = plan.estimate(m, n, k, sm_count);
+                if clocks < best.0 {
+                    best = (clocks, plan);
+                }
+            }
+        }
+    }
+    best.1
+}
+
+#[cfg(feature = "cuda")]
+pub(super) mod launch {
+    use super::Plan;
+    use crate::core::Result;
+    use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
+    use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
+    use crate::ops::linear::cuda::Epilogue;
+
+    /// `WgmmaParams` of kernels/gemm/wgmma.cu.
+    #[repr(C, align(128))]
+    #[derive(Clone, Copy)]
+    struct WgmmaParams {
+        x: TensorMap,
+        w: TensorMap,
+        e: Epilogue,
+        partials: DevicePtr,
+        counters: DevicePtr,
+        m: u32,
+        n: u32,
+        k: u32,
+        splits: u32,
+        cluster: u32,
+        unused: u32,
+    }
+
+    struct WgmmaKernel;
+    // SAFETY: `gemm_wgmma_*` in kernels/gemm/wgmma.cu take one WgmmaParams by value; loading compares the sizes.
+    unsafe impl Kernel for WgmmaKernel {
+        const FILE: &'static str = "gemm/wgmma";
+        const SYMBOL: &'static str = "gemm_wgmma";
+        type Params = WgmmaParams;
+    }
+
+    /// `[rows, k]` in boxes of `box_rows` rows and 64 columns.
+    fn map(t: GpuTensor<'_>, rows: usize, k: usize, box_rows: usize) -> Result<TensorMap> {
+        let dims = [k as u64, rows as u64];
+        let boxes = [super::WgmmaTile::BK as u32, box_rows as u32];
+        let pitch = 2 * k as u64;
+        TensorMap::encode(t.desc.dtype, t.ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
+    }
+
+    /// Records the product of x `[m, K]` and w `[N, K]`.
+    ///
+    /// # Safety
+    /// The addresses in `e` are valid for m rows of `e.cols` columns and N biases; K % 8 == 0.
+    pub unsafe fn launch(
+        l: &mut Launcher<'_>,
+        plan: Plan,
+        (x, m): (GpuTensor<'_>, usize),
+        w: GpuTensor<'_>,
+        e: Epilogue,
+    ) -> Result<()> {
+        let Plan { tile, cluster, splits } = plan;
+        let (n, k) = (w.rows(), w.cols());
+        let (mut partials, mut counters) = (DevicePtr::NULL, DevicePtr::NULL);
+        if splits > 1 {
+            partials = l.scratch(plan.partial_bytes(m, n))?;
+            counters = l.counters(plan.counters(m, n))?;
+        }
+        let p = WgmmaParams {
+            x: map(x, m, k, tile.bm)?,
+            w: map(w, n, k, tile.bn / cluster)?,
+            e,
+            partials,
+            counters,
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            splits: splits as u32,
+            cluster: cluster as u32,
+            unused: 0,
+        };
+        let grid = plan.grid(m, n, l.device.sm_count());
+        let geometry = Geometry::grid([grid as u32, 1, 1]).smem(tile.smem_bytes()).cluster(cluster as u32);
+        // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
+        // all else; partials and counters have the sizes that the plan needs.
+        unsafe { l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMS: usize = 132;
+
+    fn plan(m: usize, n: usize, k: usize) -> Plan {
+        choose([m, n, k], SMS, 64 << 20, 64 << 10)
+    }
+
+    #[test]
+    fn shared_memory_fits_beside_what_the_kernel_declares() {
+        for tile in WgmmaTile::ALL {
+            // Barriers, flags, and the 1 KiB that every resident CTA costs.
+            assert!(tile.ctas * (tile.smem_bytes() + 1024 + 1024) <= 228 << 10, "{}", tile.variant());
+        }
+        assert_eq!(WgmmaTile::ALL[0].smem_bytes(), 197_632);
+        assert_eq!(WgmmaTile::ALL[0].variant(), "_128x256x4");
+    }
+
+    /// Each half of w of a cluster begins at a whole pattern of the swizzle.
+    #[test]
+    fn halves_of_w_are_whole_patterns() {
+        for tile in WgmmaTile::ALL {
+            assert!(tile.bn / 2 % 8 == 0 && tile.bn % 16 == 0 && tile.bm % 64 == 0);
+        }
+    }
+
+    #[test]
+    fn large_products_take_large_tiles_and_no_split() {
+        for (m, n, k) in [(2048, 37888, 3584), (4096, 4096, 4096), (4096, 37888, 3584)] {
+            let Plan { tile, splits, .. } = plan(m, n, k);
+            assert_eq!((tile.bm, splits), (128, 1), "{m} {n} {k}");
+            assert!(tile.bn >= 192, "{m} {n} {k}: {tile:?}");
+        }
+    }
+
+    #[test]
+    fn few_tiles_split_k() {
+        for (m, n, k) in [(17, 3584, 18944), (64, 1024, 4096), (128, 3584, 18944), (249, 1024, 19456)] {
+            assert!(plan(m, n, k).splits > 1, "{m} {n} {k}");
+        }
+    }
+
+    #[test]
+    fn few_rows_take_low_tiles_alone() {
+        for m in [17, 63, 64] {
+            let Plan { tile, cluster, .. } = plan(m, 37888, 3584);
+            assert_eq!((tile.bm, cluster), (64, 1), "{m}");
+        }
+    }
+
+    #[test]
+    fn plans_stay_within_steps_scratch_counters_and_chip() {
+        for m in [17, 64, 65, 127, 129, 1025, 13325] {
+            for n in [8, 515, 3072, 37888] {
+                for k in [8, 80, 1024, 18944] {
+                    for (sms, scratch, counters) in [(132, 64 << 20, 64 << 10), (114, 1 << 20, 16), (1, 0, 0)]
+                    {
+                        let plan = choose([m, n, k], sms, scratch, counters);
+                        assert!((1..=k.div_ceil(64)).contains(&plan.splits), "{m} {n} {k}: {plan:?}");
+                        assert!(plan.partial_bytes(m, n) <= scratch && plan.counters(m, n) <= counters);
+                        let grid = plan.grid(m, n, sms);
+                        assert!(
+                            grid >= plan.cluster && grid % plan.cluster == 0 && grid <= sms * plan.tile.ctas
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -23,6 +23,31 @@ pub(crate) struct Chip {
     /// What split-K may use.
     pub scratch_bytes: usize,
     pub counters: usize,
+    pub wanted: Option<Wanted>,
+}
+
+/// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile, cluster and parts of K of the wgmma kernel,
+/// such as `128x256/2/1`. It holds for the products that have a choice between the two kernels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    Mma,
+    Wgmma(wgmma::Plan),
+}
+
+impl Wanted {
+    pub fn parse(text: &str) -> Option<Wanted> {
+        if text == "mma" {
+            return Some(Wanted::Mma);
+        }
+        let mut parts = text.split('/');
+        let (tile, cluster, splits) = (parts.next()?, parts.next()?, parts.next()?);
+        let (bm, bn) = tile.split_once('x')?;
+        let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
+        let tile = wgmma::WgmmaTile::ALL.into_iter().find(|t| (t.bm, t.bn) == (bm, bn))?;
+        let (cluster, splits) = (cluster.parse().ok()?, splits.parse().ok()?);
+        let known = (1..=2).contains(&cluster) && splits >= 1 && parts.next().is_none();
+        known.then_some(Wanted::Wgmma(wgmma::Plan { tile, cluster, splits }))
+    }
 }
 
 /// A kernel of the family and its one free parameter.
@@ -80,9 +105,18 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         1 if p.dense => Config::Gemv { k_ways: k_ways(p.n, p.k, chip.sm_count) },
         2..=16 if p.dense => Config::Skinny,
         // An image for 90a runs on 9.0 and on nothing newer.
-        _ if p.dense && chip.arch == 90 => {
-            Config::Wgmma(wgmma::choose([p.m, p.n, p.k], chip.sm_count, chip.scratch_bytes, chip.counters))
-        }
+        _ if p.dense && chip.arch == 90 => match chip.wanted {
+            Some(Wanted::Mma) => mma(p, chip),
+            Some(Wanted::Wgmma(plan)) if plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters) => {
+                Config::Wgmma(plan)
+            }
+            _ => Config::Wgmma(wgmma::choose(
+                [p.m, p.n, p.k],
+                chip.sm_count,
+                chip.scratch_bytes,
+                chip.counters,
+            )),
+        },
         _ => mma(p, chip),
     }
 }
@@ -153,7 +187,8 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip = Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10 };
+    const H200: Chip =
+        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
 
     /// A chip whose large products are for `gemm/mma.cu`.
     const B200: Chip = Chip { arch: 100, ..H200 };
@@ -191,6 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn a_wanted_plan_is_taken_where_it_fits() {
+        let wanted = Wanted::parse("64x128/1/3").unwrap();
+        let Wanted::Wgmma(plan) = wanted else { panic!("{wanted:?}") };
+        assert_eq!((plan.tile.bm, plan.tile.bn, plan.cluster, plan.splits), (64, 128, 1, 3));
+        let chip = Chip { wanted: Some(wanted), ..H200 };
+        assert_eq!(choose(&dense(300, 512, 1024), &chip), Config::Wgmma(plan));
+        // Three parts of two steps, and more partial sums than there is room for.
+        assert_ne!(choose(&dense(300, 512, 128), &chip), Config::Wgmma(plan));
+        assert_ne!(choose(&dense(9000, 4096, 1024), &chip), Config::Wgmma(plan));
+        let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
+        assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
+        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
+        for bad in ["", "wgmma", "128x256", "128x256/3/1", "128x256/1/0", "128x250/1/1", "128x256/1/1/1"] {
+            assert_eq!(Wanted::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn large_products_take_large_tiles_and_no_split() {
         for (m, n, k) in [(4096, 4096, 4096), (2048, 37888, 3584), (4096, 18944, 3584)] {
             match choose(&dense(m, n, k), &B200) {
@@ -202,7 +255,7 @@ mod tests {
 
     #[test]
     fn few_tiles_split_k() {
-        for (m, n, k) in [(17, 3584, 18944), (64, 1024, 4096), (249, 1024, 19456), (128, 3584, 3584)] {
+        for (m, n, k) in [(17, 3584, 18944), (64, 1024, 4096), (249, 1024, 19456), (128, 1024, 4096)] {
             match choose(&dense(m, n, k), &B200) {
                 Config::Mma { splits, .. } => assert!(splits > 1, "{m} {n} {k}"),
                 other => panic!("{m} {n} {k}: {other:?}"),

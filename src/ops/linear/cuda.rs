@@ -1,6 +1,6 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, Problem, choose};
+use super::choose::{Chip, Config, Problem, Wanted, choose};
 use super::{Linear, LinearAct, LinearFused, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -108,13 +108,23 @@ fn act_code(act: LinearAct) -> u32 {
     }
 }
 
-fn chip(l: &Launcher<'_>) -> Chip {
-    Chip {
+fn chip(l: &Launcher<'_>) -> Result<Chip> {
+    let wanted = match std::env::var("VIVACE_GEMM") {
+        Err(_) => None,
+        Ok(text) => match Wanted::parse(&text) {
+            None => {
+                crate::bail_input!("VIVACE_GEMM is {text:?}; it takes mma, or a plan such as 128x256/2/1")
+            }
+            wanted => wanted,
+        },
+    };
+    Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
-    }
+        wanted,
+    })
 }
 
 impl Product<'_> {
@@ -179,7 +189,7 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l));
+        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l)?);
         match config {
             Config::Gemv { .. } | Config::Skinny => self.launch_gemv(l, config),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),

@@ -78,6 +78,13 @@ impl Plan {
         if self.splits == 1 { 0 } else { self.tiles(m, n) * self.tile.consumers() }
     }
 
+    /// Whether K has that many parts, and scratch memory room for them.
+    pub fn fits(&self, [m, n, k]: [usize; 3], scratch_bytes: usize, counters: usize) -> bool {
+        self.splits <= k.div_ceil(WgmmaTile::BK).max(1)
+            && self.partial_bytes(m, n) <= scratch_bytes
+            && self.counters(m, n) <= counters
+    }
+
     /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
     fn estimate(&self, m: usize, n: usize, k: usize, sm_count: usize) -> f64 {
         // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
@@ -128,8 +135,7 @@ pub(crate) fn choose([m, n, k]: [usize; 3], sm_count: usize, scratch_bytes: usiz
             }
             for splits in 1..=steps.min(16) {
                 let plan = Plan { tile, cluster, splits };
-                if splits > 1 && (plan.partial_bytes(m, n) > scratch_bytes || plan.counters(m, n) > counters)
-                {
+                if !plan.fits([m, n, k], scratch_bytes, counters) {
                     break;
                 }
                 let clocks = plan.estimate(m, n, k, sm_count);
@@ -267,10 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn few_rows_take_low_tiles_alone() {
-        for m in [17, 63, 64] {
-            let Plan { tile, cluster, .. } = plan(m, 37888, 3584);
-            assert_eq!((tile.bm, cluster), (64, 1), "{m}");
+    fn clusters_pair_row_blocks_never_empty_ones() {
+        for m in [17, 63, 64, 127, 128] {
+            for n in [512, 4608, 37888] {
+                let Plan { tile, cluster, .. } = plan(m, n, 3584);
+                assert!(cluster == 1 || m > tile.bm, "{m} {n}: {tile:?}");
+            }
         }
     }
 

@@ -139,15 +139,16 @@ fn compare(gpu: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Vec<(
 #[test]
 fn every_kernel_matches_its_reference() {
     let Some(mut gpu) = gpu() else { return };
-    let wanted = std::env::var("VIVACE_CASES").unwrap_or_default();
+    let wanted = std::env::var("VIVACE_CASES").unwrap_or_default().to_lowercase();
     let small_only = std::env::var_os("VIVACE_SMALL_CASES").is_some();
     let small = |c: &Case<Op>| {
         let elements: usize = c.ins.iter().map(|i| i.shape.len()).sum();
         !c.bench || (!small_only && elements < 1 << 24)
     };
     let (mut failed, mut checked, mut most) = (Vec::new(), 0, (0.0, String::new()));
-    for case in
-        Op::all_cases().iter().filter(|c| c.name.contains(&wanted) && small(c) && flops(c) < MAX_FLOPS)
+    for case in Op::all_cases()
+        .iter()
+        .filter(|c| c.name.to_lowercase().contains(&wanted) && small(c) && flops(c) < MAX_FLOPS)
     {
         for dtype in [DType::BF16, DType::F16] {
             if case.bench && dtype == DType::F16 {

@@ -1,4 +1,4 @@
-// What only sm_90a has, one instruction per wrapper: mbarrier, TMA, wgmma, setmaxnreg, clusters.
+// What only sm_90a has, one instruction per wrapper: mbarrier, TMA, wgmma, setmaxnreg.
 #pragma once
 #include "common/mma.cuh"
 
@@ -12,7 +12,7 @@ struct alignas(128) TensorMap {
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
-// Makes the initialised barriers visible to the copy engine and to the cluster; a barrier of threads follows.
+// Makes the initialised barriers visible to the copy engine; a barrier of threads follows.
 __device__ __forceinline__ void fence_mbarrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -22,35 +22,12 @@ __device__ __forceinline__ void mbarrier_expect_tx(uint32_t barrier, uint32_t by
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives on the barrier at the same address of CTA `rank` of the cluster.
-__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(barrier), "r"(rank)
-        : "memory");
-}
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n"
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra ready;\n"
-        "bra again;\n"
-        "ready:\n"
-        "}" ::"r"(barrier), "r"(parity)
-        : "memory");
-}
-// The same where CTAs of the cluster arrive too: what they did before is seen after.
-__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
         "@done bra ready;\n"
         "bra again;\n"
         "ready:\n"
@@ -71,15 +48,6 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
-// To the same address, and with bytes for the same barrier, in every CTA of `mask`.
-__device__ __forceinline__ void tma_load_2d_multicast(uint32_t dst, const TensorMap& map, uint32_t barrier,
-                                                      int32_t c0, int32_t c1, uint16_t mask) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(dst),
-        "l"(&map), "r"(barrier), "h"(mask), "r"(c0), "r"(c1)
-        : "memory");
-}
 
 // --- Threads.
 // True in one lane of a converged warp.
@@ -98,15 +66,6 @@ __device__ __forceinline__ bool elect_one() {
 template <int ID, int THREADS>
 __device__ __forceinline__ void named_barrier() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
-}
-__device__ __forceinline__ uint32_t cluster_rank() {
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // Registers of this thread from here on; executed by a whole warpgroup.
 template <int REGISTERS>

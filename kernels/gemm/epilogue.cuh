@@ -1,8 +1,7 @@
 // What follows a matrix product on its f32 sums:  y = r + s · act(sum + b), rounded once. Every GEMM ends here.
 #pragma once
+#include "common/act.cuh"
 #include "common/ptx.cuh"
-
-enum : uint32_t { ACT_NONE = 0, ACT_GELU = 1, ACT_RELU = 2, ACT_SWIGLU = 3 };
 
 struct Epilogue {
     const void* bias;      // [N] of T16, or null
@@ -14,16 +13,6 @@ struct Epilogue {
     uint32_t out_f32;
     uint32_t unused;
 };
-
-__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678f)); }
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
-
-// The activation of one value. SwiGLU takes two and is applied by the caller: what comes here is final.
-__device__ __forceinline__ float activate(uint32_t act, float x) {
-    if (act == ACT_GELU) return gelu(x);
-    if (act == ACT_RELU) return x < 0.f ? 0.f : x;
-    return x;
-}
 
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {

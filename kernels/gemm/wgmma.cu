@@ -5,8 +5,9 @@
 // ring of STAGES stages of [BM rows of x | BN rows of w] x 64 columns between them. Persistent: CTA c takes the
 // units c, c + grid, ...; loads of the next unit run under the epilogue of the last. A unit is a tile, or a part of
 // its K: then f32 partials go through scratch, and the last CTA of a tile adds them in the order of K, so results
-// repeat to the bit. Clusters of 2 hold the tiles of two neighbouring row blocks; each CTA loads half of w for both.
-// Epilogue in registers; four lanes exchange 8x8 blocks, so that each stores 16 bytes and a quad 64.
+// repeat to the bit.
+// Epilogue: 32 columns at a time through shared memory, so that a lane finishes 8 neighbours of a row and its code
+// exists once (unrolled over the registers it was 320 KB, and fetching it cost as much as the product).
 // Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: 650 TFLOP/s from M = 512; the read rate of w
 // below M = 128.
 #include "common/export.cuh"
@@ -16,14 +17,12 @@
 
 struct WgmmaParams {
     TensorMap x;  // {K, M}, box {64, BM}, swizzle 128 B
-    TensorMap w;  // {K, N}, box {64, BN / cluster}, swizzle 128 B
+    TensorMap w;  // {K, N}, box {64, BN}, swizzle 128 B
     Epilogue e;
     float* partials;     // split-K: [tile][split][BM · BN]
     uint32_t* counters;  // split-K: one per tile and consumer, zero between kernels
     uint32_t m, n, k;
-    uint32_t splits;   // parts of K
-    uint32_t cluster;  // CTAs per cluster: 1 or 2
-    uint32_t unused;
+    uint32_t splits;  // parts of K
 };
 
 // A CTA tile. Two CTAs of the 64x128 tile fit on an SM.
@@ -36,8 +35,11 @@ struct WgmmaTile {
     // What 128 threads of each role hold after they have exchanged registers; 0: as launched.
     static constexpr int PRODUCER_REGISTERS = THREADS * CTAS > 256 ? 40 : 0;
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 216;
+    // Columns that a warp finishes together, and the pitch of its 16 rows in shared memory, in floats: both the
+    // fragments that go in and the vectors that come out touch every bank once.
+    static constexpr int CHUNK = 32, PITCH = 40, STAGING_BYTES = 4 * CONSUMERS * 16 * PITCH * 4;
     static_assert(BM % 64 == 0 && BN % 16 == 0 && CONSUMERS <= 2);
-    static_assert(CTAS * (STAGES * STAGE_BYTES + 3072) <= 228 * 1024);
+    static_assert(CTAS * (STAGES * STAGE_BYTES + STAGING_BYTES + 2304) <= 228 * 1024);
 };
 
 // A part [first, last) of the k steps of one tile.
@@ -46,30 +48,28 @@ struct Unit {
 };
 
 // Units in order: the splits of a tile, then tiles in columns of 16 tile rows, rows first, so that CTAs that run
-// together share x and w in the L2. Both CTAs of a cluster get the same unit, in neighbouring tile rows.
+// together share x and w in the L2.
 template <class Tile>
 struct Schedule {
-    uint32_t rows, cols, units, steps, rank, unit, stride;
+    uint32_t rows, cols, units, steps, unit;
 
     __device__ __forceinline__ explicit Schedule(const WgmmaParams& p) {
-        rows = (p.m + Tile::BM * p.cluster - 1) / (Tile::BM * p.cluster);
+        rows = (p.m + Tile::BM - 1) / Tile::BM;
         cols = (p.n + Tile::BN - 1) / Tile::BN;
         units = rows * cols * p.splits;
         steps = (p.k + Tile::BK - 1) / Tile::BK;
-        rank = blockIdx.x % p.cluster;
-        unit = blockIdx.x / p.cluster;
-        stride = gridDim.x / p.cluster;
+        unit = blockIdx.x;
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
-    __device__ __forceinline__ void next() { unit += stride; }
+    __device__ __forceinline__ void next() { unit += gridDim.x; }
     __device__ __forceinline__ Unit get(const WgmmaParams& p) const {
-        const uint32_t group = 16 / p.cluster, id = unit / p.splits, split = unit % p.splits;
-        const uint32_t top = id / (group * cols) * group, rest = id % (group * cols);
-        const uint32_t height = min(group, rows - top);
+        constexpr uint32_t GROUP = 16;
+        const uint32_t id = unit / p.splits, split = unit % p.splits;
+        const uint32_t top = id / (GROUP * cols) * GROUP, rest = id % (GROUP * cols);
+        const uint32_t height = min(GROUP, rows - top);
         const uint32_t row = top + rest % height, col = rest / height;
         // Never empty while splits <= steps.
-        return {(row * p.cluster + rank) * Tile::BM, col * Tile::BN, id * p.cluster + rank, split,
-                split * steps / p.splits, (split + 1) * steps / p.splits};
+        return {row * Tile::BM, col * Tile::BN, id, split, split * steps / p.splits, (split + 1) * steps / p.splits};
     }
 };
 
@@ -84,14 +84,10 @@ struct Cursor {
 
 template <class Tile>
 __device__ __forceinline__ void load_w(const WgmmaParams& p, uint32_t ring, uint32_t stage, uint32_t full,
-                                       uint32_t step, uint32_t n0, uint32_t rank) {
+                                       uint32_t step, uint32_t n0) {
     const uint32_t to = ring + stage * Tile::STAGE_BYTES + Tile::X_BYTES, barrier = full + stage * 8;
     mbarrier_expect_tx(barrier, Tile::STAGE_BYTES);
-    if (p.cluster == 1)
-        tma_load_2d(to, p.w, barrier, step * Tile::BK, n0);
-    else
-        tma_load_2d_multicast(to + rank * (Tile::W_BYTES / 2), p.w, barrier, step * Tile::BK,
-                              n0 + rank * (Tile::BN / 2), 3);
+    tma_load_2d(to, p.w, barrier, step * Tile::BK, n0);
 }
 
 // One thread. The weights of the first stages are asked for before the wait for the kernels that made x.
@@ -102,8 +98,7 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, uint32_t ring, uin
     if (schedule.more()) {
         const Unit u = schedule.get(p);
         early = min(u.last - u.first, uint32_t(Tile::STAGES));
-        for (uint32_t i = 0; i < early; i++)
-            load_w<Tile>(p, ring, i, full, u.first + i, u.n0, schedule.rank);
+        for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
     }
     pdl_wait();
     pdl_trigger();
@@ -114,25 +109,17 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, uint32_t ring, uin
             if (early > 0) {
                 early--;
             } else {
-                mbarrier_wait_cluster(empty + at.stage * 8, at.phase ^ 1);
-                load_w<Tile>(p, ring, at.stage, full, step, u.n0, schedule.rank);
+                mbarrier_wait(empty + at.stage * 8, at.phase ^ 1);
+                load_w<Tile>(p, ring, at.stage, full, step, u.n0);
             }
             tma_load_2d(ring + at.stage * Tile::STAGE_BYTES, p.x, full + at.stage * 8, step * Tile::BK, u.m0);
         }
     }
-    // The other CTA still arrives here: stay until it has.
-    if (p.cluster > 1)
-        for (int i = 0; i < Tile::STAGES; i++, at.next()) mbarrier_wait_cluster(empty + at.stage * 8, at.phase ^ 1);
 }
 
-// Gives a stage back to the producers that write into it. All reads of it by this warpgroup have ended.
-__device__ __forceinline__ void release(uint32_t empty, uint32_t cluster) {
-    const uint32_t thread = threadIdx.x % 128;
-    if (cluster == 1) {
-        if (thread == 0) mbarrier_arrive(empty);
-    } else if (thread < cluster) {
-        mbarrier_arrive_at(empty, thread);
-    }
+// Gives a stage back to the producer. All reads of it by this warpgroup have ended.
+__device__ __forceinline__ void release(uint32_t empty) {
+    if (threadIdx.x % 128 == 0) mbarrier_arrive(empty);
 }
 
 // A barrier of one consumer's threads. The ids are immediates: a computed one would reserve all sixteen.
@@ -204,151 +191,162 @@ __device__ __forceinline__ bool join_splits(float (&acc)[Tile::BN / 2], const Wg
     return true;
 }
 
-// Elements `at` and `at` + 1 (even) of a vector of `len`; `otherwise` beyond its end.
+// Writes the accumulators of columns 32 c + [0, 32) as rows of `staging`. Registers have no indices, so this is a
+// choice among constants; a loop over them would be turned back into an index, and the sums would go to memory.
+template <class Tile, int C = 0>
+__device__ __forceinline__ void deposit(const float (&acc)[Tile::BN / 2], float* staging, int c) {
+    if (c == C) {
+        const uint32_t lane = threadIdx.x % 32;
+        float* to = staging + lane / 4 * Tile::PITCH + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < Tile::CHUNK / 8; j++) {
+            constexpr int FIRST = C * Tile::CHUNK / 2;
+            if (FIRST + 4 * j >= Tile::BN / 2) continue;
+            const float* v = acc + FIRST + 4 * j;
+            *reinterpret_cast<float2*>(to + 8 * j) = make_float2(v[0], v[1]);
+            *reinterpret_cast<float2*>(to + 8 * j + 8 * Tile::PITCH) = make_float2(v[2], v[3]);
+        }
+    } else if constexpr ((C + 1) * Tile::CHUNK < Tile::BN) {
+        deposit<Tile, C + 1>(acc, staging, c);
+    }
+}
+
+// 8 floats of shared memory. Lanes of odd rows begin with the upper half, which keeps the banks apart.
+__device__ __forceinline__ Float8 take_8(const float* from, bool upper_first) {
+    const float4 a = *reinterpret_cast<const float4*>(from + (upper_first ? 4 : 0));
+    const float4 b = *reinterpret_cast<const float4*>(from + (upper_first ? 0 : 4));
+    const float4 lo = upper_first ? b : a, hi = upper_first ? a : b;
+    return {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+}
+
+__device__ __forceinline__ void add(Float8& to, const Float8& x) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) to.v[i] += x.v[i];
+}
+
+// Elements at .. at + 8 of a vector of T16.
 template <class T>
-__device__ __forceinline__ float2 pair_or(const void* vector, uint32_t at, uint32_t len, float otherwise) {
-    if (at + 1 < len) return unpack2(static_cast<const uint32_t*>(vector)[at / 2], T());
-    return make_float2(value_or<T>(vector, at, len, otherwise), otherwise);
+__device__ __forceinline__ Float8 vector_at(const void* vector, size_t at) {
+    return unpack<T>(__ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(vector) + at)));
 }
 
-// Lane t of a quad gives word i to lane i, which gets it as word t. Its own inverse.
-__device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
-    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? v[i] : v[i + 1], 1);
-        (odd ? v[i] : v[i + 1]) = got;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[i + 2], 2);
-        (upper ? v[i] : v[i + 2]) = got;
-    }
-}
-
-// r + s · v for BLOCKS blocks of 8 columns from col0, in the registers of wgmma; rows row0 and row0 + 8. Pitches are
-// multiples of 16 bytes. `v` is longer than needed after SwiGLU.
-template <class T, int BLOCKS, int COUNT>
-__device__ __forceinline__ void store_vectors(float (&v)[COUNT], const WgmmaParams& p, uint32_t row0,
-                                              uint32_t col0) {
-    const Epilogue& e = p.e;
-    constexpr int BATCH = 2;  // groups of four blocks whose residuals are on their way together
-    const uint32_t t = threadIdx.x % 4;
-#pragma unroll
-    for (int from = 0; from < BLOCKS; from += 4 * BATCH) {
-        uint32_t residual[BATCH][2][4];
-        if (e.residual != nullptr) {
-#pragma unroll
-            for (int q = 0; q < 2 * BATCH; q++) {
-                const int block = from + q / 2 * 4;
-                const uint32_t row = row0 + q % 2 * 8, col = col0 + (block + t) * 8;
-                uint4 r = make_uint4(0, 0, 0, 0);
-                if (block + t < BLOCKS && row < p.m && col < e.cols)
-                    r = *reinterpret_cast<const uint4*>(static_cast<const T*>(e.residual) + size_t(row) * e.cols + col);
-                uint32_t(&words)[4] = residual[q / 2][q % 2];
-                words[0] = r.x, words[1] = r.y, words[2] = r.z, words[3] = r.w;
-            }
-        }
-#pragma unroll
-        for (int q = 0; q < 2 * BATCH; q++) {
-            const int block = from + q / 2 * 4;
-            if (block >= BLOCKS) continue;
-            if (e.residual != nullptr) transpose_quad(residual[q / 2][q % 2]);
-            uint32_t words[4] = {};
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (block + j >= BLOCKS) continue;
-                const int at = 4 * (block + j) + 2 * (q % 2);
-                float2 y = make_float2(v[at], v[at + 1]);
-                if (e.scale != nullptr) {
-                    const float2 s = pair_or<T>(e.scale, col0 + (block + j) * 8 + 2 * t, e.cols, 0.f);
-                    y.x *= s.x, y.y *= s.y;
-                }
-                if (e.residual != nullptr) {
-                    const float2 r = unpack2(residual[q / 2][q % 2][j], T());
-                    y.x += r.x, y.y += r.y;
-                }
-                words[j] = pack2(y, T());
-            }
-            transpose_quad(words);
-            const uint32_t row = row0 + q % 2 * 8, col = col0 + (block + t) * 8;
-            if (block + t < BLOCKS && row < p.m && col < e.cols)
-                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) =
-                    make_uint4(words[0], words[1], words[2], words[3]);
-        }
-    }
-}
-
-// The same for any pitch and for f32.
-template <class T, int BLOCKS, int COUNT>
-__device__ __forceinline__ void store_pairs(float (&v)[COUNT], const WgmmaParams& p, uint32_t row0, uint32_t col0) {
-    const Epilogue& e = p.e;
-#pragma unroll
-    for (int j = 0; j < BLOCKS; j++) {
-        const uint32_t col = col0 + j * 8 + threadIdx.x % 4 * 2;
-        float2 s = make_float2(1.f, 1.f);
-        if (e.scale != nullptr) s = pair_or<T>(e.scale, col, e.cols, 1.f);
-        if (row0 < p.m) put_pair<T>(e, row0, col, v[4 * j], v[4 * j + 1], s.x, s.y);
-        if (row0 + 8 < p.m) put_pair<T>(e, row0 + 8, col, v[4 * j + 2], v[4 * j + 3], s.x, s.y);
-    }
-}
-
-template <class T, int BLOCKS, int COUNT>
-__device__ __forceinline__ void store(float (&v)[COUNT], const WgmmaParams& p, uint32_t row0, uint32_t col0) {
-    if (p.e.cols % 8 == 0 && !p.e.out_f32)
-        store_vectors<T, BLOCKS>(v, p, row0, col0);
-    else
-        store_pairs<T, BLOCKS>(v, p, row0, col0);
-}
-
-// Bias, activation, then scale, residual and store. row0 is this thread's first row.
+// The 8 sums of a lane that make the outputs at `col`: a row of `staging`, and after SwiGLU two blocks of it.
 template <class T, class Tile>
-__device__ __forceinline__ void finish(float (&acc)[Tile::BN / 2], const WgmmaParams& p, uint32_t row0,
-                                       uint32_t n0) {
+__device__ __forceinline__ Float8 activated(const WgmmaParams& p, const float* staging, uint32_t i, uint32_t col) {
     const Epilogue& e = p.e;
-    if (e.bias != nullptr) {
+    const uint32_t lane = threadIdx.x % 32;
+    const bool whole = p.n % 8 == 0;  // else a bias may end within the vector
+    const auto biased = [&](Float8 v, uint32_t n) {
+        if (e.bias == nullptr) return v;
+        if (whole) {
+            add(v, vector_at<T>(e.bias, n));
+        } else {
 #pragma unroll
-        for (int j = 0; j < Tile::BN / 8; j++) {
-            const float2 b = pair_or<T>(e.bias, n0 + j * 8 + threadIdx.x % 4 * 2, p.n, 0.f);
-            acc[4 * j] += b.x, acc[4 * j + 1] += b.y;
-            acc[4 * j + 2] += b.x, acc[4 * j + 3] += b.y;
+            for (int j = 0; j < 8; j++) v.v[j] += value_or<T>(e.bias, n + j, p.n, 0.f);
         }
-    }
+        return v;
+    };
     if (e.act == ACT_SWIGLU) {
-        // Blocks 2j hold gates, blocks 2j + 1 the ups of the same columns.
+        const float* from = staging + lane / 2 * Tile::PITCH + lane % 2 * 16;
+        Float8 gate = biased(take_8(from, false), 2 * col);
+        const Float8 up = biased(take_8(from + 8, false), 2 * col + 8);
 #pragma unroll
-        for (int j = 0; j < Tile::BN / 16; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) acc[4 * j + i] = silu(acc[8 * j + i]) * acc[8 * j + 4 + i];
-        store<T, Tile::BN / 16>(acc, p, row0, n0 / 2);
-        return;
+        for (int j = 0; j < 8; j++) gate.v[j] = silu(gate.v[j]) * up.v[j];
+        return gate;
     }
+    const uint32_t row = lane / 4 + 8 * i;
+    Float8 v = biased(take_8(staging + row * Tile::PITCH + lane % 4 * 8, row % 2), col);
     if (e.act == ACT_GELU) {
 #pragma unroll
-        for (int i = 0; i < Tile::BN / 2; i++) acc[i] = gelu(acc[i]);
+        for (int j = 0; j < 8; j++) v.v[j] = gelu(v.v[j]);
     } else if (e.act == ACT_RELU) {
 #pragma unroll
-        for (int i = 0; i < Tile::BN / 2; i++) acc[i] = acc[i] < 0.f ? 0.f : acc[i];
+        for (int j = 0; j < 8; j++) v.v[j] = relu(v.v[j]);
     }
-    store<T, Tile::BN / 8>(acc, p, row0, n0);
+    return v;
+}
+
+// All that follows the sums. One warp has rows row0 .. row0 + 16 of columns n0 .. n0 + BN; `staging` is its own.
+template <class T, class Tile>
+__device__ __forceinline__ void finish(float (&acc)[Tile::BN / 2], const WgmmaParams& p, float* staging,
+                                       uint32_t row0, uint32_t n0) {
+    constexpr int CHUNKS = (Tile::BN + Tile::CHUNK - 1) / Tile::CHUNK;
+    const Epilogue& e = p.e;
+    // A lane makes two vectors of 8 outputs of every chunk, or one after SwiGLU, which halves the columns.
+    const uint32_t lane = threadIdx.x % 32, halved = e.act == ACT_SWIGLU, per_row = halved ? 2 : 4;
+    const uint32_t row = row0 + lane / per_row, col0 = (n0 >> halved) + lane % per_row * 8;
+    // The last chunk may reach beyond the tile.
+    const uint32_t end = min((n0 + Tile::BN) >> halved, e.cols), pitch = 8 * per_row;
+    const bool vectors = e.cols % 8 == 0, read = e.residual != nullptr && vectors;
+    const auto inside = [&](int i, uint32_t col) { return (i == 0 || !halved) && row + 8 * i < p.m && col < end; };
+    const auto ask = [&](uint32_t col, uint4 (&r)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (read && inside(i, col))
+                r[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(e.residual) +
+                                                       size_t(row + 8 * i) * e.cols + col);
+    };
+
+    uint4 residual[2] = {};
+    ask(col0, residual);
+#pragma unroll 1
+    for (int c = 0; c < CHUNKS; c++) {
+        // All have taken what was there before; then all have written.
+        __syncwarp();
+        deposit<Tile>(acc, staging, c);
+        __syncwarp();
+        const uint32_t col = col0 + c * pitch;
+        uint4 next[2] = {};
+        ask(col + pitch, next);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (!inside(i, col)) continue;
+            Float8 v = activated<T, Tile>(p, staging, i, col);
+            const size_t at = size_t(row + 8 * i) * e.cols + col;
+            if (!vectors) {
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    if (col + j < e.cols)
+                        put<T>(e, row + 8 * i, col + j, v.v[j], value_or<T>(e.scale, col + j, e.cols, 1.f));
+                continue;
+            }
+            if (e.scale != nullptr) {
+                const Float8 s = vector_at<T>(e.scale, col);
+#pragma unroll
+                for (int j = 0; j < 8; j++) v.v[j] *= s.v[j];
+            }
+            if (e.residual != nullptr) add(v, unpack<T>(residual[i]));
+            if (e.out_f32) {
+                float4* y = reinterpret_cast<float4*>(static_cast<float*>(e.y) + at);
+                y[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
+                y[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
+            } else {
+                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + at) = pack<T>(v);
+            }
+        }
+        residual[0] = next[0], residual[1] = next[1];
+    }
+    __syncwarp();  // wgmma wants whole warps
 }
 
 // One warpgroup: 64 rows of every tile.
 template <class T, class Tile>
 __device__ __forceinline__ void consume(const WgmmaParams& p, uint32_t ring, uint32_t full, uint32_t empty,
-                                        uint32_t consumer) {
+                                        uint32_t consumer, float* staging) {
     const uint64_t x0 = wgmma_descriptor(ring + consumer * 64 * 128), w0 = wgmma_descriptor(ring + Tile::X_BYTES);
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const uint32_t warp = threadIdx.x / 32 % 4;
     pdl_wait();
     pdl_trigger();
     Cursor<Tile> at;
     for (Schedule<Tile> schedule(p); schedule.more(); schedule.next()) {
         const Unit u = schedule.get(p);
         if (u.m0 + consumer * 64 >= p.m) {
-            // Rows beyond the last: only keep the ring turning.
+            // Rows beyond the last: only keep the ring turning. The barrier keeps the four warps together, as wgmma
+            // does elsewhere: a warp that fell a whole round behind would wait for a phase that is past.
             for (uint32_t step = u.first; step < u.last; step++, at.next()) {
                 mbarrier_wait(full + at.stage * 8, at.phase);
-                release(empty + at.stage * 8, p.cluster);
+                consumer_barrier(consumer);
+                release(empty + at.stage * 8);
             }
             continue;
         }
@@ -364,22 +362,23 @@ __device__ __forceinline__ void consume(const WgmmaParams& p, uint32_t ring, uin
             wgmma_commit();
             // One batch stays in flight; the one before it is done with its stage.
             wgmma_wait<1>();
-            if (step > u.first) release(empty + before * 8, p.cluster);
+            if (step > u.first) release(empty + before * 8);
             before = at.stage;
         }
         wgmma_wait<0>();
         wgmma_settle(acc);
-        release(empty + before * 8, p.cluster);
+        release(empty + before * 8);
         if (p.splits > 1 && !join_splits<Tile>(acc, p, u, consumer)) continue;
-        finish<T, Tile>(acc, p, u.m0 + consumer * 64 + warp * 16 + lane / 4, u.n0);
+        finish<T, Tile>(acc, p, staging + warp * 16 * Tile::PITCH, u.m0 + consumer * 64 + warp * 16, u.n0);
     }
 }
 
-// Grid: cluster times any number of clusters. Dynamic shared memory: STAGES · STAGE_BYTES + 1024.
+// Any grid. Dynamic shared memory: STAGES · STAGE_BYTES + 1024.
 template <class T, class Tile>
 __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full_[Tile::STAGES], empty_[Tile::STAGES];
+    __shared__ alignas(16) float staging[Tile::CONSUMERS][64 * Tile::PITCH];
     const uint32_t ring = (smem_address(dynamic) + 1023) & ~1023u;
     const uint32_t full = smem_address(full_), empty = smem_address(empty_);
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -388,12 +387,11 @@ __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
         prefetch_tensor_map(p.w);
         for (int s = 0; s < Tile::STAGES; s++) {
             mbarrier_init(full + s * 8, 1);
-            mbarrier_init(empty + s * 8, Tile::CONSUMERS * p.cluster);
+            mbarrier_init(empty + s * 8, Tile::CONSUMERS);
         }
         fence_mbarrier_init();
     }
     __syncthreads();
-    if (p.cluster > 1) cluster_sync();
 
     if (warpgroup == 0) {
         if constexpr (Tile::PRODUCER_REGISTERS > 0) give_registers<Tile::PRODUCER_REGISTERS>();
@@ -401,7 +399,7 @@ __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
         return;
     }
     if constexpr (Tile::PRODUCER_REGISTERS > 0) take_registers<Tile::CONSUMER_REGISTERS>();
-    consume<T, Tile>(p, ring, full, empty, warpgroup - 1);
+    consume<T, Tile>(p, ring, full, empty, warpgroup - 1, staging[warpgroup - 1]);
 }
 
 #define EXPORT_WGMMA(bm, bn, stages)                                                                        \
@@ -411,7 +409,7 @@ __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
            (WgmmaTile<bm, bn, stages>::CTAS), gemm_wgmma<__half, WgmmaTile<bm, bn, stages>>)
 
 EXPORT_WGMMA(128, 256, 4)
-EXPORT_WGMMA(128, 224, 5)
+EXPORT_WGMMA(128, 224, 4)
 EXPORT_WGMMA(128, 192, 5)
 EXPORT_WGMMA(128, 144, 6)
 EXPORT_WGMMA(128, 128, 6)

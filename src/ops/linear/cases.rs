@@ -67,7 +67,7 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
         all.extend(TEXT.map(|(name, n, k)| bench(name, t, n, k)));
     }
     all.extend([1, 8, 16].map(|t| case(&format!("lm_head_t{t}"), t, 151665, 3584, false, true).bench()));
-    for t in [1025, 13325] {
+    for t in [1025, 4100, 13325] {
         all.extend(VISION.map(|(name, n, k)| bench(name, t, n, k)));
     }
     for t in [249, 749] {
@@ -135,7 +135,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("down_t{t}"), t, 3584, 18944, down.clone(), None).bench());
         all.push(case(&format!("o_t{t}"), t, 3584, 3584, down, None).bench());
     }
-    for t in [1025, 13325] {
+    for t in [1025, 4100, 13325] {
         let gelu = op(true, LinearAct::Gelu, false, false);
         all.push(case(&format!("vit_fc1_t{t}"), t, 4096, 1024, gelu, None).bench());
         let scaled = op(true, LinearAct::None, true, true);

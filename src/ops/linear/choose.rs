@@ -26,8 +26,8 @@ pub(crate) struct Chip {
     pub wanted: Option<Wanted>,
 }
 
-/// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile, cluster and parts of K of the wgmma kernel,
-/// such as `128x256/2/1`. It holds for the products that have a choice between the two kernels.
+/// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile and parts of K of the wgmma kernel, such as
+/// `128x256/1`. It holds for the products that have a choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
@@ -39,14 +39,12 @@ impl Wanted {
         if text == "mma" {
             return Some(Wanted::Mma);
         }
-        let mut parts = text.split('/');
-        let (tile, cluster, splits) = (parts.next()?, parts.next()?, parts.next()?);
+        let (tile, splits) = text.split_once('/')?;
         let (bm, bn) = tile.split_once('x')?;
         let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
         let tile = wgmma::WgmmaTile::ALL.into_iter().find(|t| (t.bm, t.bn) == (bm, bn))?;
-        let (cluster, splits) = (cluster.parse().ok()?, splits.parse().ok()?);
-        let known = (1..=2).contains(&cluster) && splits >= 1 && parts.next().is_none();
-        known.then_some(Wanted::Wgmma(wgmma::Plan { tile, cluster, splits }))
+        let splits = splits.parse().ok().filter(|&s| s >= 1)?;
+        Some(Wanted::Wgmma(wgmma::Plan { tile, splits }))
     }
 }
 
@@ -227,9 +225,9 @@ mod tests {
 
     #[test]
     fn a_wanted_plan_is_taken_where_it_fits() {
-        let wanted = Wanted::parse("64x128/1/3").unwrap();
+        let wanted = Wanted::parse("64x128/3").unwrap();
         let Wanted::Wgmma(plan) = wanted else { panic!("{wanted:?}") };
-        assert_eq!((plan.tile.bm, plan.tile.bn, plan.cluster, plan.splits), (64, 128, 1, 3));
+        assert_eq!((plan.tile.bm, plan.tile.bn, plan.splits), (64, 128, 3));
         let chip = Chip { wanted: Some(wanted), ..H200 };
         assert_eq!(choose(&dense(300, 512, 1024), &chip), Config::Wgmma(plan));
         // Three parts of two steps, and more partial sums than there is room for.
@@ -238,7 +236,7 @@ mod tests {
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
         assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
-        for bad in ["", "wgmma", "128x256", "128x256/3/1", "128x256/1/0", "128x250/1/1", "128x256/1/1/1"] {
+        for bad in ["", "wgmma", "128x256", "128x256/0", "128x250/1", "128x256/1/1"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
     }

@@ -98,13 +98,13 @@ pub(crate) struct Product<'a> {
     pub y: GpuTensor<'a>,
 }
 
-/// `ACT_*` of kernels/gemm/epilogue.cuh.
+/// `ACT_*` of kernels/common/act.cuh.
 fn act_code(act: LinearAct) -> u32 {
     match act {
         LinearAct::None => 0,
         LinearAct::Gelu => 1,
         LinearAct::Relu => 2,
-        LinearAct::Swiglu => 3,
+        LinearAct::Swiglu => 4,
     }
 }
 
@@ -113,7 +113,7 @@ fn chip(l: &Launcher<'_>) -> Result<Chip> {
         Err(_) => None,
         Ok(text) => match Wanted::parse(&text) {
             None => {
-                crate::bail_input!("VIVACE_GEMM is {text:?}; it takes mma, or a plan such as 128x256/2/1")
+                crate::bail_input!("VIVACE_GEMM is {text:?}; it takes mma, or a plan such as 128x256/1")
             }
             wanted => wanted,
         },

@@ -1,4 +1,4 @@
-//! `gemm/wgmma.cu`, TMA and wgmma of sm_90a: which tile, cluster and split, and the launch.
+//! `gemm/wgmma.cu`, TMA and wgmma of sm_90a: which tile and split, and the launch.
 
 /// Tiles of `gemm/wgmma.cu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ impl WgmmaTile {
     /// The EXPORT lines of the kernel file.
     pub const ALL: [WgmmaTile; 7] = [
         tile(128, 256, 4),
-        tile(128, 224, 5),
+        tile(128, 224, 4),
         tile(128, 192, 5),
         tile(128, 144, 6),
         tile(128, 128, 6),
@@ -48,22 +48,18 @@ impl WgmmaTile {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Plan {
     pub tile: WgmmaTile,
-    /// CTAs that hold tiles in neighbouring rows and share the loads of w: 1 or 2.
-    pub cluster: usize,
     /// Parts of K.
     pub splits: usize,
 }
 
 impl Plan {
-    /// Tiles, counting those that only fill a cluster.
     fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(self.tile.bm * self.cluster) * self.cluster * n.div_ceil(self.tile.bn)
+        m.div_ceil(self.tile.bm) * n.div_ceil(self.tile.bn)
     }
 
     /// CTAs to launch: as many as are resident, each takes its share of the tiles.
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
-        let slots = sm_count * self.tile.ctas / self.cluster * self.cluster;
-        (self.tiles(m, n) * self.splits).min(slots)
+        (self.tiles(m, n) * self.splits).min(sm_count * self.tile.ctas)
     }
 
     /// Bytes of f32 partial sums.
@@ -103,9 +99,9 @@ impl Plan {
         let WgmmaTile { bm, bn, ctas, .. } = self.tile;
         let elements = (bm * bn) as f64;
         let step = (2.0 * elements * Self::bk() / 4096.0 / TENSOR)
-            .max((bm + bn / self.cluster) as f64 * 2.0 * Self::bk() / L2_BYTES);
+            .max((bm + bn) as f64 * 2.0 * Self::bk() / L2_BYTES);
         let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
-        let per_sm = (self.tiles(m, n) / self.cluster * self.splits).div_ceil(sm_count / self.cluster).max(1);
+        let per_sm = (self.tiles(m, n) * self.splits).div_ceil(sm_count).max(1);
         // Epilogues of CTAs that share an SM run beside the products of the others.
         let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(ctas) as f64;
         let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
@@ -126,22 +122,16 @@ impl Plan {
 /// The plan with the least estimated time. `scratch_bytes` and `counters` bound the splitting of K.
 pub(crate) fn choose([m, n, k]: [usize; 3], sm_count: usize, scratch_bytes: usize, counters: usize) -> Plan {
     let steps = k.div_ceil(WgmmaTile::BK).max(1);
-    let mut best = (f64::INFINITY, Plan { tile: WgmmaTile::ALL[0], cluster: 1, splits: 1 });
+    let mut best = (f64::INFINITY, Plan { tile: WgmmaTile::ALL[0], splits: 1 });
     for tile in WgmmaTile::ALL {
-        for cluster in [1, 2] {
-            // A pair wants two row blocks and two SMs.
-            if cluster == 2 && (m <= tile.bm || sm_count < 2) {
-                continue;
+        for splits in 1..=steps.min(16) {
+            let plan = Plan { tile, splits };
+            if !plan.fits([m, n, k], scratch_bytes, counters) {
+                break;
             }
-            for splits in 1..=steps.min(16) {
-                let plan = Plan { tile, cluster, splits };
-                if !plan.fits([m, n, k], scratch_bytes, counters) {
-                    break;
-                }
-                let clocks = plan.estimate(m, n, k, sm_count);
-                if clocks < best.0 {
-                    best = (clocks, plan);
-                }
+            let clocks = plan.estimate(m, n, k, sm_count);
+            if clocks < best.0 {
+                best = (clocks, plan);
             }
         }
     }
@@ -169,8 +159,6 @@ pub(super) mod launch {
         n: u32,
         k: u32,
         splits: u32,
-        cluster: u32,
-        unused: u32,
     }
 
     struct WgmmaKernel;
@@ -200,7 +188,7 @@ pub(super) mod launch {
         w: GpuTensor<'_>,
         e: Epilogue,
     ) -> Result<()> {
-        let Plan { tile, cluster, splits } = plan;
+        let Plan { tile, splits } = plan;
         let (n, k) = (w.rows(), w.cols());
         let (mut partials, mut counters) = (DevicePtr::NULL, DevicePtr::NULL);
         if splits > 1 {
@@ -209,7 +197,7 @@ pub(super) mod launch {
         }
         let p = WgmmaParams {
             x: map(x, m, k, tile.bm)?,
-            w: map(w, n, k, tile.bn / cluster)?,
+            w: map(w, n, k, tile.bn)?,
             e,
             partials,
             counters,
@@ -217,11 +205,9 @@ pub(super) mod launch {
             n: n as u32,
             k: k as u32,
             splits: splits as u32,
-            cluster: cluster as u32,
-            unused: 0,
         };
         let grid = plan.grid(m, n, l.device.sm_count());
-        let geometry = Geometry::grid([grid as u32, 1, 1]).smem(tile.smem_bytes()).cluster(cluster as u32);
+        let geometry = Geometry::grid([grid as u32, 1, 1]).smem(tile.smem_bytes());
         // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
         // all else; partials and counters have the sizes that the plan needs.
         unsafe { l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p) }
@@ -241,18 +227,18 @@ mod tests {
     #[test]
     fn shared_memory_fits_beside_what_the_kernel_declares() {
         for tile in WgmmaTile::ALL {
-            // Barriers, flags, and the 1 KiB that every resident CTA costs.
-            assert!(tile.ctas * (tile.smem_bytes() + 1024 + 1024) <= 228 << 10, "{}", tile.variant());
+            // Staging of the epilogue, barriers and flags, and the 1 KiB that every resident CTA costs.
+            let declared = tile.consumers() * 10240 + 256;
+            assert!(tile.ctas * (tile.smem_bytes() + declared + 1024) <= 228 << 10, "{}", tile.variant());
         }
         assert_eq!(WgmmaTile::ALL[0].smem_bytes(), 197_632);
         assert_eq!(WgmmaTile::ALL[0].variant(), "_128x256x4");
     }
 
-    /// Each half of w of a cluster begins at a whole pattern of the swizzle.
     #[test]
-    fn halves_of_w_are_whole_patterns() {
+    fn tiles_are_what_the_kernel_is_built_of() {
         for tile in WgmmaTile::ALL {
-            assert!(tile.bn / 2 % 8 == 0 && tile.bn % 16 == 0 && tile.bm % 64 == 0);
+            assert!(tile.bn % 16 == 0 && tile.bm % 64 == 0, "{tile:?}");
         }
     }
 
@@ -273,16 +259,6 @@ mod tests {
     }
 
     #[test]
-    fn clusters_pair_row_blocks_never_empty_ones() {
-        for m in [17, 63, 64, 127, 128] {
-            for n in [512, 4608, 37888] {
-                let Plan { tile, cluster, .. } = plan(m, n, 3584);
-                assert!(cluster == 1 || m > tile.bm, "{m} {n}: {tile:?}");
-            }
-        }
-    }
-
-    #[test]
     fn plans_stay_within_steps_scratch_counters_and_chip() {
         for m in [17, 64, 65, 127, 129, 1025, 13325] {
             for n in [8, 515, 3072, 37888] {
@@ -293,9 +269,7 @@ mod tests {
                         assert!((1..=k.div_ceil(64)).contains(&plan.splits), "{m} {n} {k}: {plan:?}");
                         assert!(plan.partial_bytes(m, n) <= scratch && plan.counters(m, n) <= counters);
                         let grid = plan.grid(m, n, sms);
-                        assert!(
-                            grid >= plan.cluster && grid % plan.cluster == 0 && grid <= sms * plan.tile.ctas
-                        );
+                        assert!(grid >= 1 && grid <= sms * plan.tile.ctas);
                     }
                 }
             }

@@ -14,13 +14,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde::Serialize;
 
-use vivace::core::{Cost, DType, Desc, Error, HostData, HostTensor, Place, Result};
+use vivace::core::{Cost, DType, Error, HostData, HostTensor, Result};
 use vivace::engine::measure::{Meta, REPEATS, Rates, Spread, WARMUP, percent, relative, roofline_us, table};
 use vivace::engine::{DeviceChoice, open_backend};
-use vivace::exec::cases::{Bound, CaseTypes, typed};
+use vivace::exec::cases::{Bound, CaseTypes, work};
 use vivace::exec::cpu::Cpu;
 use vivace::exec::{Backend, Ceilings};
-use vivace::ops::case::CaseKind;
 use vivace::ops::{Case, Op};
 
 /// What the copies of a case touch together at least, if it can be: well over the 50 MB of an H200's L2.
@@ -155,7 +154,7 @@ fn run(flags: &Flags) -> Result<ExitCode> {
 
 /// Times one case; `None` for those too large for the CPU.
 fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Option<Row>> {
-    let (cost, held_bytes) = sizes(case, dtype)?;
+    let (cost, held_bytes) = work(case, dtype)?;
     let on_gpu = backend.asynchronous();
     if !on_gpu && (cost.flops > CPU_FLOPS || held_bytes > CPU_BYTES) {
         return Ok(None);
@@ -186,30 +185,6 @@ fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Opt
         time,
         error,
     }))
-}
-
-/// Work of one run, and the bytes of all its tensors.
-fn sizes(case: &Case<Op>, dtype: DType) -> Result<(Cost, u64)> {
-    let desc = |name: &str, dtype, shape, place| Desc { name: name.to_owned(), dtype, shape, place };
-    let ins: Vec<Desc> = case
-        .ins
-        .iter()
-        .map(|i| {
-            let place = match i.kind {
-                CaseKind::Activation => Place::Io,
-                CaseKind::Weight => Place::Weight(0),
-                CaseKind::State => Place::State(0),
-            };
-            desc("in", i.dtype.resolve(dtype), i.shape, place)
-        })
-        .collect();
-    let ins: Vec<&Desc> = ins.iter().collect();
-    let op = typed(&case.op, dtype);
-    let outs: Vec<Desc> =
-        op.infer(&ins)?.into_iter().map(|(dtype, shape)| desc("out", dtype, shape, Place::Io)).collect();
-    let outs: Vec<&Desc> = outs.iter().collect();
-    let held = ins.iter().chain(&outs).map(|d| d.bytes()).sum();
-    Ok((op.cost(&ins, &outs), held))
 }
 
 /// Sets of tensors, and how often a graph goes through them.

@@ -8,9 +8,9 @@
 
 use std::sync::Arc;
 
-use vivace::core::{DType, Desc, HostData, HostTensor, Place, Recipe, Result, Step};
+use vivace::core::{DType, HostData, HostTensor, Recipe, Result, Step};
 use vivace::engine::{DeviceChoice, open_backend};
-use vivace::exec::cases::{Bound, CaseTypes, typed};
+use vivace::exec::cases::{Bound, CaseTypes, work};
 use vivace::exec::cpu::Cpu;
 use vivace::exec::{Backend, Lane};
 use vivace::graph::Graph;
@@ -186,24 +186,7 @@ fn every_kernel_matches_its_reference() {
 
 /// Work of a case, by its op's own count; what breaks its shape rule shows when it runs.
 fn flops(case: &Case<Op>) -> u64 {
-    let op = typed(&case.op, DType::BF16);
-    let ins: Vec<Desc> = case
-        .ins
-        .iter()
-        .map(|i| Desc {
-            name: String::new(),
-            dtype: i.dtype.resolve(DType::BF16),
-            shape: i.shape,
-            place: Place::Io,
-        })
-        .collect();
-    let ins: Vec<&Desc> = ins.iter().collect();
-    let Ok(outs) = op.infer(&ins) else { return 0 };
-    let outs: Vec<Desc> = outs
-        .into_iter()
-        .map(|(dtype, shape)| Desc { name: String::new(), dtype, shape, place: Place::Io })
-        .collect();
-    op.cost(&ins, &outs.iter().collect::<Vec<_>>()).flops
+    work(case, DType::BF16).map_or(0, |(cost, _)| cost.flops)
 }
 
 /// A chain with a residual, so that slots are shared and a node reads two tensors.

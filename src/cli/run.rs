@@ -81,18 +81,19 @@ struct Instead {
 pub fn run(args: &Args) -> Outcome {
     let options = args.generate.options()?;
     let question = args.question()?;
+    let system = args.system.as_deref();
     if args.instead.diff.is_some() {
-        let report = diagnose::diff(&args.model.model, &args.model.options()?, &question)?;
+        let report = diagnose::diff(&args.model.model, &args.model.options()?, system, &question)?;
         show(args.json, &report)?;
         return Ok(ExitCode::from(u8::from(!report.passed())));
     }
     let (mut engine, load_ms) = args.model.open(args.json)?;
     if args.instead.dump_graph {
-        print(&diagnose::dump(&mut engine, &question)?)?;
+        print(&diagnose::dump(&mut engine, system, &question)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.instead.profile {
-        show(args.json, &diagnose::profile(&mut engine, &question, REPEATS)?)?;
+        show(args.json, &diagnose::profile(&mut engine, system, &question, REPEATS)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let answer = answer(args, &mut engine, &question, &options)?;

@@ -112,12 +112,12 @@ fn prepare(model: &mut Model, run: &Run) -> Result<ExeId> {
     Ok(exe)
 }
 
-/// Every graph that `question` runs, as the model writes it and as it runs, with the arena each needs.
+/// Every graph that `question` runs after `system`, as the model writes it and as it runs, with the arena each needs.
 ///
 /// # Errors
 /// `Input` when the question does not fit the model or its context.
-pub fn dump(engine: &mut Engine, question: &Question) -> Result<String> {
-    let inputs = engine.session(None)?.inputs(question)?;
+pub fn dump(engine: &mut Engine, system: Option<&str>, question: &Question) -> Result<String> {
+    let inputs = engine.session(system)?.inputs(question)?;
     let model = &engine.model;
     let mut out = String::new();
     for run in runs(model, &inputs) {

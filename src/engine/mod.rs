@@ -31,6 +31,7 @@ use crate::exec::Backend;
 use crate::exec::cpu::Cpu;
 use crate::fuse::Fusion;
 use crate::media::audio::Sound;
+use crate::media::fbank::require_length;
 use crate::media::image::Picture;
 use crate::models::config::{Opened, open_model};
 use crate::models::qwen2::TextSizes;
@@ -117,10 +118,13 @@ impl Question {
         Ok(self)
     }
 
-    /// Adds a sound file (WAV, FLAC, MP3 or OGG, by content).
+    /// Adds a sound file (WAV, FLAC, MP3 or OGG, by content) of at least 85 ms.
     pub fn audio(mut self, path: impl AsRef<Path>) -> Result<Question> {
         let start = Instant::now();
-        self.sounds.push(Sound::from_path(path)?);
+        let path = path.as_ref();
+        let sound = Sound::from_path(path)?;
+        require_length(&sound).map_err(|e| e.context(path.display()))?;
+        self.sounds.push(sound);
         self.decode_ms += start.elapsed().as_secs_f64() * 1e3;
         Ok(self)
     }

@@ -349,11 +349,12 @@ impl Golden {
         );
         let (mut diff, mut norm, mut worst, mut worst_by) = (0.0f64, 0.0f64, 0, -1.0f64);
         for (i, (a, b)) in picked.iter().zip(&golden).enumerate() {
-            let d = f64::from(*a) - f64::from(*b);
+            let d = (f64::from(*a) - f64::from(*b)).abs();
             diff += d * d;
             norm += f64::from(*b).powi(2);
-            if !(d.abs() <= worst_by) {
-                (worst, worst_by) = (i, d.abs());
+            let by = if d.is_nan() { f64::INFINITY } else { d };
+            if by > worst_by {
+                (worst, worst_by) = (i, by);
             }
         }
         // NaN anywhere makes the error infinite: it never passes.

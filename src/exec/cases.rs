@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use super::{Backend, ExeId, Lane, StateId};
-use crate::core::{DType, Error, HostData, HostTensor, Place, Recipe, Result, Tensor};
+use crate::core::{Cost, DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Tensor};
 use crate::graph::Graph;
 use crate::ops::case::{CaseInput, CaseKind};
 use crate::ops::{Case, Fill, Op};
@@ -295,6 +295,30 @@ impl Source for CaseSource {
     fn describe(&self) -> String {
         "the case".to_owned()
     }
+}
+
+/// Work of one run of a case in `dtype`, and the bytes of all its tensors.
+pub fn work(case: &Case<Op>, dtype: DType) -> Result<(Cost, u64)> {
+    let desc = |name: &str, dtype, shape, place| Desc { name: name.to_owned(), dtype, shape, place };
+    let ins: Vec<Desc> = case
+        .ins
+        .iter()
+        .map(|i| {
+            let place = match i.kind {
+                CaseKind::Activation => Place::Io,
+                CaseKind::Weight => Place::Weight(0),
+                CaseKind::State => Place::State(0),
+            };
+            desc("in", i.dtype.resolve(dtype), i.shape, place)
+        })
+        .collect();
+    let ins: Vec<&Desc> = ins.iter().collect();
+    let op = typed(&case.op, dtype);
+    let outs: Vec<Desc> =
+        op.infer(&ins)?.into_iter().map(|(dtype, shape)| desc("out", dtype, shape, Place::Io)).collect();
+    let outs: Vec<&Desc> = outs.iter().collect();
+    let held = ins.iter().chain(&outs).map(|d| d.bytes()).sum();
+    Ok((op.cost(&ins, &outs), held))
 }
 
 #[cfg(test)]

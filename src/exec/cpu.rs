@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket, Visit};
 use crate::core::{
     DType, Desc, Error, HostData, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
 };
@@ -396,12 +396,7 @@ impl Backend for Cpu {
         Ok(at(to)?.saturating_duration_since(at(from)?).as_secs_f64() * 1e6)
     }
 
-    fn trace(
-        &mut self,
-        exe: ExeId,
-        step: Step,
-        visit: &mut dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()>,
-    ) -> Result<()> {
+    fn trace(&mut self, exe: ExeId, step: Step, visit: &mut Visit<'_>) -> Result<()> {
         for at in 0..self.start(exe)? {
             let outs = self.run_node(exe, at, step, true)?;
             let plan = self.exe(exe)?.plan.clone();

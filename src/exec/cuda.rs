@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket, Visit};
 use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
@@ -13,7 +13,6 @@ use crate::gpu::memory::{DeviceBuffer, Meter, PinnedBuffer, copy_in, copy_out, c
 use crate::gpu::modules::Modules;
 use crate::gpu::staging::Uploader;
 use crate::gpu::stream::{Captured, Event, Stream};
-use crate::graph::Node;
 use crate::plan::Plan;
 use crate::weights::Source;
 
@@ -133,6 +132,9 @@ impl Cuda {
             crate::bail_runtime!("cuda:{ordinal}: the CUDA kernels were not built: {why}");
         }
         let device = Device::open(ordinal)?;
+        // Any file tells whether there are images for this chip.
+        crate::gpu::embedded::find("norm", device.facts.sm)
+            .map_err(|e| e.context(format!("cuda:{ordinal}")))?;
         let meter = Meter::default();
         let modules = Modules::new(device.facts.sm);
         Ok(Cuda {
@@ -542,12 +544,7 @@ impl Backend for Cuda {
         from.elapsed_us(to)
     }
 
-    fn trace(
-        &mut self,
-        id: ExeId,
-        step: Step,
-        visit: &mut dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()>,
-    ) -> Result<()> {
+    fn trace(&mut self, id: ExeId, step: Step, visit: &mut Visit<'_>) -> Result<()> {
         self.start(id, step)?;
         let exe = self.exe(id)?;
         for (at, node) in exe.plan.graph.nodes.iter().enumerate() {
@@ -569,8 +566,8 @@ impl Backend for Cuda {
             self.start(id, step)?;
             let exe = self.exe(id)?;
             let stream = &self.lane(exe.lane).stream;
-            for at in 0..nodes {
-                events[at].record(stream)?;
+            for (at, event) in events[..nodes].iter().enumerate() {
+                event.record(stream)?;
                 for launch in exe.program.iter().filter(|l| l.node == at) {
                     launch.enqueue(stream, false)?;
                 }

@@ -72,6 +72,9 @@ impl Ceilings {
     }
 }
 
+/// Sees a node's index, the node, and its outputs.
+pub type Visit<'a> = dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()> + 'a;
+
 /// Runs plans on one device. Only `read*`, `wait_token`, `sync` and the measuring calls wait for the device.
 pub trait Backend {
     /// `NVIDIA H200, sm_90, 132 SMs` or `CPU, 16 threads`.
@@ -157,12 +160,7 @@ pub trait Backend {
     fn elapsed_us(&mut self, from: Mark, to: Mark) -> Result<f64>;
 
     /// Runs node by node; `visit` sees every node's outputs.
-    fn trace(
-        &mut self,
-        exe: ExeId,
-        step: Step,
-        visit: &mut dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()>,
-    ) -> Result<()>;
+    fn trace(&mut self, exe: ExeId, step: Step, visit: &mut Visit<'_>) -> Result<()>;
 
     /// Microseconds of every node, the median of `repeats`.
     fn profile(&mut self, exe: ExeId, step: Step, repeats: usize) -> Result<Vec<f64>>;

@@ -1,6 +1,6 @@
 //! Decoding of WAV, FLAC, MP3 and OGG Vorbis to one channel of f32, judged by content and never by file extension.
 
-use std::io::{Cursor, ErrorKind};
+use std::io::{Cursor, ErrorKind, Read, SeekFrom};
 use std::path::Path;
 
 use symphonia::core::audio::GenericAudioBufferRef;
@@ -66,8 +66,9 @@ impl Sound {
     }
 }
 
-fn decode(source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Result<Sound> {
+fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Result<Sound> {
     ensure_input!(len_bytes > 0, "{name}: the sound file is empty (0 bytes)");
+    check_wav_channels(source.as_mut(), name)?;
     let stream = MediaSourceStream::new(source, Default::default());
     let mut reader = symphonia::default::get_probe()
         .probe(&Hint::new(), stream, Default::default(), Default::default())
@@ -125,6 +126,24 @@ fn decode(source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Result<So
     }
     let Some(rate_hz) = rate_hz else { bail_input!("{name}: the sound has no samples") };
     Sound::new(rate_hz, samples).map_err(|e| e.context(name))
+}
+
+/// The reader multiplies what a WAV header says without a check for overflow.
+fn check_wav_channels(mut source: &mut dyn MediaSource, name: &str) -> Result<()> {
+    const MOST: u16 = 64;
+    let mut head = Vec::new();
+    let read = (&mut source).take(24).read_to_end(&mut head);
+    read.and_then(|_| source.seek(SeekFrom::Start(0))).map_err(|e| Error::io(Path::new(name), e))?;
+    if let [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', b'f', b'm', b't', b' ', .., lo, hi] =
+        head[..]
+    {
+        let channels = u16::from_le_bytes([lo, hi]);
+        ensure_input!(
+            (1..=MOST).contains(&channels),
+            "{name}: corrupt sound: its header says {channels} channels; supported are 1 to {MOST}"
+        );
+    }
+    Ok(())
 }
 
 fn open_track(reader: &dyn FormatReader, name: &str) -> Result<(u32, Box<dyn AudioDecoder>)> {

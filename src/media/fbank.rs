@@ -60,13 +60,21 @@ pub fn rows_for_frames(frames: usize) -> usize {
 ///
 /// Fails when the sound is shorter than [`MIN_FRAMES`] frames (85 ms): the encoder would make no row of it.
 pub fn log_mel(sound: &Sound, options: FbankOptions) -> Result<Fbank> {
+    require_length(sound)?;
     let samples = match sound.rate_hz {
         RATE_HZ => Cow::Borrowed(&sound.samples[..]),
         rate => Cow::Owned(resample(&sound.samples, rate, RATE_HZ)),
     };
+    fbank(&samples, options)
+}
+
+/// Fails when a sound is too short for [`log_mel`].
+pub fn require_length(sound: &Sound) -> Result<()> {
     let need = FRAME + (MIN_FRAMES - 1) * SHIFT;
+    // As many samples as resampling makes.
+    let resampled = (sound.samples.len() as u64 * u64::from(RATE_HZ)).div_ceil(u64::from(sound.rate_hz));
     ensure_input!(
-        samples.len() >= need,
+        resampled >= need as u64,
         "the sound lasts {:.1} ms ({} samples at {} Hz); the model needs at least {} ms \
          ({MIN_FRAMES} frames of 25 ms, one every 10 ms)",
         sound.seconds() * 1e3,
@@ -74,7 +82,7 @@ pub fn log_mel(sound: &Sound, options: FbankOptions) -> Result<Fbank> {
         sound.rate_hz,
         need * 1000 / RATE_HZ as usize
     );
-    fbank(&samples, options)
+    Ok(())
 }
 
 /// Log-mel frames of samples (full scale -1..1) at 16 kHz; fewer than 400 samples make no frame.

@@ -66,9 +66,9 @@ impl DiffReport {
 ///
 /// # Errors
 /// `Input` when the model cannot be opened or the question does not fit, `Runtime` when the device fails.
-pub fn diff(spec: &str, options: &Options, question: &Question) -> Result<DiffReport> {
+pub fn diff(spec: &str, options: &Options, system: Option<&str>, question: &Question) -> Result<DiffReport> {
     let mut engine = Engine::open(spec, options, &mut |_, _| {})?;
-    let inputs = engine.session(None)?.inputs(question)?;
+    let inputs = engine.session(system)?.inputs(question)?;
     let act = engine.model.dtype;
     let sizes = engine.model.sizes;
     let rows = engine.model.padded_rows(inputs.ids.len());

@@ -63,8 +63,13 @@ pub struct Profile {
 ///
 /// # Errors
 /// `Input` when the question does not fit the model or its context, `Runtime` when the device fails.
-pub fn profile(engine: &mut Engine, question: &Question, repeats: usize) -> Result<Profile> {
-    let inputs = engine.session(None)?.inputs(question)?;
+pub fn profile(
+    engine: &mut Engine,
+    system: Option<&str>,
+    question: &Question,
+    repeats: usize,
+) -> Result<Profile> {
+    let inputs = engine.session(system)?.inputs(question)?;
     let model = &mut engine.model;
     let ceilings = model.backend().ceilings();
     let mut graphs = Vec::new();

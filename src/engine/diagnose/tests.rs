@@ -21,7 +21,7 @@ fn question() -> Question {
 #[test]
 fn a_dump_shows_every_graph_twice_with_its_arena() {
     let mut engine = Engine::open(&demo(), &options(), &mut |_, _| {}).unwrap();
-    let text = dump(&mut engine, &question()).unwrap();
+    let text = dump(&mut engine, None, &question()).unwrap();
     for part in ["# audio, 98 frames: as written", "# decode at", "nodes fused to", "arena ", "LinearFused"] {
         assert!(text.contains(part), "{part} missing in\n{text}");
     }
@@ -31,7 +31,7 @@ fn a_dump_shows_every_graph_twice_with_its_arena() {
 #[test]
 fn a_profile_adds_up() {
     let mut engine = Engine::open(&demo(), &options(), &mut |_, _| {}).unwrap();
-    let profile = profile(&mut engine, &question(), 2).unwrap();
+    let profile = profile(&mut engine, None, &question(), 2).unwrap();
     assert_eq!(profile.graphs.len(), 3);
     for graph in &profile.graphs {
         let nodes: f64 = graph.nodes.iter().map(|n| n.us).sum();
@@ -46,7 +46,7 @@ fn a_profile_adds_up() {
 
 #[test]
 fn the_cpu_agrees_with_itself() {
-    let report = diff(&demo(), &options(), &question()).unwrap();
+    let report = diff(&demo(), &options(), None, &question()).unwrap();
     assert!(report.passed() && report.tensors > 50, "{report}");
     assert_eq!(report.most_used, 0.0);
 }

@@ -118,7 +118,7 @@ fn cover(len: usize) -> Geometry {
 /// Number of vectors of 8 in `t`, whose rows must be whole vectors.
 fn vectors(op: &str, t: &GpuTensor<'_>) -> Result<u32> {
     crate::ensure_input!(
-        t.cols() % 8 == 0,
+        t.cols().is_multiple_of(8),
         "{}: {op} wants a multiple of 8 columns on the GPU; got {}",
         t.name(),
         t.desc.brief()

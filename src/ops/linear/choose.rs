@@ -192,7 +192,7 @@ mod tests {
     const B200: Chip = Chip { arch: 100, ..H200 };
 
     fn dense(m: usize, n: usize, k: usize) -> Problem {
-        Problem { m, n, k, dense: true, aligned: k % 8 == 0 }
+        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8) }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `VIVACE_CUBINS` | a folder of ready images (`gemm__wgmma.sm_90a.cubin`, `norm.compute_80.ptx`) used instead of nvcc |
 //! | `VIVACE_REQUIRE_KERNELS=1` | building without kernels is an error, not a warning |
 //! | `VIVACE_SKIP_NVCC=1` | build without kernels, quietly (as on docs.rs) |
+//! | `VIVACE_LINEINFO=1` | images carry the lines of their source, for profilers |
 //! | `VIVACE_KERNEL_CACHE` | where compiled images are kept, default `OUT_DIR/cubins`; sharing one is safe |
 //! | `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH` | where nvcc is looked for, then /usr/local/cuda and .toolchain |
 //!
@@ -28,7 +29,7 @@ use kernels::{
 };
 
 const DEFAULT_ARCHS: &str = "80;90a";
-const FLAGS: &[&str] = &["-std=c++17", "-O3", "-lineinfo", "-Werror", "all-warnings", "-Xptxas", "-v"];
+const FLAGS: &[&str] = &["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v"];
 
 fn main() -> ExitCode {
     match run() {
@@ -48,9 +49,14 @@ fn run() -> Result<(), String> {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
-    for name in
-        ["VIVACE_CUDA_ARCHS", "VIVACE_CUBINS", "VIVACE_REQUIRE_KERNELS", "VIVACE_SKIP_NVCC", "DOCS_RS"]
-    {
+    for name in [
+        "VIVACE_CUDA_ARCHS",
+        "VIVACE_CUBINS",
+        "VIVACE_REQUIRE_KERNELS",
+        "VIVACE_SKIP_NVCC",
+        "VIVACE_LINEINFO",
+        "DOCS_RS",
+    ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"] {
@@ -149,7 +155,7 @@ fn jobs(kernels: &Path, archs: &[String], cache: &Path, version: &str) -> Result
         let cubins = archs.iter().map(|arch| (*arch, false));
         for (arch, ptx) in cubins.chain(lowest.map(|arch| (*arch, true))) {
             let mut hash = DefaultHasher::new();
-            (version, FLAGS, arch, ptx, env::var_os("NVCC_CCBIN")).hash(&mut hash);
+            (version, flags(), arch, ptx, env::var_os("NVCC_CCBIN")).hash(&mut hash);
             for (path, text) in &texts {
                 (path.strip_prefix(kernels).unwrap_or(path), text).hash(&mut hash);
             }
@@ -159,6 +165,12 @@ fn jobs(kernels: &Path, archs: &[String], cache: &Path, version: &str) -> Result
         }
     }
     Ok(jobs)
+}
+
+/// Lines of the source in the images are for profilers; they are three quarters of the bytes.
+fn flags() -> Vec<&'static str> {
+    let lines = is_on("VIVACE_LINEINFO").then_some("-lineinfo");
+    FLAGS.iter().copied().chain(lines).collect()
 }
 
 fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
@@ -267,7 +279,7 @@ fn compile(nvcc: &Path, kernels: &Path, job: &Job) -> Result<(), String> {
     // The name ends with the process: another build may fill the same cache at the same time.
     let partial = path.with_extension(format!("partial{}", std::process::id()));
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).arg("-I").arg(kernels);
+    command.args(flags()).arg("-I").arg(kernels);
     let code = if *ptx { "compute" } else { "sm" };
     command.arg("-gencode").arg(format!("arch=compute_{arch},code={code}_{arch}"));
     command.arg(if *ptx { "-ptx" } else { "-cubin" }).arg("-o").arg(&partial).arg(&job.source);

@@ -143,7 +143,9 @@ fn every_kernel_matches_its_reference() {
     let small_only = std::env::var_os("VIVACE_SMALL_CASES").is_some();
     let small = |c: &Case<Op>| {
         let elements: usize = c.ins.iter().map(|i| i.shape.len()).sum();
-        !c.bench || (!small_only && elements < 1 << 24)
+        // One CTA walks a row of a whole vocabulary: minutes under a race check.
+        let long_row = c.ins.iter().any(|i| i.shape.cols() > 100_000);
+        if small_only { !c.bench && !long_row } else { !c.bench || elements < 1 << 24 }
     };
     let (mut failed, mut checked, mut most) = (Vec::new(), 0, (0.0, String::new()));
     for case in Op::all_cases()

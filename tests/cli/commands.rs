@@ -250,3 +250,28 @@ fn a_reader_that_leaves_early_is_no_error() {
     child.stderr.take().expect("piped").read_to_string(&mut err).expect("UTF-8");
     assert_eq!((child.wait().expect("ends").code(), err.as_str()), (Some(0), ""));
 }
+
+/// The samples that come with the model, read in place where they are: 352 frames make 44 rows; a PNG that is named
+/// .jpg makes four tiles and a thumbnail.
+#[test]
+fn the_samples_of_the_model_end_to_end() {
+    let media = Path::new(ROOT).join("../shared/media");
+    let file = |name: &str| media.join(name).display().to_string();
+    if !media.join("q1.wav").exists() {
+        eprintln!("skipped: there is no {}", media.display());
+        return;
+    }
+    let rows = |args: &[&str]| {
+        let json = run(&[&["--json", "--max-new-tokens", "4"], args].concat()).json();
+        assert_eq!(json["tokens"].as_array().map(Vec::len), Some(4));
+        json["prompt_rows"].as_u64().expect("a number")
+    };
+    let (picture, q1, q2) = (file("vita_newlog.jpg"), file("q1.wav"), file("q2.wav"));
+    assert_eq!(rows(&["--audio", &q2]) - rows(&["--audio", &q1]), 56 - 44);
+    let seen = rows(&["--image", &picture]);
+    assert_eq!(rows(&["--image", &picture, "--audio", &q1]) - seen, 44);
+    let graphs = run(&["--dump-graph", "--image", &picture, "--audio", &q1]).out;
+    for run in ["# vision, 5 tiles: ", "# audio, 352 frames: "] {
+        assert!(graphs.contains(run), "no {run:?} in the dump");
+    }
+}

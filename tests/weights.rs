@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vivace::core::{DType, Error, Recipe};
+use vivace::engine::write_synthetic;
 use vivace::models::config::{
-    Folders, expected_tensors, inspect, open_model, open_model_with, open_unchecked, write_synthetic,
+    Folders, expected_tensors, inspect, open_model, open_model_with, open_unchecked,
 };
 use vivace::weights::{Safetensors, Source as _, convert, host_weight, pack};
 

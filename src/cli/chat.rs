@@ -1,18 +1,17 @@
 //! `vivace chat`: a conversation on a terminal or through a pipe.
 
+use std::fmt::Display;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Instant;
 
+use serde_json::{Value, json};
 use vivace::core::Result;
 use vivace::engine::{Answer, GenerateOptions, Question, Session, StopReason};
-use vivace::media::audio::Sound;
-use vivace::media::image::Picture;
 
 use super::Outcome;
 use super::args::{GenerateArgs, ModelArgs};
-use super::output::{note, summary};
-use super::run::Stream;
+use super::output::{note, print, summary};
+use super::run::{Stream, answer_json};
 
 const COMMANDS: &str = "\
 Every line is a question; these are commands:
@@ -39,17 +38,24 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,
+    /// Print one line of JSON per question instead, for programs at the other end of a pipe
+    ///
+    /// An answer has the fields of `run --json` but for model, device, memory and load_ms; a question or a command
+    /// that failed is {"error": "message"}.
+    #[arg(long, help_heading = "Output")]
+    json: bool,
 }
 
 pub fn chat(args: &Args) -> Outcome {
     let options = args.generate.options()?;
-    let (mut engine, _) = args.model.open(false)?;
+    let (mut engine, _) = args.model.open(args.json)?;
     let mut chat = Chat {
         next: Question::default(),
         dither: args.generate.dither,
         options,
         last: None,
-        prompt: io::stdin().is_terminal(),
+        json: args.json,
+        prompt: !args.json && io::stdin().is_terminal(),
     };
     if chat.prompt {
         let (device, rows) = (engine.model.backend().describe(), engine.context_rows());
@@ -85,6 +91,7 @@ struct Chat {
     dither: f32,
     options: GenerateOptions,
     last: Option<Answer>,
+    json: bool,
     /// Whether somebody types.
     prompt: bool,
 }
@@ -94,7 +101,7 @@ impl Chat {
         loop {
             let Some(line) = self.read_line()? else { return Ok(End::Quit) };
             let Ok(line) = std::str::from_utf8(&line) else {
-                note(format_args!("vivace: the line is not UTF-8; it was not asked"));
+                self.failed("the line is not UTF-8; it was not asked")?;
                 continue;
             };
             let done = match parse(line.trim_end_matches(['\r', '\n'])) {
@@ -114,9 +121,17 @@ impl Chat {
                 Line::Command(name, rest) => self.command(name, rest),
             };
             if let Err(e) = done {
-                note(format_args!("vivace: {e}"));
+                self.failed(e)?;
             }
         }
+    }
+
+    fn failed(&self, why: impl Display) -> Outcome<()> {
+        if self.json {
+            return print_line(&json!({ "error": why.to_string() }));
+        }
+        note(format_args!("vivace: {why}"));
+        Ok(())
     }
 
     /// The next line, with its end; `None` when there are no more.
@@ -140,16 +155,8 @@ impl Chat {
                     "/{name}: something after it expected, found nothing; /help lists the commands"
                 )
             }
-            ("image", path) => {
-                let start = Instant::now();
-                self.next.images.push(Picture::from_path(path)?);
-                self.next.decode_ms += start.elapsed().as_secs_f64() * 1e3;
-            }
-            ("audio", path) => {
-                let start = Instant::now();
-                self.next.sounds.push(Sound::from_path(path)?);
-                self.next.decode_ms += start.elapsed().as_secs_f64() * 1e3;
-            }
+            ("image", path) => self.next.add_image(path)?,
+            ("audio", path) => self.next.add_audio(path)?,
             ("timings", _) => match &self.last {
                 Some(answer) => note(format_args!("{}", summary(answer, None))),
                 None => vivace::bail_input!("/timings: nothing was answered yet"),
@@ -168,7 +175,12 @@ impl Chat {
         question.text = text.to_owned();
         question.dither = self.dither;
         let mut stream = Stream::default();
-        match session.ask(&question, &self.options, &mut |event| stream.show(event)) {
+        let json = self.json;
+        match session.ask(&question, &self.options, &mut |event| json || stream.show(event)) {
+            Ok(answer) if json => {
+                print_line(&answer_json(&answer, None).into())?;
+                self.last = Some(answer);
+            }
             Ok(answer) => {
                 stream.end(&answer)?;
                 if answer.stop == StopReason::Noise {
@@ -177,7 +189,7 @@ impl Chat {
                 self.last = Some(answer);
             }
             Err(e) => {
-                note(format_args!("vivace: {e}"));
+                self.failed(e)?;
                 let dropped = question.images.len() + question.sounds.len();
                 if dropped > 0 {
                     note(format_args!(
@@ -188,6 +200,11 @@ impl Chat {
         }
         Ok(())
     }
+}
+
+/// One line of JSON on stdout, at once.
+fn print_line(value: &Value) -> Outcome<()> {
+    Ok(print(&format!("{value}\n"))?)
 }
 
 fn parse(line: &str) -> Line<'_> {

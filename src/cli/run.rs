@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use vivace::core::{Error, Result};
 use vivace::engine::diagnose;
 use vivace::engine::measure::REPEATS;
@@ -187,37 +187,55 @@ fn read_stdin() -> Result<String> {
     Ok(text)
 }
 
-fn to_json(model: &str, engine: &Engine, answer: &Answer, load_ms: f64) -> serde_json::Value {
-    let backend = engine.model.backend();
-    let memory = backend.memory();
+/// What `run --json` and `chat --json` say of an answer, in the documented order.
+pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> {
     let t = &answer.timings;
     let (stop, stop_string) = stop_json(&answer.stop);
-    json!({
-        "model": model,
-        "device": backend.describe(),
-        "state": answer.state,
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "stop": stop,
-        "stop_string": stop_string,
-        "prompt_rows": answer.prompt_rows,
-        "timings": {
-            "load_ms": load_ms,
-            "decode_ms": t.decode_ms,
-            "tile_ms": t.tile_ms,
-            "vision_ms": t.vision_ms,
-            "filterbank_ms": t.filterbank_ms,
-            "audio_ms": t.audio_ms,
-            "prefill_ms": t.prefill_ms,
-            "first_token_ms": t.first_token_ms,
-            "per_token_ms": t.per_token_ms,
-            "total_ms": t.total_ms,
-        },
-        "memory": {
-            "weights_bytes": memory.weights,
-            "states_bytes": memory.states,
-            "arenas_bytes": memory.arenas,
-            "peak_bytes": memory.peak,
-        },
-    })
+    let mut timings = Map::new();
+    if let Some(load_ms) = load_ms {
+        timings.insert("load_ms".into(), load_ms.into());
+    }
+    for (name, ms) in [
+        ("decode_ms", Some(t.decode_ms)),
+        ("tile_ms", Some(t.tile_ms)),
+        ("vision_ms", Some(t.vision_ms)),
+        ("filterbank_ms", Some(t.filterbank_ms)),
+        ("audio_ms", Some(t.audio_ms)),
+        ("prefill_ms", Some(t.prefill_ms)),
+        ("first_token_ms", Some(t.first_token_ms)),
+        ("per_token_ms", t.per_token_ms),
+        ("total_ms", Some(t.total_ms)),
+    ] {
+        timings.insert(name.into(), ms.into());
+    }
+    let mut fields = Map::new();
+    for (name, value) in [
+        ("state", json!(answer.state)),
+        ("text", json!(answer.text)),
+        ("tokens", json!(answer.tokens)),
+        ("stop", json!(stop)),
+        ("stop_string", json!(stop_string)),
+        ("prompt_rows", json!(answer.prompt_rows)),
+        ("timings", timings.into()),
+    ] {
+        fields.insert(name.into(), value);
+    }
+    fields
+}
+
+fn to_json(model: &str, engine: &Engine, answer: &Answer, load_ms: f64) -> Value {
+    let backend = engine.model.backend();
+    let memory = backend.memory();
+    let mut fields = Map::new();
+    fields.insert("model".into(), model.into());
+    fields.insert("device".into(), backend.describe().into());
+    fields.append(&mut answer_json(answer, Some(load_ms)));
+    let bytes = json!({
+        "weights_bytes": memory.weights,
+        "states_bytes": memory.states,
+        "arenas_bytes": memory.arenas,
+        "peak_bytes": memory.peak,
+    });
+    fields.insert("memory".into(), bytes);
+    fields.into()
 }

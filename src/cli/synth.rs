@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use vivace::models::config::write_synthetic;
+use vivace::engine::write_synthetic;
 use vivace::weights::SHARD_BYTES;
 
 use super::Outcome;

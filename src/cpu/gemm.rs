@@ -284,19 +284,4 @@ mod tests {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
     }
-
-    /// Printed by `cargo test -- --ignored --nocapture gemm_speed`.
-    #[test]
-    #[ignore = "measures"]
-    fn gemm_speed() {
-        for (t, n, k) in [(1, 4096, 3584), (16, 4096, 3584), (256, 2048, 1024), (249, 256, 18944)] {
-            let (x, w) = (noise(t * k, 1), Dense(Shape::new(&[n, k]), noise(n * k, 2)));
-            let mut y = vec![0.0; t * n];
-            let start = std::time::Instant::now();
-            (0..3).for_each(|_| gemm(Rows::dense(&x, k), &w, &mut y));
-            let s = start.elapsed().as_secs_f64() / 3.0;
-            let (flop, bytes) = ((2 * t * n * k) as f64, (n * k * 4) as f64);
-            println!("t{t} n{n} k{k}: {:.1} GFLOP/s, {:.1} GB/s of w", flop / s / 1e9, bytes / s / 1e9);
-        }
-    }
 }

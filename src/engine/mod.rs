@@ -19,6 +19,7 @@ pub mod measure;
 pub mod model;
 mod sampling;
 mod session;
+mod synth;
 pub mod verify;
 
 use std::path::Path;
@@ -39,6 +40,7 @@ use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
 pub use session::Session;
+pub use synth::write_synthetic;
 
 /// Rows of a prompt that go through the model at once; longer ones go in chunks, which bounds the arena.
 const PREFILL_CHUNK_ROWS: usize = 4096;
@@ -112,21 +114,33 @@ impl Question {
 
     /// Adds a picture file (PNG, JPEG or WebP, by content).
     pub fn image(mut self, path: impl AsRef<Path>) -> Result<Question> {
-        let start = Instant::now();
-        self.images.push(Picture::from_path(path)?);
-        self.decode_ms += start.elapsed().as_secs_f64() * 1e3;
+        self.add_image(path)?;
         Ok(self)
     }
 
     /// Adds a sound file (WAV, FLAC, MP3 or OGG, by content) of at least 85 ms.
     pub fn audio(mut self, path: impl AsRef<Path>) -> Result<Question> {
+        self.add_audio(path)?;
+        Ok(self)
+    }
+
+    /// As [`Question::image`]; a file that cannot be used leaves the question as it was.
+    pub fn add_image(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let start = Instant::now();
+        self.images.push(Picture::from_path(path)?);
+        self.decode_ms += start.elapsed().as_secs_f64() * 1e3;
+        Ok(())
+    }
+
+    /// As [`Question::audio`]; a file that cannot be used leaves the question as it was.
+    pub fn add_audio(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let start = Instant::now();
         let path = path.as_ref();
         let sound = Sound::from_path(path)?;
         require_length(&sound).map_err(|e| e.context(path.display()))?;
         self.sounds.push(sound);
         self.decode_ms += start.elapsed().as_secs_f64() * 1e3;
-        Ok(self)
+        Ok(())
     }
 }
 

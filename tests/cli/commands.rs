@@ -160,6 +160,25 @@ fn a_conversation_survives_an_error() {
 }
 
 #[test]
+fn a_conversation_in_json_has_a_line_for_every_question_and_every_error() {
+    let model = tiny();
+    let args = ["chat", "--json", "--model", &model, "--device", "cpu", "--max-new-tokens", "4"];
+    let lines = format!("hello\n/image nowhere.png\n/audio {SOUND}\n\n/reset\nhello\n");
+    let chat = vivace_with_stdin(&args, lines.as_bytes());
+    assert_eq!((chat.code, chat.err.as_str()), (0, ""));
+    let lines: Vec<Value> = chat.out.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    assert_eq!(lines.len(), 4, "{}", chat.out);
+    assert!(lines[1]["error"].as_str().is_some_and(|e| e.starts_with("nowhere.png: ")), "{}", lines[1]);
+    let alone = run(&["--json", "--prompt", "hello", "--max-new-tokens", "4"]).json();
+    for name in ["state", "text", "tokens", "stop", "stop_string", "prompt_rows"] {
+        assert_eq!(lines[0][name], alone[name], "{name}");
+        assert_eq!(lines[3][name], alone[name], "{name} after /reset");
+    }
+    assert_eq!(lines[0]["timings"]["filterbank_ms"], 0.0);
+    assert!(lines[2]["timings"]["filterbank_ms"].as_f64() > Some(0.0), "{}", lines[2]);
+}
+
+#[test]
 fn a_turn_that_does_not_fit_is_as_if_it_had_not_been_asked() {
     let model = tiny();
     let args = ["chat", "--model", &model, "--device", "cpu", "--max-new-tokens", "4", "--context", "256"];

@@ -16,8 +16,8 @@ use fields::Section;
 pub use folders::Folders;
 pub use inspect::{Mismatch, PartReport, Report, Unexpected, inspect};
 pub use open::{
-    Opened, SYNTHETIC, open_model, open_model_with, open_unchecked, open_unchecked_with, synthetic,
-    write_synthetic,
+    Opened, SYNTHETIC, open_model, open_model_with, open_unchecked, open_unchecked_with, read_config,
+    synthetic,
 };
 pub use tensors::{Expected, ModelPart, expected_tensors};
 

@@ -8,8 +8,7 @@ use serde_json::Value;
 use super::folders::{self, Folders};
 use super::{Hints, ModelConfig, expected_tensors, inspect};
 use crate::core::{Error, Result};
-use crate::text::Tokenizer;
-use crate::weights::{Overlay, Safetensors, Source, SynthSource, write_checkpoint};
+use crate::weights::{Overlay, Safetensors, Source, SynthSource};
 
 /// A model that can be loaded.
 #[derive(Clone)]
@@ -109,7 +108,7 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// The bytes of a config and what they say.
-fn read_config(path: &Path) -> Result<(Vec<u8>, ModelConfig)> {
+pub fn read_config(path: &Path) -> Result<(Vec<u8>, ModelConfig)> {
     let bytes = read(path)?;
     let json = parse(path, &bytes)?;
     let config = ModelConfig::from_value(&json, &path.display().to_string(), Hints::NONE)?;
@@ -120,18 +119,4 @@ fn read_config(path: &Path) -> Result<(Vec<u8>, ModelConfig)> {
 pub fn synthetic(config: &ModelConfig) -> SynthSource {
     let tensors = expected_tensors(config).into_iter().map(|t| (t.name, t.shape)).collect();
     SynthSource::new(config.seed, config.dtype, tensors)
-}
-
-/// `vivace synth`: writes the synthetic checkpoint of the config at `config`, with a byte tokenizer, into the new or
-/// empty folder `out_dir`, in files of at most `shard_bytes`. See [`write_checkpoint`].
-pub fn write_synthetic(
-    config: &Path,
-    out_dir: &Path,
-    shard_bytes: u64,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let (bytes, parsed) = read_config(config)?;
-    let tokenizer = Tokenizer::byte_fallback(parsed.text.vocab_size)?.to_json()?;
-    let files = [("config.json", bytes.as_slice()), ("tokenizer.json", tokenizer.as_bytes())];
-    write_checkpoint(&files, &synthetic(&parsed), out_dir, shard_bytes, progress)
 }

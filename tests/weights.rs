@@ -99,7 +99,7 @@ fn nothing_is_overwritten_and_nothing_is_left_behind() {
 
     std::fs::create_dir(&out).unwrap();
     write_synthetic(&fixture("tiny.json"), &out, u64::MAX, &mut |_, _| {}).unwrap();
-    assert_eq!(files(&out), ["config.json", "model.safetensors"]);
+    assert_eq!(files(&out), ["config.json", "model.safetensors", "tokenizer.json"]);
 }
 
 #[test]

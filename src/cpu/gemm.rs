@@ -2,7 +2,7 @@
 //!
 //! Threads take panels of weight rows: a panel is widened once and meets every row of x while it sits in the cache.
 //! Both operands are contiguous along K, so the micro-kernel is a block of dot products with the vector lanes along
-//! K: nothing is packed. Sums run over 8 lanes and blocks of [`K_BLOCK`], so the error at K = 18944 stays near that
+//! K: nothing is packed. Sums run over 8 lanes and blocks of `K_BLOCK`, so the error at K = 18944 stays near that
 //! of a pairwise sum.
 
 use rayon::prelude::*;

@@ -98,7 +98,7 @@ pub struct Between {
 impl Between {
     /// Runs the horizontal pass over the rows that `vertical` will read.
     ///
-    /// Fails when the intermediate picture would not fit [`MAX_BETWEEN_BYTES`].
+    /// Fails when the intermediate picture would not fit `MAX_BETWEEN_BYTES`.
     pub fn new(src: &Picture, horizontal: &Axis, vertical: Axis) -> Result<Between> {
         let rows = vertical.reach();
         let row_bytes = horizontal.len() * 3;

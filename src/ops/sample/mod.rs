@@ -23,7 +23,7 @@ pub struct ArgMax {
 ///
 /// The numbers are integers from the softmax on, so the result does not depend on the order of a sum and both
 /// backends agree to the bit. With `z` the scaled logits, `d = max z - z` in f32, an id has
-/// `q = floor(d · 2^26)` and the mass `2^40 e^(-q / 2^26)` ([`mass`]); ids with d >= 28 have none and never come.
+/// `q = floor(d · 2^26)` and the mass `2^40 e^(-q / 2^26)` (`mass`); ids with d >= 28 have none and never come.
 /// Top-k keeps the ids whose q is at most that of the k-th smallest; top-p then keeps those whose q is at most the
 /// smallest one that collects `top_p` of the mass. Ids that tie with the last one kept stay. The draw takes
 /// the first id at which the running mass exceeds `u` of the total, `u` the 24 upper bits of

@@ -1,8 +1,7 @@
 """Answers one question in PyTorch, in f32: `ask.py MODEL --image a.png --audio q.flac --prompt TEXT`.
 
-Prints the tokens and the text, and with `--logits FILE` writes the logits of every row of the prompt as .npy: what the
-engine is compared with.
-"""
+Prints the tokens and the text, and with `--logits FILE` writes the logits of every row of the prompt as .npy:
+what the engine is compared with."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +24,11 @@ def merged(model, template: Template, images: list[Path], audio: Path | None, pr
     if images:
         pixels = np.concatenate([tile(Image.open(f).convert("RGB"), size) for f in images])
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]
-        media.append(model.see((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std)[1].flatten(0, 1))
+        media.append(
+            model.see((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std)[1].flatten(
+                0, 1
+            )
+        )
         tiles = [-1 - i for i in range(len(media[0]))]
     if audio:
         samples, rate = need("soundfile").read(audio, dtype="float32", always_2d=True)
@@ -36,7 +39,9 @@ def merged(model, template: Template, images: list[Path], audio: Path | None, pr
         media.append(model.hear(fbank, torch.tensor([fbank.shape[1]]))[2][0, :rows])
         sound = [-1 - len(tiles) - i for i in range(rows)]
     ids = template.begin(bool(tiles)) + template.turn(prompt, tiles, sound)
-    return model.merge(torch.tensor([ids]), torch.cat(media) if media else torch.zeros(1, model.cfg["hidden_size"]))
+    return model.merge(
+        torch.tensor([ids]), torch.cat(media) if media else torch.zeros(1, model.cfg["hidden_size"])
+    )
 
 
 @torch.no_grad()
@@ -50,7 +55,9 @@ def generate(model, x: torch.Tensor, stop: set[int], most: int) -> list[int]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--image", type=Path, nargs="*", default=[])
     parser.add_argument("--audio", type=Path)

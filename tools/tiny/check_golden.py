@@ -1,5 +1,5 @@
-"""Compares model.py with reference outputs of synthetic models: `check_golden.py NAME.json ...`, each with its
-NAME.safetensors beside it. Weights and inputs are functions of (seed, name, index)."""
+"""Compares model.py with reference outputs of synthetic models: `check_golden.py NAME.json ...`, each with
+its NAME.safetensors beside it. Weights and inputs are functions of (seed, name, index)."""
 
 import json
 import sys
@@ -58,7 +58,9 @@ def check(path: Path) -> float:
     cfg, golden = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
     model, seed, worst = Vita(cfg).eval(), cfg["seed"], 0.0
     low = getattr(torch, cfg["dtype"])
-    model.load_state_dict({n: weight(seed, n, t.shape).to(low).float() for n, t in model.state_dict().items()})
+    model.load_state_dict(
+        {n: weight(seed, n, t.shape).to(low).float() for n, t in model.state_dict().items()}
+    )
 
     def compare(key: str, got: torch.Tensor):
         nonlocal worst
@@ -88,7 +90,9 @@ def check(path: Path) -> float:
             media.append(rows[0, :sound_rows])
             # The same sound as one of a padded batch.
             padded = torch.cat([fbank, torch.randn(1, 37, 80)], 1)
-            batch = model.hear(torch.cat([torch.randn_like(padded), padded]), torch.tensor([frames + 37, frames]))[2]
+            batch = model.hear(
+                torch.cat([torch.randn_like(padded), padded]), torch.tensor([frames + 37, frames])
+            )[2]
             padding = (batch[1, :sound_rows] - rows[0, :sound_rows]).norm() / rows.norm()
             worst = max(worst, padding.item())
         ids, row = [], 0
@@ -96,7 +100,9 @@ def check(path: Path) -> float:
             n = {-200: image_rows, -500: sound_rows}.get(i)
             ids += [i] if n is None else range(-1 - row, -1 - row - n, -1)
             row += n or 0
-        x = model.merge(torch.tensor([ids]), torch.cat(media) if media else torch.zeros(1, cfg["hidden_size"]))
+        x = model.merge(
+            torch.tensor([ids]), torch.cat(media) if media else torch.zeros(1, cfg["hidden_size"])
+        )
         compare(f"{name}.inputs_embeds", x[0])
         hidden = model.think(x)
         compare(f"{name}.lm.hidden_last", hidden[0, -1])

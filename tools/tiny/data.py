@@ -1,8 +1,7 @@
 """Batches of dialogues: pictures, sounds and text as the model gets them, made by worker processes.
 
-A batch holds few pictures and several dialogues about each, because the vision tower costs the most. Media stand in
-the sequence as negative ids, which `Vita.merge` turns into rows.
-"""
+A batch holds few pictures and several dialogues about each, because the vision tower costs the most. Media
+stand in the sequence as negative ids, which `Vita.merge` turns into rows."""
 
 import mmap
 import pickle
@@ -14,7 +13,7 @@ import numpy as np
 
 import questions
 from model import rows_of_sound
-from pictures import Scene, count_tiles, label_patches, make_scene, render, tile
+from pictures import Scene, label_patches, make_scene, render, tile
 from questions import Query
 from speech import RATE, Clips, frame_count
 from tokenizer import NOISE, SPOKEN, WRITTEN, Template, spoken_words
@@ -25,8 +24,8 @@ WAYS = ("written", "spoken", "noise", "no question")
 
 @dataclass(frozen=True)
 class Shape:
-    """How a batch is made up: pictures with a number of tiles in a range, dialogues about each, dialogues about two of
-    them, dialogues without a picture, and the rows of a sequence."""
+    """How a batch is made up: pictures with a number of tiles in a range, dialogues about each, dialogues
+    about two of them, dialogues without a picture, and the rows of a sequence."""
 
     pictures: int
     tiles: range
@@ -39,7 +38,9 @@ class Shape:
         def some(n: int) -> int:
             return max(1, round(n * by)) if n else 0
 
-        return Shape(some(self.pictures), self.tiles, self.each, some(self.pairs), some(self.blind), self.rows)
+        return Shape(
+            some(self.pictures), self.tiles, self.each, some(self.pairs), some(self.blind), self.rows
+        )
 
 
 FEW_TILES = Shape(pictures=128, tiles=range(1, 6), each=3, pairs=48, blind=80, rows=320)
@@ -96,10 +97,14 @@ class Generator:
         speed = 1.0 if self.held_out else rng.uniform(0.9, 1.12)
         lead, tail = (int(rng.random() ** 2 * strong * 0.7 * RATE) for _ in range(2))
         return Sound(
-            clip, speed, lead, max(lead + int((self.lengths[clip] - 2) / speed) + tail, 2400),
+            clip,
+            speed,
+            lead,
+            max(lead + int((self.lengths[clip] - 2) / speed) + tail, 2400),
             gain=10 ** (rng.uniform(-18, 4) * strong / 20),
             snr=99.0 if rng.random() < 0.35 else rng.uniform(20 if self.held_out else 8, 40),
-            colour=rng.uniform(0, 1.2), tilt=0.0 if self.held_out else rng.uniform(-5, 5),
+            colour=rng.uniform(0, 1.2),
+            tilt=0.0 if self.held_out else rng.uniform(-5, 5),
         )
 
     def voiced(self, rng: random.Random, query: Query, spoken: bool, pictures=()) -> Turn:
@@ -110,7 +115,12 @@ class Generator:
     def noise_turn(self, rng: random.Random, pictures=()) -> Turn:
         chatter = rng.random() < 0.6
         clip = rng.choice(self.chatter if chatter else self.noise)
-        return Turn(Query("other speech" if chatter else "noise", "", ""), "noise", list(pictures), self.sound(rng, clip))
+        return Turn(
+            Query("other speech" if chatter else "noise", "", ""),
+            "noise",
+            list(pictures),
+            self.sound(rng, clip),
+        )
 
     def about(self, rng: random.Random, scene: Scene, picture: int) -> list[Turn]:
         """A dialogue about one picture: up to five turns, some of which refer back."""
@@ -127,11 +137,15 @@ class Generator:
             else:
                 last = turns[-1].query if turns else None
                 again = questions.ask_again(rng, scene, last) if last and rng.random() < 0.5 else None
-                turns.append(self.voiced(rng, again or questions.ask(rng, scene), rng.random() < spoken, shown))
+                turns.append(
+                    self.voiced(rng, again or questions.ask(rng, scene), rng.random() < spoken, shown)
+                )
             shown = []
         return turns
 
-    def about_two(self, rng: random.Random, scenes: tuple[Scene, Scene], pictures: tuple[int, int]) -> list[Turn]:
+    def about_two(
+        self, rng: random.Random, scenes: tuple[Scene, Scene], pictures: tuple[int, int]
+    ) -> list[Turn]:
         spoken, shown, turns = rng.choice((0.1, 0.5, 0.9)), list(pictures), []
         for _ in range(rng.randint(1, 4)):
             turns.append(self.voiced(rng, questions.ask_two(rng, scenes), rng.random() < spoken, shown))
@@ -157,7 +171,9 @@ class Generator:
         if self.held_out:
             return [self.picture(rng, shape.tiles) for _ in range(shape.pictures)]
         pool = self.pool.setdefault(shape.tiles, [])
-        fresh = [self.picture(rng, shape.tiles) for _ in range(shape.pictures // 2 if pool else 2 * shape.pictures)]
+        fresh = [
+            self.picture(rng, shape.tiles) for _ in range(shape.pictures // 2 if pool else 2 * shape.pictures)
+        ]
         pool += fresh
         del pool[: max(0, len(pool) - 3 * shape.pictures)]
         return rng.sample(pool, shape.pictures)
@@ -182,12 +198,15 @@ class Generator:
         return self.collate(pictures, sounds, rows, per_tile)
 
     def lay_out(self, turns: list[Turn], first_tile, per_tile: int, limit: int, sounds: list[Sound]):
-        """Ids and answers of one dialogue, as many of its turns as fit. Rows of sounds are (sound, row) pairs as long
-        as nobody knows how many rows the tiles of the batch take."""
+        """Ids and answers of one dialogue, as many of its turns as fit. Rows of sounds are (sound, row) pairs
+        as long as nobody knows how many rows the tiles of the batch take."""
         t, ids, answers = self.template, [], []
         for turn in turns:
-            tiles = [-1 - row for p in turn.pictures
-                     for row in range(first_tile[p] * per_tile, first_tile[p + 1] * per_tile)]
+            tiles = [
+                -1 - row
+                for p in turn.pictures
+                for row in range(first_tile[p] * per_tile, first_tile[p + 1] * per_tile)
+            ]
             text = turn.query.text if turn.way == "written" else ""
             if turn.way == "written" and not self.held_out:
                 text = questions.typed(random.Random(len(ids) * 7919 + len(sounds)), text)
@@ -229,12 +248,18 @@ class Generator:
             "tiles": tiles,
             "shown": np.concatenate([p[2] for p in pictures]).astype(np.uint8),
             "centres": np.concatenate([p[3] for p in pictures]).astype(np.uint8),
-            "ids": out, "at": np.array(at, np.int32), "target": np.array(target, np.int32),
-            "owner": np.array(owner, np.int32), "kinds": kinds, "ways": np.array(ways, np.int8),
+            "ids": out,
+            "at": np.array(at, np.int32),
+            "target": np.array(target, np.int32),
+            "owner": np.array(owner, np.int32),
+            "kinds": kinds,
+            "ways": np.array(ways, np.int8),
             "clip": np.array([s.clip for s in sounds], np.int32),
             "lead": np.array([s.lead for s in sounds], np.int32),
             "length": np.array([s.length for s in sounds], np.int32),
-            "effects": np.array([(s.speed, s.gain, s.snr, s.colour, s.tilt) for s in sounds], np.float32).reshape(-1, 5),
+            "effects": np.array(
+                [(s.speed, s.gain, s.snr, s.colour, s.tilt) for s in sounds], np.float32
+            ).reshape(-1, 5),
             **ragged("words", [self.template.encode(h) if h else () for h in heard]),
             **ragged("letters", [[LETTERS[c] for c in h[1:] if c in LETTERS] for h in heard]),
             "sound_rows": sound_rows,
@@ -250,8 +275,8 @@ def ragged(name: str, lists) -> dict[str, np.ndarray]:
 
 
 class Loader:
-    """Batches of `seeds` in order, made by forked workers that hand over arrays in shared memory. Start it before
-    threads and before CUDA."""
+    """Batches of `seeds` in order, made by forked workers that hand over arrays in shared memory. Start it
+    before threads and before CUDA."""
 
     SLOTS = 3
 
@@ -265,8 +290,11 @@ class Loader:
             ready, free = context.Queue(), context.Queue()
             for slot in range(self.SLOTS):
                 free.put(slot)
-            p = context.Process(target=self._work, args=(make, seeds[w::workers], memory, slot_bytes, ready, free),
-                                daemon=True)
+            p = context.Process(
+                target=self._work,
+                args=(make, seeds[w::workers], memory, slot_bytes, ready, free),
+                daemon=True,
+            )
             p.start()
             self.lanes.append((p, memory, slot_bytes, ready, free))
 

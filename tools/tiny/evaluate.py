@@ -2,9 +2,8 @@
 
     evaluate.py CASES MODEL [--vivace target/release/vivace]
 
-CASES is a folder that cases.py wrote. Prints exact answers and marks by way of asking and by kind, and what was
-answered instead; `--out` writes all of it as JSON. Ends with 1 if a share is below `--least`.
-"""
+CASES is a folder that cases.py wrote. Prints exact answers and marks by way of asking and by kind, and what
+was answered instead; `--out` writes all of it as JSON. Ends with 1 if a share is below `--least`."""
 
 import argparse
 import json
@@ -33,29 +32,39 @@ def run_once(vivace: Path, model: Path, folder: Path, turn: dict, extra: list[st
     return answer["state"], answer["text"].strip()
 
 
-def run_dialogue(vivace: Path, model: Path, folder: Path, turns: list[dict], extra: list[str]) -> list[tuple[str, str]]:
+def run_dialogue(
+    vivace: Path, model: Path, folder: Path, turns: list[dict], extra: list[str]
+) -> list[tuple[str, str]]:
     """All turns through `chat`, which prints answers and no marks: the first turn's mark comes from `run`."""
     lines = []
     for turn in turns:
         lines += [f"/image {(folder / f).resolve()}" for f in turn["images"]]
         lines += [f"/audio {(folder / turn['audio']).resolve()}"] if turn["audio"] else []
         lines.append(turn["prompt"])
-    done = subprocess.run([str(vivace), "chat", "--model", str(model), *extra], input="\n".join(lines) + "\n",
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [str(vivace), "chat", "--model", str(model), *extra],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+    )
     texts = done.stdout.strip().split("\n")
     states = [run_once(vivace, model, folder, turns[0], extra)[0]] + [t["state"] for t in turns[1:]]
     return list(zip(states, texts + [""] * len(turns)))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cases", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--vivace", type=Path, default=Path("target/release/vivace"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="questions at a time")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--least", type=float, default=0.0, help="share of exact answers that has to be reached")
+    parser.add_argument(
+        "--least", type=float, default=0.0, help="share of exact answers that has to be reached"
+    )
     args = parser.parse_args()
     if not args.vivace.is_file():
         sys.exit(f"{args.vivace} is missing: cargo build --release, or name another with --vivace")
@@ -75,13 +84,18 @@ def main():
     for case, got in zip(cases, answers):
         for turn, (state, text) in zip(case["turns"], got):
             right = (state, text) == (turn["state"], turn["answer"])
-            for table, key, hit in ((ways, WAYS[turn["state"]], right), (marks, WAYS[turn["state"]], state == turn["state"]),
-                                    (kinds, turn["kind"], right)):
+            for table, key, hit in (
+                (ways, WAYS[turn["state"]], right),
+                (marks, WAYS[turn["state"]], state == turn["state"]),
+                (kinds, turn["kind"], right),
+            ):
                 table[key][0] += hit
                 table[key][1] += 1
             confused[f"{turn['state']} -> {state}"] += state != turn["state"]
             if not right:
-                wrong.append({"case": case["name"], "wanted": [turn["state"], turn["answer"]], "got": [state, text]})
+                wrong.append(
+                    {"case": case["name"], "wanted": [turn["state"], turn["answer"]], "got": [state, text]}
+                )
     for title, table in (("exact answers", ways), ("marks", marks), ("by kind", kinds)):
         print(title)
         for key, (right, of) in sorted(table.items()):
@@ -89,8 +103,13 @@ def main():
     for w in wrong:
         print(f"{w['case']}: wanted {w['wanted']}, got {w['got']}")
     if args.out:
-        args.out.write_text(json.dumps({"ways": ways, "marks": marks, "kinds": kinds, "marks confused": +confused,
-                                        "wrong": wrong}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps(
+                {"ways": ways, "marks": marks, "kinds": kinds, "marks confused": +confused, "wrong": wrong},
+                indent=1,
+            )
+            + "\n"
+        )
     sys.exit(min(right / of for right, of in ways.values()) < args.least)
 
 

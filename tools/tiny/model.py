@@ -1,8 +1,7 @@
 """VITA in PyTorch: InternViT, Whale and Qwen2 joined as in VITA-1.5.
 
-The modules are named as the checkpoint's tensors are, so `state_dict` is the checkpoint. Sounds of a batch are
-padded on the right and masked; without padding the result is that of one sound alone.
-"""
+The modules are named as the checkpoint's tensors are, so `state_dict` is the checkpoint. Sounds of a batch
+are padded on the right and masked; without padding the result is that of one sound alone."""
 
 import json
 import math
@@ -21,7 +20,8 @@ def frames_after_convs(frames):
 
 
 def rows_of_sound(frames):
-    """Rows of the language model for `frames` log-mel frames: the length of ones(frames)[2::2][2::2][0::2]."""
+    """Rows of the language model for `frames` log-mel frames: the length of
+    ones(frames)[2::2][2::2][0::2]."""
     for _ in range(2):
         frames = (frames - 1) // 2
     return (frames + 1) // 2
@@ -122,7 +122,8 @@ class VisionTower(nn.Module):
 
 
 def pixel_shuffle(hidden: Tensor) -> Tensor:
-    """Patches of one tile, class token first, to a quarter as many rows of four patches; halved before, as upstream."""
+    """Patches of one tile, class token first, to a quarter as many rows of four patches; halved before, as
+    upstream."""
     n, t, c = hidden.shape
     grid = math.isqrt(t - 1)
     x = (0.5 * hidden[:, 1:]).view(n, grid // 2, 2, grid // 2, 2, c)
@@ -274,8 +275,9 @@ class Whale(nn.Module):
         self.adpter = Adapter(cfg["hidden_size"], cfg.get("adapter_kernel_size", 5), out)
 
     def forward(self, fbank: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-mel frames `[n, T, 80]`, of which the first `frames[i]` are valid. Returns the convolutions' output,
-        the encoder's and the rows for the language model (the first `rows_of_sound(frames[i])` count)."""
+        """Log-mel frames `[n, T, 80]`, of which the first `frames[i]` are valid. Returns the convolutions'
+        output, the encoder's and the rows for the language model (the first `rows_of_sound(frames[i])`
+        count)."""
         sub = self.encoder.enc[0](self.encoder.global_cmvn(fbank))
         t = torch.arange(sub.shape[1], device=sub.device)
         valid = t < frames_after_convs(frames)[:, None]
@@ -366,7 +368,8 @@ class Vita(nn.Module):
             self.lm_head = nn.Linear(cfg["hidden_size"], cfg["vocab_size"], bias=False)
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised tiles `[n, 3, S, S]` to the tower's output and rows of the language model `[n, rows, C]`."""
+        """Normalised tiles `[n, 3, S, S]` to the tower's output and rows of the language model `[n, rows,
+        C]`."""
         hidden = self.model.vision_tower(pixels)
         return hidden, self.model.mm_projector(pixel_shuffle(hidden))
 
@@ -379,8 +382,8 @@ class Vita(nn.Module):
         return torch.where((ids < 0)[..., None], media.to(x.dtype)[(-1 - ids).clamp(min=0)], x)
 
     def think(self, x: Tensor) -> Tensor:
-        """Merged rows `[n, T, C]` to hidden states after the final norm. Padding goes on the right, where causality
-        keeps it out of what stands before."""
+        """Merged rows `[n, T, C]` to hidden states after the final norm. Padding goes on the right, where
+        causality keeps it out of what stands before."""
         d = self.model.layers[0].self_attn.d
         rate = self.cfg.get("rope_theta", 1e6) ** (-torch.arange(0, d, 2, device=x.device).float() / d)
         angle = torch.arange(x.shape[1], device=x.device).float()[:, None] * rate
@@ -412,8 +415,16 @@ def init_weights(model: Vita, seed: int) -> None:
         else:
             nn.init.normal_(p, std=p[0].numel() ** -0.5)
             depth = len(model.model.layers)
-            if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight",
-                              "linear_out.weight", "w_2.weight")):
+            if name.endswith(
+                (
+                    "o_proj.weight",
+                    "down_proj.weight",
+                    "attn.proj.weight",
+                    "fc2.weight",
+                    "linear_out.weight",
+                    "w_2.weight",
+                )
+            ):
                 p.data /= math.sqrt(2 * depth)
             elif name.endswith(("mm_projector.2.weight", "adpter.project.weight")):
                 p.data *= 0.1  # rows of media start as large as those of tokens
@@ -425,7 +436,9 @@ def save(model: Vita, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
+    tensors = {
+        name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()
+    }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.cfg, indent=2) + "\n")
     eos = {"eos_token_id": model.cfg["eos_token_id"]} if "eos_token_id" in model.cfg else {}

@@ -9,8 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {
-    "red": (214, 38, 38), "green": (38, 158, 62), "blue": (36, 84, 214), "yellow": (244, 214, 36),
-    "purple": (140, 52, 176), "orange": (244, 132, 28),
+    "red": (214, 38, 38),
+    "green": (38, 158, 62),
+    "blue": (36, 84, 214),
+    "yellow": (244, 214, 36),
+    "purple": (140, 52, 176),
+    "orange": (244, 132, 28),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 # Neutral, so that the colour of a shape is never that of the background.
@@ -53,7 +57,8 @@ def grids() -> list[tuple[int, int]]:
 
 
 def choose_grid(width: int, height: int, size: int) -> tuple[int, int]:
-    """The grid nearest in aspect ratio; of equally near ones a larger only if the picture fills half of it."""
+    """The grid nearest in aspect ratio; of equally near ones a larger only if the picture fills half of
+    it."""
     best, best_diff = (1, 1), math.inf
     for columns, rows in grids():
         diff = abs(width / height - columns / rows)
@@ -73,13 +78,15 @@ def tile(image: Image.Image, size: int) -> np.ndarray:
     pixels = np.asarray(image.resize((size * columns, size * rows), Image.Resampling.BICUBIC))
     tiles = pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     if len(tiles) > 1:
-        tiles = np.concatenate([tiles, np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))[None]])
+        tiles = np.concatenate(
+            [tiles, np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))[None]]
+        )
     return tiles
 
 
 def label_patches(scene: Scene, size: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the centre of each patch shows (0, or 1 + colour · shapes + shape), and how many centres of things lie in
-    each patch: `[tiles, patches]` both. The truth behind an auxiliary loss."""
+    """What the centre of each patch shows (0, or 1 + colour · shapes + shape), and how many centres of things
+    lie in each patch: `[tiles, patches]` both. The truth behind an auxiliary loss."""
     columns, rows = choose_grid(scene.width, scene.height, size)
     boxes = [(c / columns, r / rows, 1 / columns, 1 / rows) for r in range(rows) for c in range(columns)]
     if len(boxes) > 1:
@@ -102,19 +109,19 @@ def label_patches(scene: Scene, size: int, patch: int) -> tuple[np.ndarray, np.n
 
 
 def _size(rng: random.Random, size: int, tiles: range) -> tuple[int, int]:
-    """Any aspect ratio from 1:4 to 4:1 and any area, so long as it makes a number of tiles in the range. Squares,
-    the only single tiles, would be rare by chance."""
+    """Any aspect ratio from 1:4 to 4:1 and any area, so long as it makes a number of tiles in the range.
+    Squares, the only single tiles, would be rare by chance."""
     while True:
         aspect = rng.uniform(0.88, 1.16) if rng.random() < 0.4 else math.exp(rng.uniform(-1.42, 1.42))
         side = math.exp(rng.uniform(math.log(0.85), math.log(3))) * size
-        width, height = round(side * aspect ** 0.5), round(side / aspect ** 0.5)
+        width, height = round(side * aspect**0.5), round(side / aspect**0.5)
         if min(width, height) >= 80 and count_tiles(width, height, size) in tiles:
             return width, height
 
 
 def _arrange(rng: random.Random, n: int, width: int, height: int) -> list[tuple[float, float, float]]:
-    """Centres and radii, apart from each other; smaller when they find no room. Columns differ visibly, so that
-    "from left to right" is an order."""
+    """Centres and radii, apart from each other; smaller when they find no room. Columns differ visibly, so
+    that "from left to right" is an order."""
     short, largest = min(width, height), 0.24
     while True:
         for _ in range(20):
@@ -122,8 +129,10 @@ def _arrange(rng: random.Random, n: int, width: int, height: int) -> list[tuple[
             for _ in range(n):
                 r = rng.uniform(0.105, max(largest, 0.11)) * short
                 x, y = rng.uniform(r, width - r), rng.uniform(r, height - r)
-                if all(math.hypot(x - px, y - py) > 1.08 * (r + pr) and abs(x - px) > 0.07 * width
-                       for px, py, pr in placed):
+                if all(
+                    math.hypot(x - px, y - py) > 1.08 * (r + pr) and abs(x - px) > 0.07 * width
+                    for px, py, pr in placed
+                ):
                     placed.append((x, y, r))
             if len(placed) == n:
                 return sorted(placed)
@@ -131,8 +140,8 @@ def _arrange(rng: random.Random, n: int, width: int, height: int) -> list[tuple[
 
 
 def make_scene(rng: random.Random, size: int, tiles: range = range(1, 14), count: int | None = None) -> Scene:
-    """A random picture for tiles of `size` pixels. Some show few colours or few shapes: else nothing would ever be
-    there three times."""
+    """A random picture for tiles of `size` pixels. Some show few colours or few shapes: else nothing would
+    ever be there three times."""
     width, height = _size(rng, size, tiles)
     colours, shapes = list(COLOURS), list(SHAPES)
     if rng.random() < 0.3:
@@ -145,8 +154,15 @@ def make_scene(rng: random.Random, size: int, tiles: range = range(1, 14), count
         colour = rng.choice(colours)
         rgb = tuple(min(255, max(0, v + rng.randint(-14, 14))) for v in COLOURS[colour])
         things.append(Thing(colour, rng.choice(shapes), x / width, y / height, r, rng.uniform(-15, 15), rgb))
-    return Scene(width, height, background, rng.choice((0, 0, -24, 24)), rng.choice((0, 0, 3, 6, 10)),
-                 rng.getrandbits(32), tuple(things))
+    return Scene(
+        width,
+        height,
+        background,
+        rng.choice((0, 0, -24, 24)),
+        rng.choice((0, 0, 3, 6, 10)),
+        rng.getrandbits(32),
+        tuple(things),
+    )
 
 
 def _corners(shape: str) -> list[tuple[float, float]]:
@@ -156,15 +172,34 @@ def _corners(shape: str) -> list[tuple[float, float]]:
     if shape == "triangle":
         return [(math.sin(t), -math.cos(t)) for t in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
     if shape == "star":
-        return [((0.42 if i % 2 else 1) * math.sin(i * math.pi / 5), -(0.42 if i % 2 else 1) * math.cos(i * math.pi / 5))
-                for i in range(10)]
+        return [
+            (
+                (0.42 if i % 2 else 1) * math.sin(i * math.pi / 5),
+                -(0.42 if i % 2 else 1) * math.cos(i * math.pi / 5),
+            )
+            for i in range(10)
+        ]
     b = 0.32
-    return [(-b, -1), (b, -1), (b, -b), (1, -b), (1, b), (b, b), (b, 1), (-b, 1), (-b, b), (-1, b), (-1, -b), (-b, -b)]
+    return [
+        (-b, -1),
+        (b, -1),
+        (b, -b),
+        (1, -b),
+        (1, b),
+        (b, b),
+        (b, 1),
+        (-b, 1),
+        (-b, b),
+        (-1, b),
+        (-1, -b),
+        (-b, -b),
+    ]
 
 
 @lru_cache(maxsize=None)
 def _grain() -> np.ndarray:
-    """Unit noise for all pictures, each from another corner: drawing it anew would cost most of a picture's time."""
+    """Unit noise for all pictures, each from another corner: drawing it anew would cost most of a picture's
+    time."""
     return np.random.default_rng(0).standard_normal((1024, 1024, 3), np.float32)
 
 
@@ -178,7 +213,9 @@ def render(scene: Scene) -> Image.Image:
             draw.ellipse((x - 0.92 * r, y - 0.92 * r, x + 0.92 * r, y + 0.92 * r), t.rgb)
         else:
             c, s = math.cos(math.radians(t.turn)), math.sin(math.radians(t.turn))
-            draw.polygon([(x + r * (c * u - s * v), y + r * (s * u + c * v)) for u, v in _corners(t.shape)], t.rgb)
+            draw.polygon(
+                [(x + r * (c * u - s * v), y + r * (s * u + c * v)) for u, v in _corners(t.shape)], t.rgb
+            )
     canvas = canvas.reduce(k)
     if not scene.shade and not scene.noise:
         return canvas

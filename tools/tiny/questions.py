@@ -1,8 +1,7 @@
 """Questions about pictures, their true answers, small talk, and speech that is no question to the model.
 
-A question has a kind, which names how its answer is found and how scores are grouped. All texts of all questions can
-be listed (`inventory`), because each has to be spoken by many voices beforehand.
-"""
+A question has a kind, which names how its answer is found and how scores are grouped. All texts of all
+questions can be listed (`inventory`), because each has to be spoken by many voices beforehand."""
 
 import random
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # {c} a colour, {s} a shape, {p} its plural, {a} the noun with its article, {n} first or second.
 TEMPLATES = {
     "count": (
-        "How many shapes are there?", "How many shapes do you see?", "How many shapes are in the picture?",
+        "How many shapes are there?",
+        "How many shapes do you see?",
+        "How many shapes are in the picture?",
         "Count the shapes.",
     ),
     "count colour": ("How many {c} shapes are there?", "How many shapes are {c}?"),
@@ -30,7 +31,10 @@ TEMPLATES = {
     "exists colour": ("Is there anything {c}?",),
     "exists both": ("Is there {a}?", "Do you see {a}?"),
     "describe": (
-        "Describe the picture.", "What do you see?", "What is in the picture?", "What does the picture show?",
+        "Describe the picture.",
+        "What do you see?",
+        "What is in the picture?",
+        "What does the picture show?",
     ),
     "two more": ("Which picture has more shapes?", "Which picture shows more shapes?"),
     "two which": ("Which picture has {a}?", "Which picture shows {a}?"),
@@ -44,8 +48,18 @@ TEMPLATES = {
 
 # How often a kind is asked first, of one picture.
 WEIGHTS = {
-    "count": 3, "count colour": 2.5, "count shape": 2.5, "count both": 1.5, "colour": 4, "shape": 3, "where shape": 2,
-    "where colour": 2, "where both": 1.5, "exists shape": 1.5, "exists colour": 1.5, "exists both": 2.5,
+    "count": 3,
+    "count colour": 2.5,
+    "count shape": 2.5,
+    "count both": 1.5,
+    "colour": 4,
+    "shape": 3,
+    "where shape": 2,
+    "where colour": 2,
+    "where both": 1.5,
+    "exists shape": 1.5,
+    "exists colour": 1.5,
+    "exists both": 2.5,
     "describe": 4,
 }
 WEIGHTS_TWO = {"two more": 3, "two which": 3, "two count": 2, "two colour": 3}
@@ -53,7 +67,11 @@ WEIGHTS_TWO = {"two more": 3, "two which": 3, "two count": 2, "two colour": 3}
 NO_PICTURE = "I see no picture. Please show me one."
 TALK = {
     "Hello! Show me a picture and ask me about it.": ("Hello!", "Hi!", "Good morning!"),
-    "I am a tiny Vita. I look, I listen and I answer.": ("Who are you?", "What are you?", "What is your name?"),
+    "I am a tiny Vita. I look, I listen and I answer.": (
+        "Who are you?",
+        "What are you?",
+        "What is your name?",
+    ),
     "I count shapes and name their colours and places.": ("What can you do?", "Can you help me?"),
     "Very well, thank you.": ("How are you?",),
     "You are welcome.": ("Thank you.", "Thanks!"),
@@ -105,6 +123,7 @@ def inventory() -> list[str]:
 
 def place(thing: Thing) -> str | None:
     """One of nine places; none near a border between them, where people would disagree."""
+
     def third(x: float, names: tuple[str, str, str]) -> str | None:
         return None if min(abs(x - 1 / 3), abs(x - 2 / 3)) < 0.05 else names[int(3 * x)]
 
@@ -138,8 +157,13 @@ def answer(kind: str, scene: Scene, colour: str, shape: str) -> tuple[str, Thing
             colours = list(dict.fromkeys(t.colour for t in found))
             if n == 0:
                 return none, None
-            return (f"The {noun} is {colours[0]}.", it) if n == 1 else \
-                (f"The {nouns} are {listed(colours)}.", None) if n == 2 else None
+            return (
+                (f"The {noun} is {colours[0]}.", it)
+                if n == 1
+                else (f"The {nouns} are {listed(colours)}.", None)
+                if n == 2
+                else None
+            )
         case "shape":
             if n == 0:
                 return none, None
@@ -152,8 +176,11 @@ def answer(kind: str, scene: Scene, colour: str, shape: str) -> tuple[str, Thing
             if n == 0:
                 return "No, " + none[0].lower() + none[1:], None
             one = f"{found[0].colour} {found[0].shape}" if not shape else noun
-            return ("Yes, there is " + a(one) + ".", it) if n == 1 else \
-                (f"Yes, there are {NUMBERS[n]} {nouns}.", None)
+            return (
+                ("Yes, there is " + a(one) + ".", it)
+                if n == 1
+                else (f"Yes, there are {NUMBERS[n]} {nouns}.", None)
+            )
         case "describe":
             text = listed([a(f"{t.colour} {t.shape}") for t in scene.things])
             return text[0].upper() + text[1:] + ".", it
@@ -191,11 +218,21 @@ def ask_two(rng: random.Random, scenes: tuple[Scene, Scene], kind: str | None = 
         scene = scenes[which == "second"]
         if k == "two more":
             n, m = (len(s.things) for s in scenes)
-            return Query(k, text, "Both show as many." if n == m else f"The {'first' if n > m else 'second'} one.")
+            return Query(
+                k, text, "Both show as many." if n == m else f"The {'first' if n > m else 'second'} one."
+            )
         if k == "two which":
             first, second = (any(t.shape == shape for t in s.things) for s in scenes)
-            return Query(k, text, {(True, True): "Both of them.", (True, False): "The first one.",
-                                   (False, True): "The second one.", (False, False): "None of them."}[first, second])
+            return Query(
+                k,
+                text,
+                {
+                    (True, True): "Both of them.",
+                    (True, False): "The first one.",
+                    (False, True): "The second one.",
+                    (False, False): "None of them.",
+                }[first, second],
+            )
         if found := answer(k.split()[1], scene, "", shape):
             return Query(k, text, *found)
 
@@ -237,43 +274,157 @@ def typed(rng: random.Random, text: str) -> str:
     return text.rstrip("?.!") if rng.random() < 0.25 else text
 
 
-# Speech that is not for the model: statements, orders and questions about something else. Words of the task occur in
-# it, so that a single word never gives it away.
+# Speech that is not for the model: statements, orders and questions about something else. Words of the task
+# occur in it, so that a single word never gives it away.
 _NOUNS = (
-    "train", "garden", "kitchen", "teacher", "doctor", "window", "river", "bridge", "letter", "table", "market",
-    "brother", "sister", "music", "dinner", "weather", "office", "ticket", "bottle", "village", "camera", "engine",
-    "holiday", "meeting", "newspaper", "umbrella", "dog", "cat", "horse", "farmer", "captain", "neighbour", "car",
-    "house", "door", "coat", "dress", "bicycle", "apple", "flower", "boat", "lamp", "chair", "cup", "phone",
+    "train",
+    "garden",
+    "kitchen",
+    "teacher",
+    "doctor",
+    "window",
+    "river",
+    "bridge",
+    "letter",
+    "table",
+    "market",
+    "brother",
+    "sister",
+    "music",
+    "dinner",
+    "weather",
+    "office",
+    "ticket",
+    "bottle",
+    "village",
+    "camera",
+    "engine",
+    "holiday",
+    "meeting",
+    "newspaper",
+    "umbrella",
+    "dog",
+    "cat",
+    "horse",
+    "farmer",
+    "captain",
+    "neighbour",
+    "car",
+    "house",
+    "door",
+    "coat",
+    "dress",
+    "bicycle",
+    "apple",
+    "flower",
+    "boat",
+    "lamp",
+    "chair",
+    "cup",
+    "phone",
 )
 _VERBS = (
-    "saw", "found", "bought", "forgot", "painted", "carried", "opened", "broke", "cleaned", "followed", "liked",
-    "missed", "needed", "sold", "watched", "heard", "moved", "lost",
+    "saw",
+    "found",
+    "bought",
+    "forgot",
+    "painted",
+    "carried",
+    "opened",
+    "broke",
+    "cleaned",
+    "followed",
+    "liked",
+    "missed",
+    "needed",
+    "sold",
+    "watched",
+    "heard",
+    "moved",
+    "lost",
 )
 _WHEN = (
-    "yesterday", "in the morning", "last night", "on Monday", "after lunch", "before the storm", "at noon",
-    "every week", "in the summer", "two days ago", "on the way home", "at five o'clock", "again", "by mistake",
+    "yesterday",
+    "in the morning",
+    "last night",
+    "on Monday",
+    "after lunch",
+    "before the storm",
+    "at noon",
+    "every week",
+    "in the summer",
+    "two days ago",
+    "on the way home",
+    "at five o'clock",
+    "again",
+    "by mistake",
 )
-_ADJECTIVES = ("old", "new", "small", "quiet", "heavy", "broken", "pretty", "cold", "busy", "strange", *COLOURS)
+_ADJECTIVES = (
+    "old",
+    "new",
+    "small",
+    "quiet",
+    "heavy",
+    "broken",
+    "pretty",
+    "cold",
+    "busy",
+    "strange",
+    *COLOURS,
+)
 _WHO = ("I", "we", "they", "my father", "the boy", "our friends", "nobody", "the woman", "Peter", "Anna")
 _CHATTER = (
-    "The {adj} {noun} is in the {noun}.", "{who} {verb} the {noun} {when}.", "{who} {verb} the {adj} {noun}.",
-    "Please close the {noun} {when}.", "Could you bring me the {noun}?", "Where is the {noun}?",
-    "How much is the {adj} {noun}?", "How many {noun}s did you buy {when}?", "What colour is your {noun}?",
-    "Is there a {noun} in the {noun}?", "Do you see my {noun}?", "When does the {noun} leave?",
-    "Why did {who} sell the {noun}?", "The {noun} and the {noun} were {adj}.", "It was {adj} {when}.",
-    "Tell {who} to call the {noun}.", "There are three {noun}s near the {noun}.", "There is no {noun} {when}.",
-    "{who} drew a {shape} on the {noun}.", "The {colour} {shape} is mine.", "We walked around the {shape} {when}.",
-    "{who} wears a {colour} coat {when}.", "Turn left at the {noun}.", "That {noun} is {colour}.",
-    "One, two, three, four.", "I do not like the {adj} {noun}.", "Let us meet at the {noun} {when}.",
-    "And the {noun}?", "No, the {noun} is {adj}.", "Yes, {who} {verb} it {when}.", "Which {noun} is {adj}?",
-    "What is in the {noun}?", "Describe the {noun}.", "Thank the {noun} for the {noun}.", "Good {noun}.",
-    "The picture of the {noun} is {adj}.", "Count the {noun}s.", "Who {verb} the {noun}?",
+    "The {adj} {noun} is in the {noun}.",
+    "{who} {verb} the {noun} {when}.",
+    "{who} {verb} the {adj} {noun}.",
+    "Please close the {noun} {when}.",
+    "Could you bring me the {noun}?",
+    "Where is the {noun}?",
+    "How much is the {adj} {noun}?",
+    "How many {noun}s did you buy {when}?",
+    "What colour is your {noun}?",
+    "Is there a {noun} in the {noun}?",
+    "Do you see my {noun}?",
+    "When does the {noun} leave?",
+    "Why did {who} sell the {noun}?",
+    "The {noun} and the {noun} were {adj}.",
+    "It was {adj} {when}.",
+    "Tell {who} to call the {noun}.",
+    "There are three {noun}s near the {noun}.",
+    "There is no {noun} {when}.",
+    "{who} drew a {shape} on the {noun}.",
+    "The {colour} {shape} is mine.",
+    "We walked around the {shape} {when}.",
+    "{who} wears a {colour} coat {when}.",
+    "Turn left at the {noun}.",
+    "That {noun} is {colour}.",
+    "One, two, three, four.",
+    "I do not like the {adj} {noun}.",
+    "Let us meet at the {noun} {when}.",
+    "And the {noun}?",
+    "No, the {noun} is {adj}.",
+    "Yes, {who} {verb} it {when}.",
+    "Which {noun} is {adj}?",
+    "What is in the {noun}?",
+    "Describe the {noun}.",
+    "Thank the {noun} for the {noun}.",
+    "Good {noun}.",
+    "The picture of the {noun} is {adj}.",
+    "Count the {noun}s.",
+    "Who {verb} the {noun}?",
 )
 
 
 def chatter(rng: random.Random) -> str:
-    pools = {"noun": _NOUNS, "verb": _VERBS, "when": _WHEN, "adj": _ADJECTIVES, "who": _WHO, "shape": SHAPES,
-             "colour": tuple(COLOURS)}
+    pools = {
+        "noun": _NOUNS,
+        "verb": _VERBS,
+        "when": _WHEN,
+        "adj": _ADJECTIVES,
+        "who": _WHO,
+        "shape": SHAPES,
+        "colour": tuple(COLOURS),
+    }
     text = rng.choice(_CHATTER)
     for slot, words in pools.items():
         while f"{{{slot}}}" in text:

@@ -1,8 +1,8 @@
 """Sounds: what espeak-ng says, packed small; noises and tones; the filterbank that the encoder hears.
 
-`speech.py OUT` writes the pack: `speech-K.ogg` (Opus, 16 kHz, many clips one after another) and `speech.json`, which
-says what is said where. Voices and speeds of the held-out clips are none of those for training.
-"""
+`speech.py OUT` writes the pack: `speech-K.ogg` (Opus, 16 kHz, many clips one after another) and
+`speech.json`, which says what is said where. Voices and speeds of the held-out clips are none of those for
+training."""
 
 import argparse
 import io
@@ -20,10 +20,45 @@ import numpy as np
 import questions
 
 RATE = 16000
-ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
+ACCENTS = (
+    "en-gb",
+    "en-us",
+    "en-gb-scotland",
+    "en-gb-x-rp",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-029",
+    "en-us-nyc",
+)
 TRAIN_VOICES = (
-    "m1", "m2", "m4", "m5", "m6", "m7", "m8", "f1", "f3", "f4", "f5", "Andy", "linda", "steph", "travis", "belinda",
-    "benjamin", "boris", "caleb", "adam", "grandma", "grandpa", "paul", "Alicia", "Mike", "zac", "klatt", "klatt3",
+    "m1",
+    "m2",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "m8",
+    "f1",
+    "f3",
+    "f4",
+    "f5",
+    "Andy",
+    "linda",
+    "steph",
+    "travis",
+    "belinda",
+    "benjamin",
+    "boris",
+    "caleb",
+    "adam",
+    "grandma",
+    "grandpa",
+    "paul",
+    "Alicia",
+    "Mike",
+    "zac",
+    "klatt",
+    "klatt3",
 )
 HELD_OUT_VOICES = ("m3", "f2", "david", "shelby")
 TRAIN_SPEEDS = range(120, 200, 10)
@@ -61,8 +96,17 @@ def need(module: str):
 def say(text: str, voice: Voice) -> np.ndarray:
     """What espeak-ng makes of a text: f32 at 16 kHz, without the silence around it."""
     if not shutil.which("espeak-ng"):
-        sys.exit("espeak-ng is not installed: apt-get install espeak-ng (or https://github.com/espeak-ng/espeak-ng)")
-    args = ["-v", f"{voice.accent}+{voice.variant}", "-s", str(voice.speed), "-p", str(voice.pitch), "--stdout", text]
+        sys.exit("espeak-ng is not installed: apt-get install espeak-ng (or from its project page)")
+    args = [
+        "-v",
+        f"{voice.accent}+{voice.variant}",
+        "-s",
+        str(voice.speed),
+        "-p",
+        str(voice.pitch),
+        "--stdout",
+        text,
+    ]
     wav = subprocess.run(["espeak-ng", *args], check=True, capture_output=True).stdout
     samples = np.frombuffer(wav[44:], np.int16).astype(np.float32) / 32768
     # 22050 to 16000 Hz: the spectrum up to the new Nyquist.
@@ -90,8 +134,18 @@ def write_pack(out: Path, per_text: int, held_out_per_text: int, chatter: int) -
             voice = Voice.draw(rng, held_out)
             clip = say(text, voice)
             clip *= 0.5 / np.abs(clip).max()
-            index.append({"text": text, "question": asked, "held_out": held_out, "voice": f"{voice.accent}+{voice.variant}",
-                          "speed": voice.speed, "file": k // CLIPS_PER_FILE, "start": at, "length": len(clip)})
+            index.append(
+                {
+                    "text": text,
+                    "question": asked,
+                    "held_out": held_out,
+                    "voice": f"{voice.accent}+{voice.variant}",
+                    "speed": voice.speed,
+                    "file": k // CLIPS_PER_FILE,
+                    "start": at,
+                    "length": len(clip),
+                }
+            )
             parts += [clip, np.zeros(GAP, np.float32)]
             at += len(clip) + GAP
         name = out / f"speech-{k // CLIPS_PER_FILE}.ogg"
@@ -99,7 +153,10 @@ def write_pack(out: Path, per_text: int, held_out_per_text: int, chatter: int) -
             samples = np.concatenate(parts)
             for i in range(0, len(samples), RATE):
                 f.write(samples[i : i + RATE])
-        print(f"{min(k + CLIPS_PER_FILE, len(jobs))} of {len(jobs)} clips, {name.stat().st_size / 1e6:.1f} MB", flush=True)
+        print(
+            f"{min(k + CLIPS_PER_FILE, len(jobs))} of {len(jobs)} clips, {name.stat().st_size / 1e6:.1f} MB",
+            flush=True,
+        )
     (out / "speech.json").write_text(json.dumps(index))
 
 
@@ -133,7 +190,6 @@ class Clips:
             made = pool.map(noise, range(noises), chunksize=16)
             decoded = decoded.get()
         offset = np.cumsum([0] + [len(d) for d in decoded])
-        n = len(index)
         lengths = np.array([c["length"] for c in index] + [len(x) for x in made])
         tail = offset[-1] + np.cumsum([0] + [len(x) for x in made])[:-1]
         return Clips(
@@ -161,7 +217,9 @@ def noise(seed: int) -> np.ndarray:
             x *= 0.1 + np.sin(math.pi * rng.uniform(0.3, 4) * t + rng.uniform(0, 6)) ** 2
     elif kind == 3:  # hum
         base = rng.uniform(45, 220)
-        x = sum(rng.random() / k * np.sin(2 * math.pi * base * k * t + rng.uniform(0, 6)) for k in range(1, 9))
+        x = sum(
+            rng.random() / k * np.sin(2 * math.pi * base * k * t + rng.uniform(0, 6)) for k in range(1, 9)
+        )
         x = x + 0.05 * rng.standard_normal(n)
     elif kind == 4:  # clicks and knocks
         x = np.zeros(n)
@@ -176,7 +234,7 @@ def noise(seed: int) -> np.ndarray:
             s = np.arange(m) / RATE
             for step in rng.choice(scale, voices):
                 f = base * 2 ** (step / 12)
-                tone = sum(np.sin(2 * math.pi * f * k * s) * 0.6 ** k for k in range(1, 6))
+                tone = sum(np.sin(2 * math.pi * f * k * s) * 0.6**k for k in range(1, 6))
                 x[at : at + m] += tone * np.minimum(1, s * 60) * np.exp(-s * rng.uniform(0, 8))
             at += m
     else:  # a siren or a sweep
@@ -189,6 +247,7 @@ def noise(seed: int) -> np.ndarray:
 
 def mel_banks() -> np.ndarray:
     """80 triangles over 256 bins, equally wide on the mel scale from 20 Hz to Nyquist."""
+
     def mel(hz):
         return 1127 * np.log1p(np.asarray(hz, np.float64) / 700)
 
@@ -204,7 +263,8 @@ def frame_count(samples):
 
 
 class Filterbank:
-    """Kaldi's log-mel frames of `[n, samples]` (full scale -1..1) at 16 kHz, on any device: `[n, frames, 80]`."""
+    """Kaldi's log-mel frames of `[n, samples]` (full scale -1..1) at 16 kHz, on any device: `[n, frames,
+    80]`."""
 
     def __init__(self, device="cpu"):
         import torch
@@ -232,10 +292,14 @@ def ogg(samples: np.ndarray, form: str = "OGG", subtype: str = "VORBIS") -> byte
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-text", type=int, default=22, help="training clips of each question")
     parser.add_argument("--held-out-per-text", type=int, default=3)
-    parser.add_argument("--chatter", type=int, default=2000, help="sentences that are no question to the model")
+    parser.add_argument(
+        "--chatter", type=int, default=2000, help="sentences that are no question to the model"
+    )
     args = parser.parse_args()
     write_pack(args.out, args.per_text, args.held_out_per_text, args.chatter)

@@ -4,9 +4,8 @@
     train.py --pack PACK --out OUT --minutes 1          steps per second and memory
     train.py ... --resume                               goes on where a run was cut off
 
-The schedule follows the clock: the learning rate falls to 0 when the minutes are over, data preparation and evaluation
-included. Writes OUT/model (a checkpoint folder), OUT/curve.json and OUT/scores.json.
-"""
+The schedule follows the clock: the learning rate falls to 0 when the minutes are over, data preparation and
+evaluation included. Writes OUT/model (a checkpoint folder), OUT/curve.json and OUT/scores.json."""
 
 import argparse
 import json
@@ -84,8 +83,8 @@ WEIGHT_PATCHES, WEIGHT_WORDS, WEIGHT_LETTERS = 0.5, 0.3, 0.3
 
 
 class Helpers(nn.Module):
-    """Heads of the auxiliary losses, dropped after training. They tell the encoders early what is worth seeing and
-    hearing, long before the language model knows what to ask of them."""
+    """Heads of the auxiliary losses, dropped after training. They tell the encoders early what is worth
+    seeing and hearing, long before the language model knows what to ask of them."""
 
     def __init__(self, cfg: dict):
         super().__init__()
@@ -97,25 +96,29 @@ class Helpers(nn.Module):
         """What each patch shows, and whether it holds the centre of something."""
         y = self.patches(hidden[:, 1:]).float()
         weight = torch.where(shown > 0, 1.0, 0.2)
-        what = (F.cross_entropy(y[..., 1:].flatten(0, 1), shown.flatten().long(), reduction="none")
-                * weight.flatten()).sum() / weight.sum()
+        what = (
+            F.cross_entropy(y[..., 1:].flatten(0, 1), shown.flatten().long(), reduction="none")
+            * weight.flatten()
+        ).sum() / weight.sum()
         return what + F.binary_cross_entropy_with_logits(y[..., 0], centres.clamp(max=1).float())
 
     def speech_loss(self, vita: Vita, encoded: Tensor, rows: Tensor, b: dict[str, Tensor]) -> Tensor:
-        """Letters from the encoder's frames; words from the rows that the language model gets, by its own embedding:
-        a spoken word shall look to it like the written one."""
+        """Letters from the encoder's frames; words from the rows that the language model gets, by its own
+        embedding: a spoken word shall look to it like the written one."""
         some, frames, words_length, letters_length = b["voiced"]
         table = torch.cat([self.blank[None], vita.model.embed_tokens.weight])
         words = F.linear(F.rms_norm(rows[some].float(), rows.shape[-1:]), table).float()
         letters = self.letters(encoded[some]).float()
-        return (WEIGHT_WORDS * ctc(words, rows_of_sound(frames), 1 + b["words"][some], words_length)
-                + WEIGHT_LETTERS * ctc(letters, frames_after_convs(frames), b["letters"][some], letters_length))
+        return WEIGHT_WORDS * ctc(
+            words, rows_of_sound(frames), 1 + b["words"][some], words_length
+        ) + WEIGHT_LETTERS * ctc(letters, frames_after_convs(frames), b["letters"][some], letters_length)
 
 
 def ctc(scores: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
     """Lengths lie on the host, where the loss wants them."""
-    return F.ctc_loss(scores.log_softmax(-1).transpose(0, 1), target.long(), lengths, target_lengths,
-                      zero_infinity=True)
+    return F.ctc_loss(
+        scores.log_softmax(-1).transpose(0, 1), target.long(), lengths, target_lengths, zero_infinity=True
+    )
 
 
 class Ears:
@@ -142,7 +145,7 @@ class Ears:
 
         f = torch.fft.rfftfreq(most, 1 / RATE, device=x.device).clamp(min=50)
         x = torch.fft.irfft(torch.fft.rfft(x) * 10 ** (tilt * (f / 1000).log10() / 20), most)
-        hiss = torch.fft.irfft(torch.fft.rfft(torch.randn_like(x)) * f ** -colour, most)
+        hiss = torch.fft.irfft(torch.fft.rfft(torch.randn_like(x)) * f**-colour, most)
         hiss = hiss / hiss.square().mean(1, keepdim=True).sqrt()
         x = gain * (x + hiss * (rms + 1e-4) * 10 ** (-snr / 20) * (snr < 90))
         fbank = self.filterbank(x.clamp(-1, 1))
@@ -188,8 +191,10 @@ def to_device(arrays: dict, device: torch.device) -> dict:
     b["frames"] = (b["length"] - 400) // 160 + 1
     # The sounds that say something, and on the host how long they are and how long what they say.
     some = np.flatnonzero(arrays["words_length"])
-    host = (torch.from_numpy(x[some].astype(np.int64)) for x in (
-        (arrays["length"] - 400) // 160 + 1, arrays["words_length"], arrays["letters_length"]))
+    host = (
+        torch.from_numpy(x[some].astype(np.int64))
+        for x in ((arrays["length"] - 400) // 160 + 1, arrays["words_length"], arrays["letters_length"])
+    )
     b["voiced"] = (torch.from_numpy(some).to(device), *host)
     # Few different lengths: each costs a plan for the Fourier transform.
     b["most_samples"] = -(-int(arrays["length"].max(initial=2400)) // 8000) * 8000
@@ -212,10 +217,15 @@ class Trainer:
         others = [p for p in self.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-            lr=PEAK_RATE, betas=(0.9, 0.98), fused=device.type == "cuda")
+            lr=PEAK_RATE,
+            betas=(0.9, 0.98),
+            fused=device.type == "cuda",
+        )
         self.ema = deepcopy(self.vita).requires_grad_(False)
         self.step = 0
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=device).view(2, 1, 3, 1, 1)
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=device).view(
+            2, 1, 3, 1, 1
+        )
         self.normalise = lambda tiles: (tiles.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
     def parameters(self) -> list[nn.Parameter]:
@@ -244,7 +254,12 @@ class Trainer:
         return F.cross_entropy(logits, target, reduction="none"), patch, speech, logits.argmax(-1) == target
 
     def train_step(self, b: dict, progress: float) -> dict[str, Tensor]:
-        rate = PEAK_RATE * min(1, (self.step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+        rate = (
+            PEAK_RATE
+            * min(1, (self.step + 1) / WARMUP_STEPS)
+            * 0.5
+            * (1 + math.cos(math.pi * min(progress, 1)))
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         answer, patch, speech, right = self.losses(b)
@@ -257,12 +272,21 @@ class Trainer:
         keep = min(EMA, self.step / (self.step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.vita.parameters()), 1 - keep)
-        return {"answer": answer.detach().mean(), "patch": patch.detach(), "speech": speech.detach(),
-                "exact": exact(right, b).float().mean()}
+        return {
+            "answer": answer.detach().mean(),
+            "patch": patch.detach(),
+            "speech": speech.detach(),
+            "exact": exact(right, b).float().mean(),
+        }
 
     def state(self) -> dict:
-        return {"vita": self.vita.state_dict(), "helpers": self.helpers.state_dict(), "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "step": self.step}
+        return {
+            "vita": self.vita.state_dict(),
+            "helpers": self.helpers.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
 
     def load_state(self, state: dict):
         for name in ("vita", "helpers", "ema", "optimizer"):
@@ -271,8 +295,8 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: list[dict]) -> dict:
-        """Exact answers to held-out questions with the averaged weights as they are stored, in f32. Given the true
-        beginning, an answer whose every token comes first is the one that greedy decoding gives."""
+        """Exact answers to held-out questions with the averaged weights as they are stored, in f32. Given the
+        true beginning, an answer whose every token comes first is the one that greedy decoding gives."""
         stored = deepcopy(self.ema).eval()
         for p in stored.parameters():
             p.copy_(p.bfloat16().float())
@@ -285,18 +309,27 @@ class Trainer:
             y = stored.think(stored.merge(b["ids"], media)).flatten(0, 1)[b["at"]]
             right = stored.logits(y).argmax(-1) == b["target"]
             marks = right[torch.cat([b["owner"][:1] == 0, b["owner"][1:] != b["owner"][:-1]])]
-            for ok, mark, kind, way in zip(exact(right, b).tolist(), marks.tolist(), b["kinds"], b["ways"].tolist()):
-                for group, name, hit in (("way", WAYS[way], ok), ("mark", WAYS[way], mark),
-                                         (f"kind, {WAYS[way]}", kind, ok)):
+            for ok, mark, kind, way in zip(
+                exact(right, b).tolist(), marks.tolist(), b["kinds"], b["ways"].tolist()
+            ):
+                for group, name, hit in (
+                    ("way", WAYS[way], ok),
+                    ("mark", WAYS[way], mark),
+                    (f"kind, {WAYS[way]}", kind, ok),
+                ):
                     tally[group][name][0] += hit
                     tally[group][name][1] += 1
-        return {g: {n: {"right": r, "of": of, "share": round(r / of, 4)} for n, (r, of) in sorted(names.items())}
-                for g, names in sorted(tally.items())}
+        return {
+            g: {n: {"right": r, "of": of, "share": round(r / of, 4)} for n, (r, of) in sorted(names.items())}
+            for g, names in sorted(tally.items())
+        }
 
 
 def exact(right: Tensor, b: dict) -> Tensor:
     """Whether all tokens of each answer are right."""
-    wrong = torch.zeros(len(b["kinds"]), device=right.device).index_add_(0, b["owner"].long(), (~right).float())
+    wrong = torch.zeros(len(b["kinds"]), device=right.device).index_add_(
+        0, b["owner"].long(), (~right).float()
+    )
     return wrong == 0
 
 
@@ -319,14 +352,26 @@ def export(trainer: Trainer, pack: Path, out: Path) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, required=True, help="folder that speech.py and tokenizer.py wrote")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pack", type=Path, required=True, help="folder that speech.py and tokenizer.py wrote"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--resume", action="store_true", help="go on with the steps and the schedule of --state")
-    parser.add_argument("--state", type=Path, help="where to keep what --resume needs, 125 MB [default: OUT/state.pt]")
-    parser.add_argument("--compile", action="store_true", help="compile the vision tower and the language model")
-    parser.add_argument("--scale", type=float, default=1, help="size of batches; 1 is for a GPU of 80 GB or more")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the steps and the schedule of --state"
+    )
+    parser.add_argument(
+        "--state", type=Path, help="where to keep what --resume needs, 125 MB [default: OUT/state.pt]"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the vision tower and the language model"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1, help="size of batches; 1 is for a GPU of 80 GB or more"
+    )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--noises", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many")
@@ -347,7 +392,7 @@ def main():
     template = Template(args.pack / "tokenizer.json")
     cfg = CONFIG | {"eos_token_id": [template.im_end, template.pad]}
     vision = cfg["vision_config"]
-    clips = Clips.read(args.pack, args.noises, args.workers)
+    clips = Clips.read(args.pack, args.noises, args.workers + 2)
     say(f"{len(clips.text)} sounds, {clips.length.sum() / RATE / 3600:.1f} hours")
     shapes = [s.scaled(args.scale) for s in (FEW_TILES, MANY_TILES)]
     room = slot_bytes(shapes, vision["image_size"])
@@ -402,9 +447,12 @@ def main():
             seconds = time.monotonic() - noted
             curve.append({"step": trainer.step, "seconds": round(elapsed, 1), **means})
             memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0
-            say(f"step {trainer.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items())
+            say(
+                f"step {trainer.step}: "
+                + ", ".join(f"{k} {v:.3f}" for k, v in means.items())
                 + f"; {count / seconds:.2f} steps/s, {answers / seconds:.0f} answers/s, "
-                  f"waited {waited / seconds:.0%} for data, {memory:.1f} GiB")
+                f"waited {waited / seconds:.0%} for data, {memory:.1f} GiB"
+            )
             sums, count, answers, waited, noted = {}, 0, 0, 0.0, time.monotonic()
         if time.monotonic() - saved > SAVE_SECONDS:
             keep()

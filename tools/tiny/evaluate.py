@@ -16,40 +16,28 @@ from pathlib import Path
 WAYS = {"text": "written", "audio": "spoken", "noise": "noise"}
 
 
-def run_once(vivace: Path, model: Path, folder: Path, turn: dict, extra: list[str]) -> tuple[str, str]:
-    """State and text of the answer to one question."""
-    args = [str(vivace), "run", "--model", str(model), "--json", *extra]
-    if turn["images"]:
-        args += ["--image", *(str(folder / f) for f in turn["images"])]
-    if turn["audio"]:
-        args += ["--audio", str(folder / turn["audio"])]
-    if turn["prompt"]:
-        args += ["--prompt", turn["prompt"]]
-    done = subprocess.run(args, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(args)}\n{done.stderr}")
-    answer = json.loads(done.stdout)
-    return answer["state"], answer["text"].strip()
-
-
-def run_dialogue(
-    vivace: Path, model: Path, folder: Path, turns: list[dict], extra: list[str]
-) -> list[tuple[str, str]]:
-    """All turns through `chat`, which prints answers and no marks: the first turn's mark comes from `run`."""
+def ask(vivace: Path, model: Path, device: str, folder: Path, cases: list[dict]) -> list[list[tuple[str, str]]]:
+    """State and text of every turn of every case, by one process."""
     lines = []
-    for turn in turns:
+    for turn in (turn for case in cases for turn in [*case["turns"], None]):
+        if turn is None:
+            lines.append("/reset")
+            continue
         lines += [f"/image {(folder / f).resolve()}" for f in turn["images"]]
         lines += [f"/audio {(folder / turn['audio']).resolve()}"] if turn["audio"] else []
         lines.append(turn["prompt"])
     done = subprocess.run(
-        [str(vivace), "chat", "--model", str(model), *extra],
+        [str(vivace), "chat", "--json", "--model", str(model), "--device", device],
         input="\n".join(lines) + "\n",
         capture_output=True,
         text=True,
     )
-    texts = done.stdout.strip().split("\n")
-    states = [run_once(vivace, model, folder, turns[0], extra)[0]] + [t["state"] for t in turns[1:]]
-    return list(zip(states, texts + [""] * len(turns)))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = next((a["error"] for a in answers if "error" in a), done.stderr if done.returncode else None)
+    if failed:
+        sys.exit(f"{vivace}: {failed}")
+    said = iter((a["state"], a["text"].strip()) for a in answers)
+    return [[next(said) for _ in case["turns"]] for case in cases]
 
 
 def main():
@@ -60,7 +48,7 @@ def main():
     parser.add_argument("model", type=Path)
     parser.add_argument("--vivace", type=Path, default=Path("target/release/vivace"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="questions at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--least", type=float, default=0.0, help="share of exact answers that has to be reached"
@@ -69,20 +57,15 @@ def main():
     if not args.vivace.is_file():
         sys.exit(f"{args.vivace} is missing: cargo build --release, or name another with --vivace")
 
-    extra = ["--device", args.device]
     cases = json.loads((args.cases / "cases.json").read_text())
-
-    def ask(case: dict) -> list[tuple[str, str]]:
-        if len(case["turns"]) > 1:
-            return run_dialogue(args.vivace, args.model, args.cases, case["turns"], extra)
-        return [run_once(args.vivace, args.model, args.cases, case["turns"][0], extra)]
-
+    parts = [cases[i :: args.jobs] for i in range(args.jobs)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        answers = list(pool.map(ask, cases))
+        asked = pool.map(lambda part: ask(args.vivace, args.model, args.device, args.cases, part), parts)
+        answers = {case["name"]: got for part, gots in zip(parts, asked) for case, got in zip(part, gots)}
     ways, kinds, marks = (defaultdict(lambda: [0, 0]) for _ in range(3))
     confused, wrong = Counter(), []
-    for case, got in zip(cases, answers):
-        for turn, (state, text) in zip(case["turns"], got):
+    for case in cases:
+        for turn, (state, text) in zip(case["turns"], answers[case["name"]]):
             right = (state, text) == (turn["state"], turn["answer"])
             for table, key, hit in (
                 (ways, WAYS[turn["state"]], right),

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares model.py with reference outputs of synthetic models, in f32: `check.py NAME.json ...`, each with its
-NAME.safetensors beside it. Prompts run as a prefill, greedy tokens as steps over the static cache."""
+"""Compares model.py with reference outputs of synthetic models, in f32: `check.py NAME.json ...`, each with
+its NAME.safetensors beside it. Prompts run as a prefill, greedy tokens as steps over the static cache."""
 
 import argparse
 import json

@@ -34,7 +34,8 @@ class OutOfTime(Exception):
 
 class Clock:
     """Seconds that a section may take. What has begun when they are over is broken off at the next Python
-    instruction, and the rest of the section is left out."""
+    instruction, and the rest of the section is left out. Compilers turn any exception into one of theirs,
+    which would be taken for a failure like others: so the alarm rings again."""
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds
@@ -51,7 +52,7 @@ class Clock:
             raise OutOfTime("the time limit came")
 
         before = signal.signal(signal.SIGALRM, over)
-        signal.setitimer(signal.ITIMER_REAL, self.left())
+        signal.setitimer(signal.ITIMER_REAL, self.left(), 5.0)
         try:
             yield
         finally:
@@ -78,7 +79,9 @@ def spread(times_us: list[float], nodes: int = 1) -> dict:
     }
 
 
-def timed(run: Callable[[], object], device: torch.device, warmup: int = WARMUP, repeats: int = REPEATS) -> list[float]:
+def timed(
+    run: Callable[[], object], device: torch.device, warmup: int = WARMUP, repeats: int = REPEATS
+) -> list[float]:
     """Microseconds of each run: device time between events, with no wait for the host in between."""
     if device.type == "cpu":
         times = []
@@ -108,7 +111,7 @@ def captured(run: Callable[[], object], warmup: int = 2) -> tuple[Callable[[], N
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         out = run()
     return graph.replay, out
 

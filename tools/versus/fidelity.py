@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Is the engine as near to the truth as PyTorch is? The full-size synthetic model, both against PyTorch in f32.
+"""Is the engine as near to the truth as PyTorch is? Both against PyTorch in f32, at full size.
 
     fidelity.py --vivace target/release/vivace --json fidelity.json
 
-PyTorch runs a prompt with pictures and sound and a written one in f32, and every step of the greedy answers that
-follow; then the same in bf16, led by the f32 tokens. What f32 gave is written as a golden file, which
+PyTorch runs a prompt with pictures and sound and a written one in f32, and every step of the greedy answers
+that follow; then the same in bf16, led by the f32 tokens. What f32 gave is written as a golden file, which
 `vivace verify` compares itself with. An error may be 1.1 times that of PyTorch's bf16."""
 
 import argparse
@@ -30,8 +30,8 @@ JUDGED = ("vision.projected", "audio.embeds", "lm.logits_tail", "lm.logits_force
 
 
 class Run:
-    """One case in one type. `tensors` has the keys of a golden file, and `lm.logits_forced` `[steps, vocabulary]`:
-    the logits that chose each token."""
+    """One case in one type. `tensors` has the keys of a golden file, and `lm.logits_forced` `[steps,
+    vocabulary]`: the logits that chose each token."""
 
     def __init__(self, model: Vita, case: dict, dtype: torch.dtype, led_by: Tensor | None = None):
         seed, name, device = model.cfg.get("seed", 0), case["name"], model.device
@@ -43,7 +43,11 @@ class Run:
             shape = (case["images"], 3, model.tile, model.tile)
             pixels = synth.noise(seed, f"{name}.pixel_values", shape, 0, 1, device=device)
             hidden, features, rows = model.see(pixels.to(dtype))
-            found |= {"vision.last_hidden_state": hidden, "vision.features": features, "vision.projected": rows}
+            found |= {
+                "vision.last_hidden_state": hidden,
+                "vision.features": features,
+                "vision.projected": rows,
+            }
             per_tile = rows.shape[1]
             media.append(rows.flatten(0, 1))
         if case["audio_frames"]:
@@ -131,12 +135,15 @@ def pooled(errors: list[float | None], norms: list[float]) -> float | None:
 
 def verify(flags: argparse.Namespace, config: Path, golden: Path) -> dict:
     """What `vivace verify` says; any error is allowed there, because it is judged here."""
-    command = [flags.vivace, "verify", config, golden, "--device", flags.vivace_device, "--max-rel", "1e30", "--json"]
+    command = [flags.vivace, "verify", config, golden, "--device", flags.vivace_device]
+    command += ["--max-rel", "1e30", "--json"]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=flags.limit)
     try:
         return json.loads(done.stdout)
     except ValueError:
-        raise RuntimeError(f"vivace verify: exit code {done.returncode}: {done.stderr.strip()[-600:]}") from None
+        raise RuntimeError(
+            f"vivace verify: exit code {done.returncode}: {done.stderr.strip()[-600:]}"
+        ) from None
 
 
 @torch.no_grad()
@@ -146,14 +153,20 @@ def main() -> None:
     flags.add_argument("--config", type=Path, default=ROOT / "examples/vita-1.5.json")
     flags.add_argument("--device", default="cuda")
     flags.add_argument("--vivace-device", default=None, help="default: cuda:0, or cpu with --device cpu")
-    flags.add_argument("--out", type=Path, help="folder for config and golden file, kept; default: a passing one")
+    flags.add_argument(
+        "--out", type=Path, help="folder for config and golden file, kept; default: a passing one"
+    )
     flags.add_argument("--json", type=Path, help="write the errors to this file")
     flags.add_argument("--steps", type=int, default=64, help="teacher-forced steps")
-    flags.add_argument("--stride", type=int, default=8, help="of the written prompt's steps every which is compared")
+    flags.add_argument(
+        "--stride", type=int, default=8, help="compare every STRIDE-th step of the written prompt"
+    )
     flags.add_argument("--prompt", type=int, default=128, help="text tokens of either prompt")
     flags.add_argument("--tiles", type=int, default=2)
     flags.add_argument("--frames", type=int, default=1000)
-    flags.add_argument("--attention", default="auto", choices=["auto", "cudnn", "flash", "math"], help="for bf16")
+    flags.add_argument(
+        "--attention", default="auto", choices=["auto", "cudnn", "flash", "math"], help="for bf16"
+    )
     flags.add_argument("--limit", type=float, default=150, help="seconds for vivace verify")
     flags = flags.parse_args()
     flags.vivace_device = flags.vivace_device or ("cpu" if flags.device == "cpu" else "cuda:0")
@@ -221,7 +234,12 @@ def main() -> None:
         if "logits_forced." in key:
             continue
         ours, theirs = engine.get(key), pytorch[key]
-        row = {"name": key, "pytorch": theirs, "vivace": ours, "ratio": ours / theirs if ours and theirs else None}
+        row = {
+            "name": key,
+            "pytorch": theirs,
+            "vivace": ours,
+            "ratio": ours / theirs if ours and theirs else None,
+        }
         judged = key.split(".", 1)[1] in JUDGED
         if judged and key in engine:
             row["pass"] = ours is not None and ours <= ALLOWED * theirs
@@ -229,7 +247,10 @@ def main() -> None:
         rows.append(row)
     cells = [
         [r["name"], f"{r['pytorch']:.3e}", "-" if r["vivace"] is None else f"{r['vivace']:.3e}"]
-        + ["-" if r["ratio"] is None else f"{r['ratio']:.2f}", {True: "ok", False: "FAIL"}.get(r.get("pass"), "")]
+        + [
+            "-" if r["ratio"] is None else f"{r['ratio']:.2f}",
+            {True: "ok", False: "FAIL"}.get(r.get("pass"), ""),
+        ]
         for r in rows
     ]
     print(table(["error against f32", f"PyTorch {cfg['dtype']}", "vivace", "ratio", ""], cells))

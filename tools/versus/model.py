@@ -1,9 +1,9 @@
-"""VITA-1.5 in PyTorch, written for speed: fused qkv and gate/up weights, a static KV cache, grouped-query attention
-by SDPA, and no shape, address or position that a CUDA graph could not keep.
+"""VITA-1.5 in PyTorch, written for speed: fused qkv and gate/up weights, a static KV cache, grouped-query
+attention by SDPA, and no shape, address or position that a CUDA graph could not keep.
 
-Weights are held once, in the checkpoint's type. Every function computes in the type of its input and casts weights
-to it as it goes: rows in f32 give the f32 reference, rows in bf16 what PyTorch makes of the model. Layers are
-functions over named tuples of weights, so one compiled layer serves all layers of its kind."""
+Weights are held once, in the checkpoint's type. Every function computes in the type of its input and casts
+weights to it as it goes: rows in f32 give the f32 reference, rows in bf16 what PyTorch makes of the model.
+Layers are functions over named tuples of weights, so one compiled layer serves all layers of its kind."""
 
 import math
 from contextlib import contextmanager
@@ -87,10 +87,10 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def text_layer(x, h, w, next_norm, k_cache, v_cache, cos, sin, at, kv_len, sizes, packed):
-    """`x` `[B, T, C]` is the residual stream, `h` the same after this layer's first norm; returns both for the next.
-    One row attends to `kv_len` rows of the cache, several to themselves. `packed` hands the query heads of a kv
-    head to SDPA as rows, which is the same for one row and spares the kernel the grouping."""
-    (n, t, c), (heads, kv_heads, d, eps) = x.shape, sizes
+    """`x` `[B, T, C]` is the residual stream, `h` the same after this layer's first norm; returns both for
+    the next. One row attends to `kv_len` rows of the cache, several to themselves. `packed` hands the query
+    heads of a kv head to SDPA as rows, which is the same for one row and spares the kernel the grouping."""
+    (n, t, _), (heads, kv_heads, d, eps) = x.shape, sizes
     qkv = linear(h, w.qkv, w.qkv_bias).view(n, t, heads + 2 * kv_heads, d)
     qk = rotated(qkv[:, :, : heads + kv_heads], cos, sin)
     q, k = qk[:, :, :heads].transpose(1, 2), qk[:, :, heads:].transpose(1, 2)
@@ -125,7 +125,8 @@ def vision_layer(x, w, heads, eps):
 
 def whale_layer(x, w, p, p_bias, hidden, heads):
     """Scores (q + u)·k + (q + v)·p = q·(k + p) + (u·k + v·p): plain attention over k + p with a bias per key.
-    `p` `[T, C]` and `p_bias` = v·p `[heads, T]` depend on the weights alone; `hidden` is 0 or -inf, if anything."""
+    `p` `[T, C]` and `p_bias` = v·p `[heads, T]` depend on the weights alone; `hidden` is 0 or -inf, if
+    anything."""
     n, t, c = x.shape
     d = c // heads
     qkv = linear(layer_norm(x, w.norm1, w.norm1_bias, 1e-5), w.qkv, w.qkv_bias)
@@ -161,7 +162,8 @@ class Layers:
 
 @contextmanager
 def attention_by(name: str):
-    """SDPA with the one backend `name` (cudnn, flash, efficient, math); `auto` leaves the choice to PyTorch."""
+    """SDPA with the one backend `name` (cudnn, flash, efficient, math); `auto` leaves the choice to
+    PyTorch."""
     if name == "auto":
         yield
         return
@@ -203,7 +205,8 @@ def rows_of_sound(frames: int) -> int:
 
 class Vita:
     def __init__(self, cfg: dict, device="cpu", weight: Callable[[str, tuple], Tensor] | None = None):
-        """`weight` gives a tensor by its name in the checkpoint and its shape; by default it is synthesised."""
+        """`weight` gives a tensor by its name in the checkpoint and its shape; by default it is
+        synthesised."""
         self.cfg, self.device = cfg, torch.device(device)
         self.dtype = getattr(torch, cfg["dtype"])
         if weight is None:
@@ -334,7 +337,9 @@ class Vita:
                 *(get("feed_forward.w_2.weight", c, f), get("feed_forward.w_2.bias", c)),
             )
             self.whale_layers.append(layer)
-            self.whale_pos.append((get("self_attn.linear_pos.weight", c, c), get("self_attn.pos_bias_v", h, c // h)))
+            self.whale_pos.append(
+                (get("self_attn.linear_pos.weight", c, c), get("self_attn.pos_bias_v", h, c // h))
+            )
         self.after_norm = (self.get(f"{at}after_norm.weight", c), self.get(f"{at}after_norm.bias", c))
         at = "model.audio_encoder.adpter."
         taps_weight = self.get(f"{at}conv1d2.weight", 2 * c, c, taps)
@@ -360,7 +365,8 @@ class Vita:
         return self.position_tables[key]
 
     def whale_tables(self, t: int, dtype: torch.dtype) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-        """For each layer linear_pos(pe) `[t, C]` and v·linear_pos(pe) `[heads, t]`; and the mask, 0 or -inf."""
+        """For each layer linear_pos(pe) `[t, C]` and v·linear_pos(pe) `[heads, t]`; and the mask, 0 or
+        -inf."""
         key = ("whale", t, dtype)
         if key not in self.position_tables:
             c, cfg = self.whale_in[0].shape[0], self.cfg["audio_config"]
@@ -385,7 +391,8 @@ class Vita:
     # Steps.
 
     def see(self, pixels: Tensor, layers: Layers = Layers()) -> tuple[Tensor, Tensor, Tensor]:
-        """Tiles `[n, 3, S, S]` to the last layer's output, its pixel shuffle, and rows of the language model."""
+        """Tiles `[n, 3, S, S]` to the last layer's output, its pixel shuffle, and rows of the language
+        model."""
         n, p, grid = len(pixels), self.patch, self.tile // self.patch
         x = pixels.view(n, 3, grid, p, grid, p).permute(0, 2, 4, 1, 3, 5).reshape(n, grid * grid, 3 * p * p)
         x = linear(F.pad(x, (0, -x.shape[-1] % 8)), self.patch_weight, self.patch_bias)
@@ -397,8 +404,11 @@ class Vita:
         w0, b0, w2, b2 = self.projector
         return x, y, linear(F.gelu(linear(y, w0, b0)), w2, b2)
 
-    def hear(self, fbank: Tensor, dtype: torch.dtype, layers: Layers = Layers()) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-mel frames `[1, T, bins]` in f32 to the subsampled frames, the encoder's output and the adapter's."""
+    def hear(
+        self, fbank: Tensor, dtype: torch.dtype, layers: Layers = Layers()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-mel frames `[1, T, bins]` in f32 to the subsampled frames, the encoder's output and the
+        adapter's."""
         mean, istd = self.cmvn
         x = ((fbank - mean.float()) * istd.float()).to(dtype)[:, None]
         for w, b in self.convs:
@@ -432,8 +442,8 @@ class Vita:
         packed: bool = False,
         rope_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Rows `[B, T, C]` at the positions `at` `[T]` to hidden states after the final norm. One row attends to
-        the first `kv_len` rows of the cache, its own included; several are a prompt from position 0."""
+        """Rows `[B, T, C]` at the positions `at` `[T]` to hidden states after the final norm. One row attends
+        to the first `kv_len` rows of the cache, its own included; several are a prompt from position 0."""
         cos, sin = (t[at] for t in self.rope(cache.k.shape[3], rope_dtype or x.dtype))
         norms = [w.norm1 for w in self.text_layers] + [self.norm]
         h = rms_norm(x, norms[0], self.sizes.eps)

@@ -1,7 +1,7 @@
 """Synthetic weights: every value a pure function of (seed, tensor name, element index), made on the device.
 
-The same bits as `vivace synth`. torch has no unsigned 64-bit arithmetic, so signed words stand in for it: sums and
-products wrap alike, and shifts to the right clear what the sign filled in."""
+The same bits as `vivace synth`. torch has no unsigned 64-bit arithmetic, so signed words stand in for it:
+sums and products wrap alike, and shifts to the right clear what the sign filled in."""
 
 import math
 
@@ -47,7 +47,9 @@ def f32(x: float) -> float:
     return torch.tensor(x, dtype=torch.float32).item()
 
 
-def noise(seed: int, name: str, shape, centre: float, scale: float, dtype=torch.float32, device="cpu") -> Tensor:
+def noise(
+    seed: int, name: str, shape, centre: float, scale: float, dtype=torch.float32, device="cpu"
+) -> Tensor:
     """Uniform in `centre ± scale`. Two roundings in f32, then one to `dtype`."""
     out = torch.empty(math.prod(shape), dtype=dtype, device=device)
     state, centre, scale = state_of(seed, name), f32(centre), f32(scale)
@@ -71,7 +73,11 @@ def centre_and_scale(name: str, shape) -> tuple[float, float]:
         return 0.3, 0.1
     if last in ("pos_bias_u", "pos_bias_v"):
         return 0.0, 0.1
-    if last in ("class_embedding", "position_embedding") or "embed_tokens" in name or "prompt_embeddings" in name:
+    if (
+        last in ("class_embedding", "position_embedding")
+        or "embed_tokens" in name
+        or "prompt_embeddings" in name
+    ):
         return 0.0, 1.0
     if last == "bias":
         return 0.0, 0.05

@@ -29,6 +29,7 @@ from common import (
     about,
     blas,
     captured,
+    drop_wrong,
     geometric_mean,
     log,
     reason,
@@ -615,6 +616,7 @@ def main() -> None:
         if flags.device != "cpu":
             torch.cuda.empty_cache()
         ways = row.get("ways") or {}
+        drop_wrong(ways, row.setdefault("failed", {}))
         best = min(ways, key=lambda w: ways[w]["median_us"], default=None)
         row |= {"library": best} | ways[best] if best else {}
         took = f"{row['median_us']:.2f} us  {best}" if best else "nothing worked"

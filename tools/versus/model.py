@@ -124,8 +124,8 @@ def vision_layer(x, w, heads, eps):
 
 
 def whale_layer(x, w, p, p_bias, hidden, heads):
-    """Scores (q + u)·k + (q + v)·p = q·(k + p) + (u·k + v·p): plain attention over k + p with a bias per key.
-    `p` `[T, C]` and `p_bias` = v·p `[heads, T]` depend on the weights alone; `hidden` is 0 or -inf, if
+    """Scores (q + u)·k + (q + v)·p = q·(k + p) + (u·k + v·p): plain attention over k + p with a bias per
+    key. `p` `[T, C]` and `p_bias` = v·p `[heads, T]` depend on the weights alone; `hidden` is 0 or -inf, if
     anything."""
     n, t, c = x.shape
     d = c // heads

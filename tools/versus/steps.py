@@ -27,6 +27,7 @@ from common import (
     about,
     blas,
     captured,
+    drop_wrong,
     log,
     reason,
     relative,
@@ -356,6 +357,7 @@ def main() -> None:
         except OutOfTime as e:
             found[item.name].errors[section] = f"{e} ({flags.limits[section]:.0f} s for {section})"
             log(f"{item.name}: {section}: {e}")
+        drop_wrong(found[item.name].ways, found[item.name].errors)
         best = found[item.name].best()
         took = found[item.name].ways[best]["median_us"] if best else None
         log(f"{time.monotonic() - began:6.1f} s  {item.name:14} {ms(took):>9} ms  {best or 'nothing worked'}")

@@ -124,8 +124,8 @@ def relative(have: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def drop_wrong(ways: dict[str, dict], failed: dict[str, str]) -> None:
-    """Moves the ways whose error stands out, or is as large as the result, to what failed: a fast way to a wrong
-    result is none."""
+    """Moves the ways whose error stands out, or is as large as the result, to what failed: a fast way to a
+    wrong result is none."""
     errors = [w["error"] for w in ways.values() if "error" in w]
     least = min(errors, default=0.0)
     allowed = min(4 * least + 1e-6, 1.0)

@@ -42,6 +42,36 @@ fn chunked_audio_attention_matches_the_reference() {
     check("tiny-chunked", &cpu());
 }
 
+/// A file may hold the logits of every forced step: the first are those of the prompt's last row.
+#[test]
+fn logits_of_every_forced_step_are_compared_where_the_file_has_them() {
+    const VOCAB: usize = 515;
+    let bytes = std::fs::read(fixture("tiny.safetensors")).unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = |name: &str| golden.tensor(name).unwrap().data().to_vec();
+    let steps = golden.tensor("text.lm.greedy_tokens").unwrap().shape()[0];
+    let (tail, last) = (data("text.lm.logits_tail"), data("text.lm.logits_final"));
+    let mut forced = tail[tail.len() - 4 * VOCAB..].to_vec();
+    forced.resize(4 * VOCAB * (steps - 1), 0);
+    forced.extend(last);
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![steps, VOCAB], &forced);
+    let mut tensors = golden.tensors();
+    tensors.push(("text.lm.logits_forced".to_owned(), view.unwrap()));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("forced.safetensors");
+    safetensors::serialize_to_file(tensors, None, &path).unwrap();
+
+    let report = verify(&fixture("tiny.json"), &path, &cpu(), None).unwrap();
+    let failed: Vec<_> = report.checks.iter().filter(|c| !c.pass).collect();
+    // Nothing but the rows between the first and the last, which were left zero.
+    assert_eq!(failed.len(), 1, "{failed:#?}");
+    assert_eq!(
+        (failed[0].name.as_str(), &failed[0].shape[..]),
+        ("text.lm.logits_forced", &[steps, VOCAB][..])
+    );
+    assert!((VOCAB..(steps - 1) * VOCAB).contains(&failed[0].worst), "{}", failed[0].worst);
+}
+
 #[test]
 fn unfused_graphs_match_the_reference_too() {
     check("tiny", &Options { fusion: Fusion::off(), ..cpu() });

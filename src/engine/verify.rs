@@ -218,10 +218,19 @@ fn measure_case(model: &mut Model, seed: u64, case: &Case, golden: &Golden) -> R
     let margins = golden.floats(&format!("{}.lm.greedy_margins", case.name))?;
     let mut forced = vec![first];
     let mut last_logits = row(&prompt.logits, rows - 1).to_vec();
+    // All of them are many: only for a file that has them.
+    let all = format!("{}.lm.logits_forced", case.name);
+    let mut all_logits = golden.file.info(&all).map(|_| last_logits.clone());
     for (i, &token) in golden_tokens.iter().enumerate().take(case.new_tokens.saturating_sub(1)) {
         let (token, logits) = decode(model, token, rows + i)?;
         forced.push(token);
         last_logits = logits;
+        if let Some(all) = &mut all_logits {
+            all.extend_from_slice(&last_logits);
+        }
+    }
+    if let Some(logits) = all_logits {
+        tensors.extend(golden.compare(&all, &logits, vocab)?);
     }
     tensors.extend(golden.compare(&format!("{}.lm.logits_final", case.name), &last_logits, vocab)?);
     let mut free = vec![first];

@@ -63,12 +63,18 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
         all.push(ints);
     }
     let bench = |name: &str, t, n, k| case(&format!("{name}_t{t}"), t, n, k, false, false).bench();
-    for t in [1, 8, 16, 64, 128, 512, 1024, 2048, 4096] {
+    for t in [1, 2, 4, 8, 16, 64, 128, 256, 512, 1024, 2048, 4096] {
         all.extend(TEXT.map(|(name, n, k)| bench(name, t, n, k)));
     }
-    all.extend([1, 8, 16].map(|t| case(&format!("lm_head_t{t}"), t, 151665, 3584, false, true).bench()));
+    all.extend(
+        [1, 2, 4, 8, 16].map(|t| case(&format!("lm_head_t{t}"), t, 151665, 3584, false, true).bench()),
+    );
     for t in [1025, 4100, 13325] {
         all.extend(VISION.map(|(name, n, k)| bench(name, t, n, k)));
+    }
+    // The projector, on the rows of 1, 4 and 13 tiles.
+    for t in [256, 1024, 3328] {
+        all.extend([bench("mm_0", t, 3584, 4096), bench("mm_2", t, 3584, 3584)]);
     }
     for t in [249, 749] {
         all.extend(AUDIO.map(|(name, n, k)| bench(name, t, n, k)));

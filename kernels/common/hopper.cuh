@@ -49,6 +49,19 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         : "memory");
 }
 
+__device__ __forceinline__ void tma_load_5d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
+                                            int32_t c1, int32_t c2, int32_t c3, int32_t c4) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
+}
+// What this thread stored to shared memory, before what wgmma or the copy engine do after the next barrier.
+__device__ __forceinline__ void fence_async_proxy() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // --- Threads.
 // True in one lane of a converged warp.
 __device__ __forceinline__ bool elect_one() {
@@ -67,6 +80,15 @@ template <int ID, int THREADS>
 __device__ __forceinline__ void named_barrier() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
+// The same by a computed id (ptxas then reserves all sixteen), and an arrival without waiting.
+template <int THREADS>
+__device__ __forceinline__ void barrier_sync(uint32_t id) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+}
+template <int THREADS>
+__device__ __forceinline__ void barrier_arrive(uint32_t id) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+}
 // Registers of this thread from here on; executed by a whole warpgroup.
 template <int REGISTERS>
 __device__ __forceinline__ void take_registers() {
@@ -83,6 +105,12 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
     constexpr uint64_t GROUP_OF_8_ROWS = 1024 >> 4, SWIZZLE_128B = 1;
     return uint64_t(address >> 4) | uint64_t(1) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_128B << 62;
 }
+// A B operand whose rows are k (V of attention): slabs of 64 columns, `slab_bytes` apart, rows of 128 bytes as above.
+// The next 16 rows are 128 further in the descriptor.
+__device__ __forceinline__ uint64_t wgmma_descriptor_rows_of_k(uint32_t address, uint32_t slab_bytes) {
+    constexpr uint64_t GROUP_OF_8_ROWS = 1024 >> 4, SWIZZLE_128B = 1;
+    return uint64_t(address >> 4) | uint64_t(slab_bytes >> 4) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_128B << 62;
+}
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most `PENDING` committed batches run.
@@ -97,10 +125,13 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
     for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define WGMMA_NAMES_64                                                                              \
+#define WGMMA_NAMES_32                                                                              \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                        \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "              \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "              \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_NAMES_48                                                                              \
+    WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_NAMES_64                                                                              \
+    WGMMA_NAMES_48 ", "                                                                             \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_NAMES_72 WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define WGMMA_NAMES_96                                                                              \
@@ -116,6 +147,7 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),     \
         "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WGMMA_REGS_32(i) WGMMA_REGS_8(i), WGMMA_REGS_8(i + 8), WGMMA_REGS_8(i + 16), WGMMA_REGS_8(i + 24)
+#define WGMMA_REGS_48 WGMMA_REGS_32(0), WGMMA_REGS_8(32), WGMMA_REGS_8(40)
 #define WGMMA_REGS_64 WGMMA_REGS_32(0), WGMMA_REGS_32(32)
 #define WGMMA_REGS_72 WGMMA_REGS_64, WGMMA_REGS_8(64)
 #define WGMMA_REGS_96 WGMMA_REGS_64, WGMMA_REGS_32(64)
@@ -132,6 +164,7 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
         : WGMMA_REGS_##COUNT                                                                        \
         : "l"(a), "l"(b), "r"(keep))
 #define WGMMA_ANY(TYPE)                                                                             \
+    if constexpr (N == 96) WGMMA(96, TYPE, 48, "48", "49", "50");                                   \
     if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                                 \
     if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                                 \
     if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                                 \
@@ -151,10 +184,35 @@ struct IsBf16<__nv_bfloat16> {
 // i / 32 · 16 + 8h + i % 32 / 4 and the column 8j + 2 (i % 4) + c.
 template <class T, int N>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t keep) {
-    static_assert(N == 128 || N == 144 || N == 192 || N == 224 || N == 256, "no wrapper for this width");
+    static_assert(N == 96 || N == 128 || N == 144 || N == 192 || N == 224 || N == 256, "no wrapper for this width");
     if constexpr (IsBf16<T>::value) {
         WGMMA_ANY("bf16");
     } else {
         WGMMA_ANY("f16");
+    }
+}
+
+#define WGMMA_FROM_REGISTERS(N, TYPE, NAMES, REGS, A, B)                                            \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" NAMES "}, "   \
+                 "{" A "}, %" B ", 1, 1, 1, 1;"                                                     \
+                 : REGS                                                                             \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
+#define WGMMA_FROM_REGISTERS_ANY(TYPE)                                                              \
+    if constexpr (N == 64)                                                                          \
+        WGMMA_FROM_REGISTERS(64, TYPE, WGMMA_NAMES_32, WGMMA_REGS_32(0), "%32, %33, %34, %35", "36"); \
+    if constexpr (N == 128)                                                                         \
+        WGMMA_FROM_REGISTERS(128, TYPE, WGMMA_NAMES_64, WGMMA_REGS_64, "%64, %65, %66, %67", "68")
+
+// d += a b: a 64x16 from registers, b 16xN by its rows (`wgmma_descriptor_rows_of_k`). Of a a thread holds pairs of
+// neighbours along k: (row g, k 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), with g = i % 32 / 4 and t = i % 4. So
+// d[8j..8j + 8] above, packed in order, are the a of step j of a product that follows.
+template <class T, int N>
+__device__ __forceinline__ void wgmma_from_registers(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2,
+                                                     uint32_t a3, uint64_t b) {
+    static_assert(N == 64 || N == 128, "no wrapper for this width");
+    if constexpr (IsBf16<T>::value) {
+        WGMMA_FROM_REGISTERS_ANY("bf16");
+    } else {
+        WGMMA_FROM_REGISTERS_ANY("f16");
     }
 }

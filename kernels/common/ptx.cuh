@@ -17,6 +17,13 @@ __device__ __forceinline__ void pdl_trigger() {
 #endif
 }
 
+// The policy of what passes through once: first to leave the L2.
+__device__ __forceinline__ uint64_t streaming_policy() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 // 16 bytes = 8 elements of a 16-bit type.
 template <class T>
 struct alignas(16) Vec8 {

@@ -21,11 +21,6 @@ struct GemvParams {
 constexpr int GEMV_THREADS = 256, GEMV_WARPS = GEMV_THREADS / 32;
 
 // Weights pass through once: no L1 line, first to leave the L2, whole 256-byte bursts.
-__device__ __forceinline__ uint64_t streaming_policy() {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
 // Zeros unless `there`: a predicate, not a branch, so that all loads of a step are in flight together.
 __device__ __forceinline__ uint4 load_weights(const uint4* p, bool there, uint64_t policy) {
     uint4 v;

@@ -1,6 +1,6 @@
 //! Which kernel multiplies, and how. Pure functions of shape and chip.
 
-use super::wgmma;
+use super::{ring, wgmma};
 
 /// One product `[M, K] · [N, K]ᵀ`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +12,8 @@ pub(crate) struct Problem {
     pub dense: bool,
     /// Every run of 8 elements of A and w is 16-byte aligned.
     pub aligned: bool,
+    /// Weight rows behind an output column.
+    pub rows_per_col: usize,
 }
 
 /// What the choice depends on besides the shape.
@@ -24,6 +26,8 @@ pub(crate) struct Chip {
     pub scratch_bytes: usize,
     pub counters: usize,
     pub wanted: Option<Wanted>,
+    /// What `VIVACE_GEMV` asks for.
+    pub ring: Option<ring::Wanted>,
 }
 
 /// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile and parts of K of the wgmma kernel, such as
@@ -55,6 +59,8 @@ pub(crate) enum Config {
     Naive,
     /// `gemm/gemv.cu`, M = 1: warps that share a pair of weight rows.
     Gemv { k_ways: usize },
+    /// `gemm/gemv_ring.cu`, sm_90a, M = 1: bulk copies.
+    Ring(ring::Plan),
     /// `gemm/gemv.cu`, M = 2..=16.
     Skinny,
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
@@ -100,7 +106,11 @@ impl MmaTile {
 pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match p.m {
         _ if !p.aligned => Config::Naive,
-        1 if p.dense => Config::Gemv { k_ways: k_ways(p.n, p.k, chip.sm_count) },
+        1 if p.dense => match chip.ring.filter(|_| chip.arch == 90) {
+            Some(wanted) => ring::plan(p.n, p.k, p.rows_per_col, chip.sm_count, wanted).map(Config::Ring),
+            None => None,
+        }
+        .unwrap_or(Config::Gemv { k_ways: k_ways(p.n, p.k, chip.sm_count) }),
         2..=16 if p.dense => Config::Skinny,
         // An image for 90a runs on 9.0 and on nothing newer.
         _ if p.dense && chip.arch == 90 => match chip.wanted {
@@ -185,14 +195,20 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip =
-        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
+    const H200: Chip = Chip {
+        sm_count: 132,
+        arch: 90,
+        scratch_bytes: 64 << 20,
+        counters: 64 << 10,
+        wanted: None,
+        ring: None,
+    };
 
     /// A chip whose large products are for `gemm/mma.cu`.
     const B200: Chip = Chip { arch: 100, ..H200 };
 
     fn dense(m: usize, n: usize, k: usize) -> Problem {
-        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8) }
+        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8), rows_per_col: 1 }
     }
 
     #[test]
@@ -239,6 +255,16 @@ mod tests {
         for bad in ["", "wgmma", "128x256", "128x256/0", "128x250/1", "128x256/1/1"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_wanted_ring_is_taken_where_it_fits() {
+        let chip = Chip { ring: ring::Wanted::parse("ring"), ..H200 };
+        assert!(matches!(choose(&dense(1, 3584, 3584), &chip), Config::Ring(_)));
+        assert!(matches!(choose(&dense(1, 3584, 29568), &chip), Config::Gemv { .. }));
+        assert!(matches!(choose(&dense(1, 3584, 3584), &Chip { arch: 80, ..chip }), Config::Gemv { .. }));
+        assert_eq!(choose(&dense(2, 3584, 3584), &chip), Config::Skinny);
+        assert_eq!(choose(&dense(1, 64, 27), &chip), Config::Naive);
     }
 
     #[test]

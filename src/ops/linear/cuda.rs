@@ -1,7 +1,7 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
 use super::choose::{Chip, Config, Problem, Wanted, choose};
-use super::{Linear, LinearAct, LinearFused, wgmma};
+use super::{Linear, LinearAct, LinearFused, ring, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
@@ -118,12 +118,22 @@ fn chip(l: &Launcher<'_>) -> Result<Chip> {
             wanted => wanted,
         },
     };
+    let ring = match std::env::var("VIVACE_GEMV") {
+        Err(_) => None,
+        Ok(text) => match ring::Wanted::parse(&text) {
+            None => crate::bail_input!(
+                "VIVACE_GEMV is {text:?}; it takes ring, ring/LEAD or ring/LEAD/AHEAD (KiB)"
+            ),
+            wanted => wanted,
+        },
+    };
     Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
         wanted,
+        ring,
     })
 }
 
@@ -189,9 +199,12 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l)?);
+        let rows_per_col = self.act.rows_per_col();
+        let config = choose(&Problem { m, n, k, dense, aligned, rows_per_col }, &chip(l)?);
         match config {
             Config::Gemv { .. } | Config::Skinny => self.launch_gemv(l, config),
+            // SAFETY: infer() fixed the extents of all operands and check() their types.
+            Config::Ring(plan) => unsafe { ring::launch::launch(l, plan, self.a, self.w, self.epilogue()) },
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
             // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0.
             Config::Wgmma(plan) => unsafe {

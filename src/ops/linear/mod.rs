@@ -7,6 +7,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(any(feature = "cuda", test))]
+pub(crate) mod ring;
+#[cfg(any(feature = "cuda", test))]
 pub(crate) mod wgmma;
 
 use super::{Case, CpuIo, OpDef, mismatch};

@@ -31,6 +31,7 @@ struct NormParams {
     float eps;
     uint32_t act;
     float scale;
+    uint32_t trigger_first;
 };
 
 // The sum over the threads that share a row.
@@ -68,8 +69,7 @@ __device__ __forceinline__ void norm(const NormParams& p) {
             if constexpr (NORM != Norm::Rms) shift[i] = static_cast<const uint4*>(p.b)[at];
         }
     }
-    pdl_wait();
-    pdl_trigger();
+    pdl_wait_and_trigger(p.trigger_first);
     if (!active) return;
 
     uint4 x[NORM_VECTORS];

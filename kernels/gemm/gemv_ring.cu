@@ -11,8 +11,8 @@
 // A kernel costs its bytes and the time in which the memory has nothing to do: from its last byte over its sums, its
 // end and the start of the next kernel to that one's first byte, some 2.5 us. The ring holds as much (82 to 100 KB per
 // SM), so that time is filled if the next kernel fills its ring just then. Hence
-//  - the ring is filled before the wait for the kernel before, and before the L2 is asked for `ahead` more chunks: all
-//    of a small matrix, since what comes before it (attention, a norm) may leave the memory idle for longer;
+//  - the ring is filled before the wait for the kernel before, and the L2 is asked for `ahead` chunks per warp beyond
+//    it: all of a small matrix, since what comes before it (attention, a norm) may leave the memory idle for longer;
 //  - pdl_trigger() does not stand behind pdl_wait(), but where `lead` chunks per warp are still unasked for: sooner,
 //    and the next ring would be filled at the cost of this kernel's own loads, and be idle when those end.
 // It cannot hang: the trigger is a permit to schedule, a CTA that leaves gives it, too, and CTAs of the next kernel
@@ -150,7 +150,7 @@ __device__ __forceinline__ void gemv_ring(const GemvRingParams& p) {
     };
     ColumnConstants constants = {};
     if (threadIdx.x < cols) constants = constants_of(threadIdx.x);
-    // Before the last ask of this warp by `lead` pieces; none left to ask: at once.
+    // At the last ask of this warp but `lead`; where that lies before the first: at once.
     const int trigger_at = int(pieces) - 1 - int(STAGES) - int(p.lead);
     pdl_wait();
     if (trigger_at < 0) pdl_trigger();

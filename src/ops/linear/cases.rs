@@ -26,6 +26,13 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
         (1, 515, 896),
         (1, 64, 80),
         (1, 3, 8),
+        (1, 37, 1800),
+        (1, 133, 1792),
+        (1, 1, 4864),
+        (1, 60, 14336),
+        (1, 45, 14344),
+        (1, 1000, 3584),
+        (1, 1031, 80),
         (2, 515, 896),
         (5, 515, 592),
         (8, 64, 1024),
@@ -118,14 +125,23 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         ("all", op(true, LinearAct::Gelu, true, true)),
     ];
     let mut all = Vec::new();
-    for (t, n, k) in [(1, 515, 896), (3, 72, 592), (16, 66, 896), (65, 130, 80), (129, 515, 592)] {
+    for (t, n, k) in
+        [(1, 515, 896), (1, 24, 18944), (3, 72, 592), (16, 66, 896), (65, 130, 80), (129, 515, 592)]
+    {
         for (name, op) in &kinds {
             all.push(case(&format!("{name}_t{t}_n{n}_k{k}"), t, n, k, op.clone(), None));
         }
     }
-    for (t, n, k) in
-        [(1, 2560, 896), (1, 16, 8), (5, 48, 896), (16, 80, 592), (17, 272, 80), (129, 1040, 896)]
-    {
+    for (t, n, k) in [
+        (1, 2560, 896),
+        (1, 16, 8),
+        (1, 4704, 3584),
+        (1, 48, 20480),
+        (5, 48, 896),
+        (16, 80, 592),
+        (17, 272, 80),
+        (129, 1040, 896),
+    ] {
         all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
     }
     let swiglu_all = op(true, LinearAct::Swiglu, true, true);

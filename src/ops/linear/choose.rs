@@ -106,11 +106,12 @@ impl MmaTile {
 pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match p.m {
         _ if !p.aligned => Config::Naive,
-        1 if p.dense => match chip.ring.filter(|_| chip.arch == 90) {
-            Some(wanted) => ring::plan(p.n, p.k, p.rows_per_col, chip.sm_count, wanted).map(Config::Ring),
-            None => None,
+        1 if p.dense => {
+            let wanted = chip.ring.filter(|_| chip.arch == 90);
+            let plan = wanted.and_then(|w| ring::plan(p.n, p.k, p.rows_per_col, chip.sm_count, w));
+            let k_ways = k_ways(p.n, p.k, chip.sm_count);
+            plan.map_or(Config::Gemv { k_ways }, Config::Ring)
         }
-        .unwrap_or(Config::Gemv { k_ways: k_ways(p.n, p.k, chip.sm_count) }),
         2..=16 if p.dense => Config::Skinny,
         // An image for 90a runs on 9.0 and on nothing newer.
         _ if p.dense && chip.arch == 90 => match chip.wanted {

@@ -233,7 +233,10 @@ mod tests {
     fn every_vector_of_w_is_taken_once() {
         for shape @ [n, k, rpc] in SHAPES {
             for sms in [132, 7, 1] {
-                let p = plan(n, k, rpc, sms, RING).unwrap();
+                let Some(p) = plan(n, k, rpc, sms, RING) else {
+                    assert!(sms < 132 && n > 1000, "{shape:?} on {sms}");
+                    continue; // more sums than there is room for
+                };
                 let mut seen = vec![0u8; n * k / 8];
                 for (cta, warp) in (0..p.ctas).flat_map(|c| (0..WARPS).map(move |w| (c, w))) {
                     for (row, first, len) in pieces(&p, shape, cta, warp) {
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn rings_turn_in_step_with_their_barriers() {
         for shape in SHAPES {
-            let p = plan(shape[0], shape[1], shape[2], 7, RING).unwrap();
+            let Some(p) = plan(shape[0], shape[1], shape[2], 7, RING) else { continue };
             let (stages, count) = (p.shape.stages, pieces(&p, shape, 0, 0).len());
             let mut holds: Vec<Option<usize>> = (0..stages).map(|s| (s < count).then_some(s)).collect();
             let mut completed: Vec<usize> = holds.iter().map(|h| usize::from(h.is_some())).collect();

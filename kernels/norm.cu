@@ -31,7 +31,6 @@ struct NormParams {
     float eps;
     uint32_t act;
     float scale;
-    uint32_t trigger_first;
 };
 
 // The sum over the threads that share a row.
@@ -69,7 +68,8 @@ __device__ __forceinline__ void norm(const NormParams& p) {
             if constexpr (NORM != Norm::Rms) shift[i] = static_cast<const uint4*>(p.b)[at];
         }
     }
-    pdl_wait_and_trigger(p.trigger_first);
+    pdl_wait();
+    pdl_trigger();
     if (!active) return;
 
     uint4 x[NORM_VECTORS];

@@ -25,7 +25,6 @@ struct RopeParams {
     uint32_t kv_heads;
     uint32_t head_dim;
     uint32_t max_rows;  // S_max
-    uint32_t trigger_first;
     float inv_freq[ROPE_PAIRS];
 };
 
@@ -51,7 +50,8 @@ __device__ __forceinline__ void rope(const RopeParams& p) {
     __shared__ float2 turn[ROPE_PAIRS];  // cosine, sine
     const uint32_t pairs = p.head_dim / 2;
     const float freq = threadIdx.x < pairs ? p.inv_freq[threadIdx.x] : 0.f;
-    pdl_wait_and_trigger(p.trigger_first);
+    pdl_wait();
+    pdl_trigger();
 
     const uint32_t t = blockIdx.x;
     const uint32_t position = p.step->pos + t;

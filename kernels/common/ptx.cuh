@@ -17,14 +17,6 @@ __device__ __forceinline__ void pdl_trigger() {
 #endif
 }
 
-// Both, for a kernel of a few CTAs between two that stream weights. With `trigger_first` the kernel behind it may fill
-// its ring while the one before it still runs: it waits for this one, and this one for that.
-__device__ __forceinline__ void pdl_wait_and_trigger(bool trigger_first) {
-    if (trigger_first) pdl_trigger();
-    pdl_wait();
-    if (!trigger_first) pdl_trigger();
-}
-
 // The policy of what passes through once: first to leave the L2.
 __device__ __forceinline__ uint64_t streaming_policy() {
     uint64_t policy;

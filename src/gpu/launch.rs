@@ -117,12 +117,6 @@ pub struct Launch {
 #[derive(Clone, Copy)]
 pub(super) struct ParamChunk(pub(super) [u8; 128]);
 
-/// Whether `VIVACE_PDL=early` asks for kernels that overlap as early as they can. Two share an SM only if it need not
-/// divide its memory anew into L1 and shared memory, for which it would have to be idle: hence one division for all.
-pub(super) fn overlaps_early() -> bool {
-    std::env::var_os("VIVACE_PDL").is_some_and(|v| v == "early")
-}
-
 /// Records the launches of one graph, and knows what a launcher may ask: the chip, the step, scratch memory.
 pub struct Launcher<'a> {
     pub device: &'a Device,
@@ -173,13 +167,6 @@ impl Launcher<'_> {
             crate::bail_runtime!("a kernel wants {len} counters, a lane has {}", self.scratch.counter_len);
         }
         Ok(self.scratch.counters)
-    }
-
-    /// Whether a small kernel lets the next one start before its own wait, for `rows` rows: where a step of few rows
-    /// is a chain of large matrices and small kernels.
-    pub fn triggers_first(&self, rows: usize) -> bool {
-        const FEW_ROWS: usize = 16;
-        rows <= FEW_ROWS && overlaps_early()
     }
 
     /// Records `K` for element type `dtype`.

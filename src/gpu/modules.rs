@@ -20,8 +20,6 @@ pub struct Function {
 /// The modules of one device.
 pub struct Modules {
     sm: (u32, u32),
-    /// Every kernel asks for all shared memory, see [`super::launch::overlaps_early`].
-    whole_smem: bool,
     loaded: RefCell<HashMap<&'static str, sys::CUmodule>>,
     functions: RefCell<HashMap<String, (Function, usize)>>,
 }
@@ -31,8 +29,7 @@ const SMEM_WITHOUT_OPT_IN: usize = 48 << 10;
 
 impl Modules {
     pub fn new(sm: (u32, u32)) -> Modules {
-        let whole_smem = super::launch::overlaps_early();
-        Modules { sm, whole_smem, loaded: RefCell::default(), functions: RefCell::default() }
+        Modules { sm, loaded: RefCell::default(), functions: RefCell::default() }
     }
 
     fn module(&self, file: &'static str) -> Result<sys::CUmodule> {
@@ -91,12 +88,6 @@ impl Modules {
                 unsafe { result::function::set_function_attribute(raw, attribute, smem_bytes as i32) },
                 || format!("{}: {smem_bytes} bytes of shared memory", at()),
             )?;
-        }
-        if self.whole_smem {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            const PERCENT: i32 = 100;
-            // SAFETY: `raw` is a function of a loaded module.
-            check(unsafe { result::function::set_function_attribute(raw, attribute, PERCENT) }, at)?;
         }
         let known = self.functions.borrow().get(symbol).map(|(f, _)| f.name);
         // Names live as long as the modules, which is as long as the process; there are some hundreds.

@@ -26,7 +26,6 @@ struct NormParams {
     eps: f32,
     act: u32,
     scale: f32,
-    trigger_first: u32,
 }
 
 struct RmsNormKernel;
@@ -87,8 +86,7 @@ fn launch<K: Kernel<Params = NormParams>>(
     let x = &tensors[0];
     let dtype = checks::same_t16(op, tensors)?;
     checks::whole_vectors(op, x, MAX_COLS)?;
-    let trigger_first = u32::from(l.triggers_first(x.rows()));
-    let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, trigger_first, ..p };
+    let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, ..p };
     let (variant, grid) = choose(x.rows(), x.cols());
     // SAFETY: infer() fixed the extents and the checks above types and width, the planner put the tensors in live
     // memory, a warp or CTA touches one row of `cols` below `rows`.
@@ -110,7 +108,6 @@ impl Default for NormParams {
             eps: 0.0,
             act: Act::None as u32,
             scale: 1.0,
-            trigger_first: 0,
         }
     }
 }

@@ -20,7 +20,6 @@ struct RopeParams {
     kv_heads: u32,
     head_dim: u32,
     max_rows: u32,
-    trigger_first: u32,
     inv_freq: [f32; PAIRS],
 }
 
@@ -92,7 +91,6 @@ impl CudaOp for Rope {
             kv_heads: 0,
             head_dim: self.head_dim as u32,
             max_rows: 0,
-            trigger_first: 0,
             inv_freq: frequencies(self.head_dim, self.theta),
         };
         let grid = [x.rows() as u32, parts(x.rows(), self.heads, self.head_dim), 1];
@@ -115,7 +113,6 @@ impl CudaOp for RopeKvAppend {
             kv_heads: self.kv_heads as u32,
             head_dim: self.head_dim as u32,
             max_rows: kv.desc.shape[2] as u32,
-            trigger_first: u32::from(l.triggers_first(qkv.rows())),
             inv_freq: frequencies(self.head_dim, self.theta),
         };
         let heads = self.heads + 2 * self.kv_heads;

@@ -1,4 +1,5 @@
-//! The CUDA backend: recorded launches, run one by one or replayed as a captured graph.
+//! The CUDA backend: recorded launches, run one by one or replayed as a captured graph. In one file, because every
+//! method of the trait works on the same lanes, programs and states.
 
 use std::collections::HashMap;
 use std::rc::Rc;

@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -345,6 +346,25 @@ def measure_cmvn(trainer: Trainer, b: dict) -> None:
         cmvn.istd.copy_((1 / x.std(0)).bfloat16().float())
 
 
+def profile_steps(trainer: Trainer, feeder: Feeder, say: Callable[[str], None]) -> None:
+    """Three steps after ten: seconds of each, and the operations that take the most on host and device."""
+
+    def step() -> None:
+        trainer.train_step(feeder.next(), 0.1)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(10):
+        step()
+    with torch.profiler.profile() as profile:
+        for _ in range(3):
+            start = time.monotonic()
+            step()
+            say(f"a step of {time.monotonic() - start:.3f} s")
+    for key in ("self_cuda_time_total", "self_cpu_time_total"):
+        print(profile.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=70))
+
+
 def export(trainer: Trainer, pack: Path, out: Path) -> None:
     save(trainer.ema, out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -371,6 +391,9 @@ def main():
     )
     parser.add_argument(
         "--scale", type=float, default=1, help="size of batches; 1 is for a GPU of 80 GB or more"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time of three steps goes, and stop"
     )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--noises", type=int, default=3000)
@@ -432,6 +455,9 @@ def main():
     waited, saved, noted, answers = 0.0, time.monotonic(), time.monotonic(), 0
     sums: dict[str, Tensor] = {}
     count = 0
+    if args.profile:
+        profile_steps(trainer, feeder, say)
+        os._exit(0)
     while (elapsed := time.monotonic() - begin) < budget and trainer.step < first + args.steps:
         before = time.monotonic()
         b = feeder.next()

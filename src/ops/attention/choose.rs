@@ -217,6 +217,8 @@ mod tests {
         ] {
             let tile = WgmmaTile::choose(&op, rows, SMS);
             assert_eq!((tile.consumers, tile.ctas(&op, rows, SMS)), (consumers, ctas), "{rows}: {tile:?}");
+            // What kernels/attention/wgmma.cu exports.
+            assert!(["_d64_c2", "_d64_c3", "_d128_c2"].contains(&tile.variant().as_str()), "{tile:?}");
             // Barriers, and the 1 KiB that every resident CTA costs.
             assert!(tile.smem_bytes() + 256 + 1024 <= 228 << 10, "{tile:?}");
         }

@@ -1,5 +1,6 @@
 """What the comparisons share: timing, limits, tables, results."""
 
+import argparse
 import json
 import platform
 import signal
@@ -26,6 +27,22 @@ def reason(e: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(e).split())
     return f"{type(e).__name__}: {text[:300]}" if text else type(e).__name__
+
+
+def parsed_with_limits(flags: argparse.ArgumentParser, limits: dict[str, float]) -> argparse.Namespace:
+    """The flags, and in `limits` the seconds of every section, as `--limit SECTION=SECONDS` changes them."""
+    text = ", ".join(f"{k}={v:.0f}" for k, v in limits.items())
+    flags.add_argument(
+        "--limit", action="append", default=[], metavar="SECTION=SECONDS", help=f"default: {text}"
+    )
+    found = flags.parse_args()
+    found.limits = dict(limits)
+    for limit in found.limit:
+        name, _, seconds = limit.partition("=")
+        if name not in limits:
+            sys.exit(f"--limit {limit}: there are {', '.join(limits)}")
+        found.limits[name] = float(seconds)
+    return found
 
 
 class OutOfTime(Exception):

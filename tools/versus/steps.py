@@ -29,6 +29,7 @@ from common import (
     captured,
     drop_wrong,
     log,
+    parsed_with_limits,
     reason,
     relative,
     run_engine,
@@ -302,17 +303,7 @@ def parsed() -> argparse.Namespace:
     flags.add_argument("--json", type=Path, help="write the results to this file, after every item anew")
     flags.add_argument("--eager-repeats", type=int, default=10)
     flags.add_argument("--no-errors", action="store_true", help="leave the f32 references out")
-    text = ", ".join(f"{k}={v:.0f}" for k, v in LIMITS.items())
-    flags.add_argument(
-        "--limit", action="append", default=[], metavar="SECTION=SECONDS", help=f"default: {text}"
-    )
-    flags = flags.parse_args()
-    flags.limits = dict(LIMITS)
-    for limit in flags.limit:
-        name, _, seconds = limit.partition("=")
-        if name not in LIMITS:
-            sys.exit(f"--limit {limit}: there are {', '.join(LIMITS)}")
-        flags.limits[name] = float(seconds)
+    flags = parsed_with_limits(flags, LIMITS)
     flags.vivace_device = flags.vivace_device or ("cpu" if flags.device == "cpu" else "cuda:0")
     return flags
 

@@ -43,7 +43,7 @@ class Shape:
         )
 
 
-FEW_TILES = Shape(pictures=128, tiles=range(1, 6), each=3, pairs=48, blind=80, rows=320)
+FEW_TILES = Shape(pictures=128, tiles=range(1, 6), each=3, pairs=80, blind=64, rows=320)
 MANY_TILES = Shape(pictures=48, tiles=range(6, 14), each=4, pairs=0, blind=0, rows=512)
 
 

@@ -377,13 +377,14 @@ class Vita(nn.Module):
         return self.model.audio_encoder(fbank, frames)
 
     def merge(self, ids: Tensor, media: Tensor) -> Tensor:
-        """Embedding rows of `ids`; the id -1 - i stands for row i of `media`."""
-        x = self.model.embed_tokens(ids.clamp(min=0))
-        return torch.where((ids < 0)[..., None], media.to(x.dtype)[(-1 - ids).clamp(min=0)], x)
+        """Embedding rows of `ids`; the id -1 - i stands for row i of `media`. One table for both: two lookups,
+        each with a stand-in where it has nothing to say, would pile those gradients up on one row."""
+        words = self.model.embed_tokens.weight
+        table = torch.cat([words, media.to(words.dtype)])
+        return F.embedding(torch.where(ids < 0, len(words) - 1 - ids, ids), table)
 
-    def think(self, x: Tensor) -> Tensor:
-        """Merged rows `[n, T, C]` to hidden states after the final norm. Padding goes on the right, where
-        causality keeps it out of what stands before."""
+    def rotation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for the positions of `x`."""
         d = self.model.layers[0].self_attn.d
         rate = self.cfg.get("rope_theta", 1e6) ** (-torch.arange(0, d, 2, device=x.device).float() / d)
         angle = torch.arange(x.shape[1], device=x.device).float()[:, None] * rate
@@ -391,6 +392,12 @@ class Vita(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             low = torch.get_autocast_dtype(x.device.type)
             cos, sin = cos.to(low), sin.to(low)
+        return cos, sin
+
+    def think(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Merged rows `[n, T, C]` to hidden states after the final norm. Padding goes on the right, where
+        causality keeps it out of what stands before."""
+        cos, sin = rotation or self.rotation(x)
         for layer in self.model.layers:
             x = layer(x, cos, sin)
         return self.model.norm(x)

@@ -54,13 +54,13 @@ WEIGHTS = {
     "count both": 1.5,
     "colour": 4,
     "shape": 3,
-    "where shape": 2,
-    "where colour": 2,
-    "where both": 1.5,
+    "where shape": 4,
+    "where colour": 4,
+    "where both": 3,
     "exists shape": 1.5,
     "exists colour": 1.5,
     "exists both": 2.5,
-    "describe": 4,
+    "describe": 6,
 }
 WEIGHTS_TWO = {"two more": 3, "two which": 3, "two count": 2, "two colour": 3}
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import FEW_TILES, LETTERS, MANY_TILES, WAYS, Generator, Loader, mixed, slot_bytes
-from model import Vita, frames_after_convs, init_weights, rows_of_sound, save
+from model import Vita, frames_after_convs, init_weights, load, rows_of_sound, save
 from pictures import COLOURS, SHAPES
 from speech import RATE, Clips, Filterbank
 from tokenizer import Template
@@ -77,10 +77,10 @@ PEAK_RATE = 1.5e-3
 WARMUP_STEPS = 200
 WEIGHT_DECAY = 0.05
 EMA = 0.998
-SAVE_SECONDS = 60
+SAVE_SECONDS = 20
 EVALUATION_BATCHES = 12
 # Shares of the losses that exist only in training.
-WEIGHT_PATCHES, WEIGHT_WORDS, WEIGHT_LETTERS = 0.5, 0.3, 0.3
+WEIGHT_PATCHES, WEIGHT_PLACES, WEIGHT_WORDS, WEIGHT_LETTERS = 0.5, 0.1, 0.3, 0.3
 
 
 class Helpers(nn.Module):
@@ -89,7 +89,11 @@ class Helpers(nn.Module):
 
     def __init__(self, cfg: dict):
         super().__init__()
-        self.patches = nn.Linear(cfg["vision_config"]["hidden_size"], 2 + len(COLOURS) * len(SHAPES))
+        vision = cfg["vision_config"]
+        self.patches = nn.Linear(vision["hidden_size"], 2 + len(COLOURS) * len(SHAPES))
+        # Rows and columns of four patches, as the pixel shuffle makes them.
+        self.side = vision["image_size"] // vision["patch_size"] // 2
+        self.places = nn.Linear(cfg["hidden_size"], 2 * self.side)
         self.letters = nn.Linear(cfg["audio_config"]["hidden_size"], 1 + len(LETTERS))
         self.blank = nn.Parameter(torch.zeros(cfg["hidden_size"]))
 
@@ -102,6 +106,13 @@ class Helpers(nn.Module):
             * weight.flatten()
         ).sum() / weight.sum()
         return what + F.binary_cross_entropy_with_logits(y[..., 0], centres.clamp(max=1).float())
+
+    def place_loss(self, rows: Tensor) -> Tensor:
+        """Where in its tile a row stands. Nothing else would keep the vertical, of which few questions ask."""
+        y = self.places(rows).float().view(-1, self.side, self.side, 2, self.side)
+        at = torch.arange(self.side, device=y.device).expand(len(y), self.side, self.side)
+        down, across = (z.flatten(0, 2) for z in y.unbind(3))
+        return F.cross_entropy(down, at.mT.flatten()) + F.cross_entropy(across, at.flatten())
 
     def speech_loss(self, vita: Vita, encoded: Tensor, rows: Tensor, b: dict[str, Tensor]) -> Tensor:
         """Letters from the encoder's frames; words from the rows that the language model gets, by its own
@@ -203,8 +214,8 @@ def to_device(arrays: dict, device: torch.device) -> dict:
 
 
 class Trainer:
-    def __init__(self, cfg: dict, clips: Clips, device: torch.device, compiled: bool):
-        self.cfg, self.device = cfg, device
+    def __init__(self, cfg: dict, clips: Clips, device: torch.device, rate: float, compiled: bool):
+        self.cfg, self.device, self.peak_rate = cfg, device, rate
         self.vita = Vita(cfg)
         init_weights(self.vita, SEED)
         self.helpers = Helpers(cfg)
@@ -218,12 +229,13 @@ class Trainer:
         others = [p for p in self.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-            lr=PEAK_RATE,
+            lr=rate,
             betas=(0.9, 0.98),
             fused=device.type == "cuda",
         )
         self.ema = deepcopy(self.vita).requires_grad_(False)
         self.step = 0
+        self.started = False
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=device).view(
             2, 1, 3, 1, 1
         )
@@ -236,7 +248,12 @@ class Trainer:
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def losses(self, b: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Answer loss per token, patch loss, speech loss, and which tokens are right."""
+        """Answer loss per token, the encoders' own losses, and which tokens are right."""
+
+        def settled(x: Tensor) -> Tensor:
+            """Encoders that know their trade listen to new heads only when these have learnt something."""
+            return x.detach() if self.started and self.step < WARMUP_STEPS else x
+
         with torch.no_grad():
             pixels = self.normalise(b["tiles"])
             fbank = self.ears(b, mask_bands=True) if len(b["clip"]) else None
@@ -246,17 +263,20 @@ class Trainer:
             if fbank is not None:
                 _, encoded, heard = self.hear(fbank, b["frames"])
                 media = torch.cat([media, heard[:, : b["sound_rows"]].flatten(0, 1)])
-            y = self.think(self.vita.merge(b["ids"], media)).flatten(0, 1)[b["at"]]
+            x = self.vita.merge(b["ids"], media)
+            y = self.think(x, self.vita.rotation(x)).flatten(0, 1).index_select(0, b["at"])
             logits = self.vita.logits(y)
-            patch = self.helpers.patch_loss(hidden, b["shown"], b["centres"])
+            patch = self.helpers.patch_loss(settled(hidden), b["shown"], b["centres"])
+            patch = WEIGHT_PATCHES * patch + WEIGHT_PLACES * self.helpers.place_loss(settled(rows))
         if fbank is not None:
-            speech = self.helpers.speech_loss(self.vita, encoded.float(), heard.float(), b)
+            encoded, heard = settled(encoded.float()), settled(heard.float())
+            speech = self.helpers.speech_loss(self.vita, encoded, heard, b)
         target = b["target"].long()
         return F.cross_entropy(logits, target, reduction="none"), patch, speech, logits.argmax(-1) == target
 
     def train_step(self, b: dict, progress: float) -> dict[str, Tensor]:
         rate = (
-            PEAK_RATE
+            self.peak_rate
             * min(1, (self.step + 1) / WARMUP_STEPS)
             * 0.5
             * (1 + math.cos(math.pi * min(progress, 1)))
@@ -264,7 +284,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         answer, patch, speech, right = self.losses(b)
-        loss = answer.mean() + WEIGHT_PATCHES * patch + speech
+        loss = answer.mean() + patch + speech
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         self.optimizer.step()
@@ -384,6 +404,10 @@ def main():
         "--resume", action="store_true", help="go on with the steps and the schedule of --state"
     )
     parser.add_argument(
+        "--start", type=Path, metavar="MODEL", help="begin with the weights of this checkpoint"
+    )
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="highest learning rate [%(default)s]")
+    parser.add_argument(
         "--state", type=Path, help="where to keep what --resume needs, 125 MB [default: OUT/state.pt]"
     )
     parser.add_argument(
@@ -430,10 +454,14 @@ def main():
     loader = Loader(maker(False), range(first, 10**6), args.workers, room)
     say(f"{len(held_out)} batches to evaluate with, {sum(len(b['kinds']) for b in held_out)} answers")
 
-    trainer = Trainer(cfg, clips, device, args.compile)
+    trainer = Trainer(cfg, clips, device, args.rate, args.compile)
     feeder = Feeder(loader, device)
     if state:
         trainer.load_state(state)
+    elif args.start:
+        for vita in (trainer.vita, trainer.ema):
+            vita.load_state_dict(load(args.start).state_dict())
+        trainer.started = True
     else:
         measure_cmvn(trainer, to_device(held_out[0], device))
     size = sum(p.numel() for p in trainer.vita.parameters())

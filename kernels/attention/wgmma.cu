@@ -5,15 +5,15 @@
 //
 // CTA = one producer warpgroup (one thread issues TMA) and two (at D 64 two or three) consumers of 64 query rows. A
 // ring of tiles of BN keys goes around in the order K0 K1 V0 K2 V1 ..: a consumer asks for S of tile i and for P·V of
-// tile i - 1, then makes P of tile i while the second product runs. TURNS: consumers ask one after the other, so that
-// the softmax of one falls under the products of the others. m, l, O, S in registers in f32; p is rounded to T16.
+// tile i - 1, then makes P of tile i while the second product runs. Consumers take turns: they ask one after the other,
+// so that the softmax of one falls under the products of the others. m, l, O, S in registers in f32; p is rounded to T16.
 // Persistent: CTA c takes the tiles (query rows, head, sequence) c, 2·grid - 1 - c, 2·grid + c, ..; causal tiles go
 // longest first, so that long and short ones meet. Loads of the next tile run under the end of the last.
 // Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows: their scores
 // are masked, their values overwritten with zeros in shared memory. Rows from valid_rows on and rows without a key
 // give 0.
 // 4·D flops per head and (query, key) pair. At D 128 the tensor cores bind (2048 clocks for 128 x 128 pairs), at D 64
-// exp2 does (1024, as many as the products). Goal: 550 TFLOP/s from S = 4096; vision 1.2 x cuDNN.
+// exp2 does (1024, as many as the products). Goal: 650 TFLOP/s from S = 4096; vision 1.2 x cuDNN.
 #include "attention/params.cuh"
 #include "attention/softmax.cuh"
 #include "common/export.cuh"
@@ -136,14 +136,13 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
 // Ids of the barriers of one warpgroup, and of its turn: it waits there until the one before has asked.
 constexpr uint32_t STEP_BARRIER = 1, TURN_BARRIER = 4;
 
-template <class F, bool TURNS>
+template <class F>
 __device__ __forceinline__ void take_turn(uint32_t consumer) {
-    if constexpr (TURNS) barrier_sync<256>(TURN_BARRIER + consumer);
+    barrier_sync<256>(TURN_BARRIER + consumer);
 }
-template <class F, bool TURNS>
+template <class F>
 __device__ __forceinline__ void pass_turn(uint32_t consumer) {
-    if constexpr (TURNS)
-        barrier_arrive<256>(TURN_BARRIER + (consumer + 1 == F::CONSUMERS ? 0 : consumer + 1));
+    barrier_arrive<256>(TURN_BARRIER + (consumer + 1 == F::CONSUMERS ? 0 : consumer + 1));
 }
 
 // All reads of this warpgroup behind the barrier have ended.
@@ -153,7 +152,7 @@ __device__ __forceinline__ void release(uint32_t empty) {
 
 // Keeps ring and turns going for a consumer without rows, in the steps of `attend`. The barrier keeps the four warps
 // together, as wgmma does elsewhere: a warp that fell a whole round behind would wait for a phase that is past.
-template <class F, bool TURNS>
+template <class F>
 __device__ __forceinline__ void stand_by(const Shared& s, Cursor<F>& at, int blocks, uint32_t consumer) {
     const auto skip = [&](uint32_t full, uint32_t empty, uint32_t phase) {
         mbarrier_wait(full, phase);
@@ -168,8 +167,8 @@ __device__ __forceinline__ void stand_by(const Shared& s, Cursor<F>& at, int blo
         }
         if (i > 0) {
             if (i < blocks) {
-                take_turn<F, TURNS>(consumer);
-                pass_turn<F, TURNS>(consumer);
+                take_turn<F>(consumer);
+                pass_turn<F>(consumer);
             }
             skip(s.full + at.stage * 8, s.empty + at.stage * 8, at.phase);
             at.next();
@@ -230,7 +229,7 @@ __device__ __forceinline__ void clear_rows(uint32_t tile, int first, uint32_t co
 }
 
 // One warpgroup: 64 rows of every work.
-template <class T, class F, bool TURNS>
+template <class T, class F>
 __device__ __forceinline__ void consume(const FlashParams& params, const Shared& s, uint32_t consumer) {
     constexpr int BN = F::BN, D = F::D;
     const AttentionParams& p = params.a;
@@ -243,7 +242,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const Extent e = extent(p);
     Cursor<F> at;
     uint32_t q_phase = 0;
-    if (consumer == F::CONSUMERS - 1) pass_turn<F, TURNS>(consumer);  // the first begins
+    if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
 
     for (Schedule<F> schedule(p, e); schedule.more(); schedule.next()) {
         const Work w = schedule.get(p, e);
@@ -256,7 +255,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         if (w.blocks > 0 && row0 >= e.valid) {
             barrier_sync<128>(STEP_BARRIER + consumer);
             release(s.q_empty);
-            stand_by<F, TURNS>(s, at, w.blocks, consumer);
+            stand_by<F>(s, at, w.blocks, consumer);
         } else if (w.blocks > 0) {
             // Keys that all 64 rows see, and those that these two see.
             const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
@@ -333,13 +332,13 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             for (int i = 1; i < w.blocks; i++) {
                 const uint32_t k_stage = at.stage;
                 at.next();
-                take_turn<F, TURNS>(consumer);
+                take_turn<F>(consumer);
                 ask_scores(k_stage);
                 await();
                 const uint32_t v_stage = at.stage;
                 ask_output(v_stage);
                 at.next();
-                pass_turn<F, TURNS>(consumer);
+                pass_turn<F>(consumer);
                 wgmma_wait<1>();
                 wgmma_settle(x);
                 release(s.empty + k_stage * 8);
@@ -393,7 +392,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
 }
 
 // Any grid. Dynamic shared memory: SMEM_BYTES.
-template <class T, class F, bool TURNS>
+template <class T, class F>
 __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full[F::STAGES], empty[F::STAGES], q_full, q_empty;
@@ -423,18 +422,15 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
         return;
     }
     take_registers<F::CONSUMER_REGISTERS>();
-    consume<T, F, TURNS>(p, s, warpgroup - 1);
+    consume<T, F>(p, s, warpgroup - 1);
 }
 
-#define EXPORT_FLASH(d, consumers, name, turns)                                                             \
-    EXPORT(flash_wgmma_d##d##_c##consumers##name##_bf16, FlashParams, (Flash<d, consumers>::THREADS), 1,    \
-           flash_wgmma<__nv_bfloat16, Flash<d, consumers>, turns>)                                          \
-    EXPORT(flash_wgmma_d##d##_c##consumers##name##_f16, FlashParams, (Flash<d, consumers>::THREADS), 1,     \
-           flash_wgmma<__half, Flash<d, consumers>, turns>)
+#define EXPORT_FLASH(d, consumers)                                                                          \
+    EXPORT(flash_wgmma_d##d##_c##consumers##_bf16, FlashParams, (Flash<d, consumers>::THREADS), 1,          \
+           flash_wgmma<__nv_bfloat16, Flash<d, consumers>>)                                                 \
+    EXPORT(flash_wgmma_d##d##_c##consumers##_f16, FlashParams, (Flash<d, consumers>::THREADS), 1,           \
+           flash_wgmma<__half, Flash<d, consumers>>)
 
-EXPORT_FLASH(64, 2, , true)
-EXPORT_FLASH(64, 3, , true)
-EXPORT_FLASH(128, 2, , true)
-EXPORT_FLASH(64, 2, _free, false)
-EXPORT_FLASH(64, 3, _free, false)
-EXPORT_FLASH(128, 2, _free, false)
+EXPORT_FLASH(64, 2)
+EXPORT_FLASH(64, 3)
+EXPORT_FLASH(128, 2)

@@ -136,7 +136,7 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     }
 
     let lm = (28, 4, 128);
-    for s in [128, 512, 1024, 2048, 4096] {
+    for s in [128, 512, 1024, 2048, 4096, 8192, 16384] {
         all.push(cache(s, 0, s, (s, s), lm).bench());
     }
     all.push(cache(256, 1792, 256, (2048, 2048), lm).bench());

@@ -10,6 +10,11 @@ const DECODE_ROWS: usize = 8;
 /// Keys of a split: 4 warps of one block of 16 each.
 const SPLIT_KEYS: usize = 64;
 
+/// Keys from which `attention/wgmma.cu` is ahead on Hopper. On an H200 it takes about 6.4 us with 128 keys and 1.4 more
+/// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against
+/// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 17.6 against 27.
+const WGMMA_KEYS: usize = 384;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Choice {
     Naive,
@@ -17,10 +22,8 @@ pub(super) enum Choice {
     Flash {
         rows: usize,
     },
-    /// `attention/wgmma.cu`, sm_90a. `turns`: its warpgroups ask for products one after the other.
-    Wgmma {
-        turns: bool,
-    },
+    /// `attention/wgmma.cu`, sm_90a.
+    Wgmma,
     /// `tiles` of 16 (row, query head) pairs for each kv head, `splits` of the keys.
     Decode {
         tiles: usize,
@@ -28,36 +31,48 @@ pub(super) enum Choice {
     },
 }
 
-/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma`, `wgmma`, or `wgmma-free`, which has no turns. It
-/// holds for the attentions that have a choice between the two kernels.
+/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`. It holds for the attentions that have
+/// a choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
     Mma,
-    Wgmma { turns: bool },
+    Wgmma,
 }
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
         match text {
             "mma" => Some(Wanted::Mma),
-            "wgmma" => Some(Wanted::Wgmma { turns: true }),
-            "wgmma-free" => Some(Wanted::Wgmma { turns: false }),
+            "wgmma" => Some(Wanted::Wgmma),
             _ => None,
         }
     }
 }
 
-/// [`choose`] on a chip of compute capability `arch` (90 for Hopper), where a kernel may be asked for.
-pub(super) fn choose_wanted(op: &Attention, t: usize, arch: u32, wanted: Option<Wanted>) -> Choice {
-    match (choose(op, t), wanted) {
+/// The kernel for `t` rows in all on a chip of compute capability `arch` (90 for Hopper).
+pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Option<Wanted>) -> Choice {
+    match portable(op, t) {
         // An image for 90a runs on 9.0 and on nothing newer.
-        (Choice::Flash { .. }, Some(Wanted::Wgmma { turns })) if arch == 90 => Choice::Wgmma { turns },
-        (choice, _) => choice,
+        Choice::Flash { .. } if arch == 90 && wanted.unwrap_or(on_hopper(op, t)) == Wanted::Wgmma => {
+            Choice::Wgmma
+        }
+        choice => choice,
     }
 }
 
-/// The kernel for `t` rows in all.
-pub(super) fn choose(op: &Attention, t: usize) -> Choice {
+/// The faster of the two tile kernels. With a bias per key `wgmma.cu` is behind: 12.1 against 6.0 us at 249 rows, 27.8
+/// against 17.8 at 749.
+fn on_hopper(op: &Attention, t: usize) -> Wanted {
+    let keys = match op.source {
+        Source::Cache { kv_bucket } => kv_bucket,
+        _ => t / op.batch,
+    };
+    let chunks = matches!(op.mask, Mask::Chunk { .. });
+    if keys >= WGMMA_KEYS && !op.bias && !chunks { Wanted::Wgmma } else { Wanted::Mma }
+}
+
+/// The kernel for `t` rows in all where any chip can run it.
+fn portable(op: &Attention, t: usize) -> Choice {
     // The tile kernels keep maxima of unscaled scores: right for a positive scale alone.
     if !matches!(op.head_dim, 64 | 128) || op.scale.is_nan() || op.scale <= 0.0 {
         return Choice::Naive;
@@ -84,8 +99,9 @@ fn flash_time(op: &Attention, rows: usize, tile: usize) -> usize {
     let tiles = || (0..rows).step_by(tile).map(work);
     let longest = tiles().max().unwrap_or(0);
     let time = match op.mask {
-        // Long tiles first: the short ones fill the gaps.
-        Mask::Causal => longest.max(heads * tiles().sum::<usize>() / SMS),
+        // Long tiles first: the short ones fill the gaps. The longest ends alone on its SM, at 3/5 of the rate of two:
+        // at S = 1024 tiles of 128 rows took 56 us on an H200, this share of the time predicts 53, and 36 for 64 rows.
+        Mask::Causal => (longest * 5 / 3).max(heads * tiles().sum::<usize>() / SMS),
         _ => longest * (heads * rows.div_ceil(tile)).div_ceil(SMS),
     };
     if tile == 64 { time * 5 / 4 } else { time }
@@ -154,58 +170,88 @@ mod tests {
         }
     }
 
+    fn vit(batch: usize) -> Attention {
+        Attention { mask: Mask::Full, source: Source::Packed, batch, ..cache(16, 16, 64, 0) }
+    }
+
     #[test]
     fn decode_fills_the_gpu_and_no_more() {
-        let splits = |bucket| choose(&cache(28, 4, 128, bucket), 1);
+        let splits = |bucket| portable(&cache(28, 4, 128, bucket), 1);
         assert_eq!(splits(512), Choice::Decode { tiles: 1, splits: 8 });
         assert_eq!(splits(2048), Choice::Decode { tiles: 1, splits: 32 });
         assert_eq!(splits(32768), Choice::Decode { tiles: 1, splits: 33 });
         assert_eq!(splits(1), Choice::Decode { tiles: 1, splits: 1 });
-        assert_eq!(choose(&cache(28, 4, 128, 8192), 8), Choice::Decode { tiles: 4, splits: 8 });
-        assert_eq!(choose(&cache(256, 256, 64, 8192), 1), Choice::Decode { tiles: 1, splits: 1 });
+        assert_eq!(portable(&cache(28, 4, 128, 8192), 8), Choice::Decode { tiles: 4, splits: 8 });
+        assert_eq!(portable(&cache(256, 256, 64, 8192), 1), Choice::Decode { tiles: 1, splits: 1 });
     }
 
     #[test]
     fn other_head_dims_and_scales_run_the_plain_kernel() {
-        assert_eq!(choose(&cache(2, 1, 80, 512), 1), Choice::Naive);
-        assert_eq!(choose(&Attention { scale: -1.0, ..cache(2, 1, 64, 512) }, 300), Choice::Naive);
-        assert_eq!(choose(&Attention { scale: f32::NAN, ..cache(2, 1, 64, 512) }, 300), Choice::Naive);
+        for arch in [80, 90] {
+            for wanted in [None, Some(Wanted::Wgmma)] {
+                let choose = |op: Attention, t| choose(&op, t, arch, wanted);
+                assert_eq!(choose(cache(2, 1, 80, 512), 1), Choice::Naive);
+                assert_eq!(choose(cache(2, 1, 80, 512), 300), Choice::Naive);
+                assert_eq!(choose(Attention { scale: -1.0, ..cache(2, 1, 64, 512) }, 300), Choice::Naive);
+                assert_eq!(choose(Attention { scale: f32::NAN, ..cache(2, 1, 64, 512) }, 300), Choice::Naive);
+            }
+        }
     }
 
     #[test]
     fn small_tiles_where_large_ones_leave_sms_idle() {
-        let prefill = |s| choose(&cache(28, 4, 128, s), s);
-        assert_eq!(prefill(9), Choice::Flash { rows: 64 });
-        assert_eq!(prefill(512), Choice::Flash { rows: 64 });
-        assert_eq!(prefill(4096), Choice::Flash { rows: 128 });
-        let vit =
-            |batch| Attention { mask: Mask::Full, source: Source::Packed, batch, ..cache(16, 16, 64, 0) };
-        assert_eq!(choose(&vit(1), 1025), Choice::Flash { rows: 64 });
-        assert_eq!(choose(&vit(13), 13 * 1025), Choice::Flash { rows: 128 });
+        let prefill = |s| portable(&cache(28, 4, 128, s), s);
+        for s in [9, 512, 1024] {
+            assert_eq!(prefill(s), Choice::Flash { rows: 64 }, "{s}");
+        }
+        for s in [2048, 4096] {
+            assert_eq!(prefill(s), Choice::Flash { rows: 128 }, "{s}");
+        }
+        assert_eq!(portable(&vit(1), 1025), Choice::Flash { rows: 64 });
+        assert_eq!(portable(&vit(13), 13 * 1025), Choice::Flash { rows: 128 });
     }
 
     #[test]
-    fn wgmma_where_it_is_wanted_and_flash_would_run() {
-        let op = cache(28, 4, 128, 2048);
-        let wanted = Wanted::parse("wgmma");
-        assert_eq!(choose_wanted(&op, 2048, 90, wanted), Choice::Wgmma { turns: true });
-        let free = Wanted::parse("wgmma-free");
-        assert_eq!(choose_wanted(&op, 2048, 90, free), Choice::Wgmma { turns: false });
-        for (arch, wanted) in [(80, wanted), (100, wanted), (90, None), (90, Wanted::parse("mma"))] {
-            assert_eq!(choose_wanted(&op, 2048, arch, wanted), choose(&op, 2048));
+    fn wgmma_where_it_was_measured_ahead() {
+        let lm = |rows, bucket| (cache(28, 4, 128, bucket), rows);
+        let audio = |rows| (Attention { bias: true, ..vit(1) }, rows);
+        let chunks = |rows| (Attention { mask: Mask::Chunk { size: 16, left: -1 }, ..vit(1) }, rows);
+        for ((op, t), ahead) in [
+            (lm(128, 256), false),
+            (lm(512, 512), true),
+            (lm(1024, 1024), true),
+            (lm(4096, 4096), true),
+            (lm(256, 2048), true),
+            (lm(9, 2048), true),
+            ((vit(1), 1025), true),
+            ((vit(4), 4 * 1025), true),
+            ((vit(13), 13 * 1025), true),
+            // 300 rows each: the keys of one sequence count.
+            ((vit(4), 4 * 300), false),
+            (audio(249), false),
+            (audio(749), false),
+            (chunks(749), false),
+        ] {
+            let wgmma = choose(&op, t, 90, None) == Choice::Wgmma;
+            assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
+            // Elsewhere, and where something else is asked for.
+            assert_eq!(choose(&op, t, 90, Some(Wanted::Wgmma)), Choice::Wgmma);
+            for (arch, wanted) in
+                [(80, None), (80, Some(Wanted::Wgmma)), (100, Some(Wanted::Wgmma)), (90, Some(Wanted::Mma))]
+            {
+                assert_eq!(choose(&op, t, arch, wanted), portable(&op, t));
+            }
         }
-        // One row, and a head dim that it does not know.
-        assert_eq!(choose_wanted(&op, 1, 90, wanted), choose(&op, 1));
-        assert_eq!(choose_wanted(&cache(2, 1, 80, 512), 300, 90, wanted), Choice::Naive);
-        for bad in ["", "WGMMA", "wgmma/1"] {
+        // One row is a decode step.
+        assert_eq!(choose(&cache(28, 4, 128, 2048), 1, 90, None), portable(&cache(28, 4, 128, 2048), 1));
+        for bad in ["", "WGMMA", "wgmma/1", "wgmma-free"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
+        assert_eq!(Wanted::parse("wgmma"), Some(Wanted::Wgmma));
     }
 
     #[test]
     fn wgmma_tiles_fit_on_an_sm_and_fill_the_gpu() {
-        let vit =
-            |batch| Attention { mask: Mask::Full, source: Source::Packed, batch, ..cache(16, 16, 64, 0) };
         for (op, rows, consumers, ctas) in [
             (vit(1), 249, 2, 32),
             (vit(1), 749, 2, 96),

@@ -1,6 +1,6 @@
 //! Launchers of the attention family.
 
-use super::choose::{Choice, Wanted, WgmmaTile, choose_wanted};
+use super::choose::{Choice, Wanted, WgmmaTile, choose};
 use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -147,7 +147,7 @@ fn wanted() -> Result<Option<Wanted>> {
     match std::env::var("VIVACE_ATTENTION") {
         Err(_) => Ok(None),
         Ok(text) => match Wanted::parse(&text) {
-            None => crate::bail_input!("VIVACE_ATTENTION is {text:?}; it takes mma, wgmma or wgmma-free"),
+            None => crate::bail_input!("VIVACE_ATTENTION is {text:?}; it takes mma or wgmma"),
             wanted => Ok(wanted),
         },
     }
@@ -203,7 +203,7 @@ impl CudaOp for Attention {
         if t == 0 {
             return Ok(());
         }
-        match choose_wanted(self, t, l.device.arch(), wanted()?) {
+        match choose(self, t, l.device.arch(), wanted()?) {
             Choice::Naive => {
                 let grid = [p.rows.div_ceil(4), p.heads, p.batch];
                 // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; the
@@ -217,16 +217,15 @@ impl CudaOp for Attention {
                 // choose() names instances that exist.
                 unsafe { l.launch_variant::<Flash>(&format!("_d{d}_m{rows}"), dtype, geometry, &p) }
             }
-            Choice::Wgmma { turns } => {
+            Choice::Wgmma => {
                 let (rows, sms) = (p.rows as usize, l.device.sm_count());
                 let tile = WgmmaTile::choose(self, rows, sms);
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
-                let variant = tile.variant() + if turns { "" } else { "_free" };
                 let p = wgmma_params(self, io, tile, p)?;
                 // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, rows at or beyond p.rows of
                 // a sequence are not written, and choose() names instances that exist.
-                unsafe { l.launch_variant::<Wgmma>(&variant, dtype, geometry, &p) }
+                unsafe { l.launch_variant::<Wgmma>(&tile.variant(), dtype, geometry, &p) }
             }
             Choice::Decode { tiles, splits } => {
                 let parts = self.kv_heads * tiles * splits;

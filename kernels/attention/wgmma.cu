@@ -3,10 +3,10 @@
 // q, k, v, out of T16 as AttentionParams addresses them; bias f32 [H, T]; D = 64 or 128, any T and S, masks full,
 // causal, chunk; scale > 0
 //
-// CTA = one producer warpgroup (one thread issues TMA) and two (at D 64 two or three) consumers of 64 query rows. A
-// ring of tiles of BN keys goes around in the order K0 K1 V0 K2 V1 ..: a consumer asks for S of tile i and for P·V of
-// tile i - 1, then makes P of tile i while the second product runs. Consumers take turns: they ask one after the other,
-// so that the softmax of one falls under the products of the others. m, l, O, S in registers in f32; p is rounded to T16.
+// CTA = one producer warpgroup (one thread issues TMA) and one to three consumers of 64 query rows. A ring of tiles of
+// BN keys goes around in the order K0 K1 V0 K2 V1 ..: a consumer asks for S of tile i and for P·V of tile i - 1, then
+// makes P of tile i while the second product runs. Consumers take turns: they ask one after the other, so that the
+// softmax of one falls under the products of the others. m, l, O, S in registers in f32; p is rounded to T16.
 // Persistent: CTA c takes the tiles (query rows, head, sequence) c, 2·grid - 1 - c, 2·grid + c, ..; causal tiles go
 // longest first, so that long and short ones meet. Loads of the next tile run under the end of the last.
 // Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows: their scores
@@ -24,24 +24,31 @@ struct FlashParams {
     TensorMap q;  // {64, T, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
     TensorMap k;  // {64, keys of a sequence (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
     TensorMap v;  // the same
+    TensorMap bias;  // with BIAS: {H · T} f32, box {BN}, no swizzle
     AttentionParams a;
 };
 
 // A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes.
-template <int D_, int CONSUMERS_>
+// With BIAS the bias of its keys comes with every tile of K.
+template <int D_, int CONSUMERS_, int BN_, bool BIAS_>
 struct Flash {
-    static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS;
-    // 1025 keys are 11 tiles of 96, 3 % more than there are; of 128 they would be 9, 12 % more.
-    static constexpr int BN = D == 64 ? 96 : 128;
-    static constexpr int STAGES = D == 64 ? 8 : 5, STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
+    static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
+    static constexpr bool BIAS = BIAS_;
+    static constexpr int STAGES = D == 128 || CONSUMERS == 1 ? 5 : BN == 208 ? 6 : 8;
+    static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2, BIAS_BYTES = BIAS ? BN * 4 : 0;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
+    static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1;  // per SM
     // What 128 threads of each role hold after they have exchanged registers.
     static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
-    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : 232;
-    static constexpr int SMEM_BYTES = 1024 + CONSUMERS * Q_BYTES + STAGES * STAGE_BYTES;
+    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
+    static constexpr int SMEM_BYTES = 1024 + CONSUMERS * Q_BYTES + STAGES * (STAGE_BYTES + BIAS_BYTES);
+    // Arrivals of a consumer that release a stage: its wgmma ends for all warps at once, its own reads of the bias
+    // do not.
+    static constexpr int RELEASES = BIAS ? 4 : 1;
     static_assert(Q_BYTES % 1024 == 0 && STAGE_BYTES % 1024 == 0, "operands begin at multiples of 1024");
-    static_assert(SMEM_BYTES + 1024 <= 227 * 1024);
-    static_assert((D == 64 && CONSUMERS == 3) || CONSUMERS == 2, "registers");
+    static_assert(BIAS_BYTES % 128 == 0, "where a copy may land");
+    static_assert(CTAS * (SMEM_BYTES + 1024) <= 228 * 1024);
+    static_assert(D == 64 || CONSUMERS == 2, "registers");
 };
 
 // BM query rows of one head of one sequence, and the tiles of keys that any of them sees.
@@ -52,13 +59,15 @@ struct Work {
 // The works of this CTA in order. Rows that hold no token come last and see no tile.
 template <class F>
 struct Schedule {
-    int heads, tiles, valid_tiles, units, base, unit;
+    int heads, tiles, whole, valid_tiles, units, base, unit;
     bool causal;
 
     __device__ __forceinline__ Schedule(const AttentionParams& p, const Extent& e) {
         heads = int(p.heads * p.batch);
         tiles = (int(p.rows) + F::BM - 1) / F::BM;
         valid_tiles = (e.valid + F::BM - 1) / F::BM;
+        // A last tile that leaves consumers idle is a short one.
+        whole = F::CONSUMERS > 1 && tiles > 1 && uint32_t(int(p.rows) % F::BM - 1) < 64 ? tiles - 1 : tiles;
         units = tiles * heads;
         causal = p.mask == MASK_CAUSAL;
         base = 0, unit = int(blockIdx.x);
@@ -71,8 +80,10 @@ struct Schedule {
     }
     __device__ __forceinline__ Work get(const AttentionParams& p, const Extent& e) const {
         Work w;
-        // Heads side by side, so that those of a group share keys in the L2; causal, the longest first.
-        const int at = causal ? unit / heads : unit % tiles, head = causal ? unit % heads : unit / tiles;
+        // Causal: the longest first, the heads of a group side by side, for they share keys in the L2. Else the tiles of
+        // a head side by side, and the short ones last.
+        const bool by_rows = causal || unit >= whole * heads;
+        const int at = by_rows ? unit / heads : unit % whole, head = by_rows ? unit % heads : unit / whole;
         w.m0 = (causal && at < valid_tiles ? valid_tiles - 1 - at : at) * F::BM;
         w.head = head % int(p.heads), w.seq = head / int(p.heads);
         w.key0 = w.blocks = 0;
@@ -96,7 +107,7 @@ struct Cursor {
 
 // Addresses in shared memory. `full` and `empty`: a barrier per stage; `q_full`, `q_empty`: one each.
 struct Shared {
-    uint32_t q, ring, full, empty, q_full, q_empty;
+    uint32_t q, ring, bias, full, empty, q_full, q_empty;
 };
 
 // One thread.
@@ -111,14 +122,18 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
         const Work w = schedule.get(p.a, e);
         if (w.blocks == 0) continue;
         const int group = w.head / int(p.a.group);
-        const auto load = [&](const TensorMap& map, int block) {
+        const int bias0 = (w.head * int(p.a.batch) + w.seq) * int(p.a.rows);
+        const auto load = [&](const TensorMap& map, int block, bool keys) {
             const uint32_t barrier = s.full + at.stage * 8;
+            const int j0 = w.key0 + block * F::BN;
             mbarrier_wait(s.empty + at.stage * 8, at.phase ^ 1);
-            mbarrier_expect_tx(barrier, F::STAGE_BYTES);
-            tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, w.key0 + block * F::BN, 0, group, w.seq);
+            mbarrier_expect_tx(barrier, F::STAGE_BYTES + (keys ? F::BIAS_BYTES : 0));
+            tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, j0, 0, group, w.seq);
+            // Behind the last key of the sequence follows another's: masked.
+            if (F::BIAS && keys) tma_load_1d(s.bias + at.stage * F::BIAS_BYTES, p.bias, barrier, bias0 + j0);
             at.next();
         };
-        load(p.k, 0);
+        load(p.k, 0, true);
         mbarrier_wait(s.q_empty, q_phase ^ 1);
         q_phase ^= 1;
         mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES);
@@ -127,8 +142,8 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
             tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.m0 + 64 * c, 0, w.head, w.seq);
 #pragma unroll 1
         for (int i = 1; i <= w.blocks; i++) {
-            if (i < w.blocks) load(p.k, i);
-            load(p.v, i - 1);
+            if (i < w.blocks) load(p.k, i, true);
+            load(p.v, i - 1, false);
         }
     }
 }
@@ -138,16 +153,19 @@ constexpr uint32_t STEP_BARRIER = 1, TURN_BARRIER = 4;
 
 template <class F>
 __device__ __forceinline__ void take_turn(uint32_t consumer) {
-    barrier_sync<256>(TURN_BARRIER + consumer);
+    if constexpr (F::CONSUMERS > 1) barrier_sync<256>(TURN_BARRIER + consumer);
 }
 template <class F>
 __device__ __forceinline__ void pass_turn(uint32_t consumer) {
-    barrier_arrive<256>(TURN_BARRIER + (consumer + 1 == F::CONSUMERS ? 0 : consumer + 1));
+    if constexpr (F::CONSUMERS > 1)
+        barrier_arrive<256>(TURN_BARRIER + (consumer + 1 == F::CONSUMERS ? 0 : consumer + 1));
 }
 
 // All reads of this warpgroup behind the barrier have ended.
+template <class F>
 __device__ __forceinline__ void release(uint32_t empty) {
-    if (threadIdx.x % 128 == 0) mbarrier_arrive(empty);
+    if constexpr (F::RELEASES == 4) __syncwarp();
+    if (threadIdx.x % (128 / F::RELEASES) == 0) mbarrier_arrive(empty);
 }
 
 // Keeps ring and turns going for a consumer without rows, in the steps of `attend`. The barrier keeps the four warps
@@ -157,7 +175,7 @@ __device__ __forceinline__ void stand_by(const Shared& s, Cursor<F>& at, int blo
     const auto skip = [&](uint32_t full, uint32_t empty, uint32_t phase) {
         mbarrier_wait(full, phase);
         barrier_sync<128>(STEP_BARRIER + consumer);
-        release(empty);
+        release<F>(empty);
     };
 #pragma unroll 1
     for (int i = 0; i <= blocks; i++) {
@@ -174,6 +192,12 @@ __device__ __forceinline__ void stand_by(const Shared& s, Cursor<F>& at, int blo
             at.next();
         }
     }
+}
+
+__device__ __forceinline__ float2 shared_pair(uint32_t address) {
+    float2 pair;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address));
+    return pair;
 }
 
 // One step of the online softmax for row R (of the two that a thread has a part of) of an accumulator: elements
@@ -234,7 +258,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     constexpr int BN = F::BN, D = F::D;
     const AttentionParams& p = params.a;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
-    const float c = p.scale * LOG2E, f = p.bias ? 1.f : c;
+    const float c = p.scale * LOG2E, f = F::BIAS ? 1.f : c;
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
     pdl_wait();
@@ -254,7 +278,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         }
         if (w.blocks > 0 && row0 >= e.valid) {
             barrier_sync<128>(STEP_BARRIER + consumer);
-            release(s.q_empty);
+            release<F>(s.q_empty);
             stand_by<F>(s, at, w.blocks, consumer);
         } else if (w.blocks > 0) {
             // Keys that all 64 rows see, and those that these two see.
@@ -262,9 +286,9 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
             const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
             const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
-            const float* bias = p.bias + (size_t(w.head) * p.batch + w.seq) * p.rows;
-            float x[BN / 2];         // S, then P
+            float x[BN / 2];               // S, then P
             uint32_t probability[BN / 4];  // P as an operand
+            float bias[BN / 4];            // of this thread's columns, times log2(e)
 
             const auto ask_scores = [&](uint32_t stage) {
                 const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
@@ -284,19 +308,23 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                                                probability[4 * i + 3], v + i * (16 * 128 >> 4));
                 wgmma_commit();
             };
+            const auto load_bias = [&](uint32_t stage) {
+                if constexpr (F::BIAS) {
+#pragma unroll
+                    for (int n = 0; n < BN / 8; n++) {
+                        const float2 b = shared_pair(s.bias + stage * F::BIAS_BYTES + n * 32 + t * 8);
+                        bias[2 * n] = b.x * LOG2E, bias[2 * n + 1] = b.y * LOG2E;
+                    }
+                }
+            };
+            const auto add_bias = [&] {
+                if constexpr (F::BIAS) {
+#pragma unroll
+                    for (int i = 0; i < BN / 2; i++) x[i] = fmaf(x[i], c, bias[i / 4 * 2 + i % 2]);
+                }
+            };
             // Scores to probabilities; returns how O shrinks, for both rows.
             const auto softmax = [&](int j0) {
-                if (p.bias) {
-#pragma unroll
-                    for (int n = 0; n < BN / 8; n++)
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            const int j = j0 + n * 8 + int(2 * t) + h;
-                            const float b = j < e.keys ? bias[j] * LOG2E : 0.f;
-                            x[4 * n + h] = fmaf(x[4 * n + h], c, b);
-                            x[4 * n + 2 + h] = fmaf(x[4 * n + 2 + h], c, b);
-                        }
-                }
                 if (j0 + BN > all_end || j0 < all_begin) {
 #pragma unroll
                     for (int r = 0; r < 2; r++) {
@@ -320,11 +348,13 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
 
             await();
             ask_scores(at.stage);
+            load_bias(at.stage);
             wgmma_wait<0>();
             wgmma_settle(x);
-            release(s.empty + at.stage * 8);
+            add_bias();
+            release<F>(s.empty + at.stage * 8);
             at.next();
-            if (w.blocks == 1) release(s.q_empty);
+            if (w.blocks == 1) release<F>(s.q_empty);
             softmax(w.key0);
             pack();
             await();
@@ -339,10 +369,12 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 ask_output(v_stage);
                 at.next();
                 pass_turn<F>(consumer);
+                load_bias(k_stage);
                 wgmma_wait<1>();
                 wgmma_settle(x);
-                release(s.empty + k_stage * 8);
-                if (i == w.blocks - 1) release(s.q_empty);
+                add_bias();
+                release<F>(s.empty + k_stage * 8);
+                if (i == w.blocks - 1) release<F>(s.q_empty);
                 const float2 shrink = softmax(w.key0 + i * BN);
                 // The next tile is awaited here because ptxas would move the wait below up to the one above, and the
                 // softmax behind the product; but not past a branch.
@@ -350,7 +382,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 await();
                 wgmma_wait<0>();
                 wgmma_settle(o);
-                release(s.empty + v_stage * 8);
+                release<F>(s.empty + v_stage * 8);
 #pragma unroll
                 for (int d = 0; d < D / 8; d++) {
                     o[4 * d] *= shrink.x, o[4 * d + 1] *= shrink.x;
@@ -364,7 +396,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             ask_output(at.stage);
             wgmma_wait<0>();
             wgmma_settle(o);
-            release(s.empty + at.stage * 8);
+            release<F>(s.empty + at.stage * 8);
             at.next();
         }
 
@@ -399,6 +431,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     Shared s;
     s.q = (smem_address(dynamic) + 1023) & ~1023u;
     s.ring = s.q + F::CONSUMERS * F::Q_BYTES;
+    s.bias = s.ring + F::STAGES * F::STAGE_BYTES;
     s.full = smem_address(full), s.empty = smem_address(empty);
     s.q_full = smem_address(&q_full), s.q_empty = smem_address(&q_empty);
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -406,12 +439,13 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
         prefetch_tensor_map(p.q);
         prefetch_tensor_map(p.k);
         prefetch_tensor_map(p.v);
+        if (F::BIAS) prefetch_tensor_map(p.bias);
         for (int i = 0; i < F::STAGES; i++) {
             mbarrier_init(s.full + i * 8, 1);
-            mbarrier_init(s.empty + i * 8, F::CONSUMERS);
+            mbarrier_init(s.empty + i * 8, F::CONSUMERS * F::RELEASES);
         }
         mbarrier_init(s.q_full, 1);
-        mbarrier_init(s.q_empty, F::CONSUMERS);
+        mbarrier_init(s.q_empty, F::CONSUMERS * F::RELEASES);
         fence_mbarrier_init();
     }
     __syncthreads();
@@ -425,12 +459,17 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     consume<T, F>(p, s, warpgroup - 1);
 }
 
-#define EXPORT_FLASH(d, consumers)                                                                          \
-    EXPORT(flash_wgmma_d##d##_c##consumers##_bf16, FlashParams, (Flash<d, consumers>::THREADS), 1,          \
-           flash_wgmma<__nv_bfloat16, Flash<d, consumers>>)                                                 \
-    EXPORT(flash_wgmma_d##d##_c##consumers##_f16, FlashParams, (Flash<d, consumers>::THREADS), 1,           \
-           flash_wgmma<__half, Flash<d, consumers>>)
+#define EXPORT_FLASH(name, ...)                                                                             \
+    EXPORT(flash_wgmma_##name##_bf16, FlashParams, (Flash<__VA_ARGS__>::THREADS), (Flash<__VA_ARGS__>::CTAS), \
+           flash_wgmma<__nv_bfloat16, Flash<__VA_ARGS__>>)                                                  \
+    EXPORT(flash_wgmma_##name##_f16, FlashParams, (Flash<__VA_ARGS__>::THREADS), (Flash<__VA_ARGS__>::CTAS), \
+           flash_wgmma<__half, Flash<__VA_ARGS__>>)
 
-EXPORT_FLASH(64, 2)
-EXPORT_FLASH(64, 3)
-EXPORT_FLASH(128, 2)
+// 1025 keys are 11 tiles of 96 or 5 of 208; of 128 they would be 9, 12 % more than there are.
+EXPORT_FLASH(d64_c2, 64, 2, 96, false)
+EXPORT_FLASH(d64_c3, 64, 3, 96, false)
+EXPORT_FLASH(d64_wide, 64, 2, 208, false)
+EXPORT_FLASH(d128_c2, 128, 2, 128, false)
+EXPORT_FLASH(d64_c1_bias, 64, 1, 128, true)
+EXPORT_FLASH(d64_c2_bias, 64, 2, 128, true)
+EXPORT_FLASH(d128_c2_bias, 128, 2, 128, true)

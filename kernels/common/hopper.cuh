@@ -40,6 +40,13 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
+__device__ __forceinline__ void tma_load_1d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0) {
+    asm volatile(
+        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3}], [%2];" ::"r"(
+            dst),
+        "l"(&map), "r"(barrier), "r"(c0)
+        : "memory");
+}
 __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                             int32_t c1) {
     asm volatile(
@@ -149,9 +156,10 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
 #define WGMMA_NAMES_96                                                                              \
     WGMMA_NAMES_72 ", %72, %73, %74, %75, %76, %77, %78, %79, "                                     \
     "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_NAMES_104                                                                             \
+    WGMMA_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
 #define WGMMA_NAMES_112                                                                             \
-    WGMMA_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, "                                 \
-    "%104, %105, %106, %107, %108, %109, %110, %111"
+    WGMMA_NAMES_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
 #define WGMMA_NAMES_128                                                                             \
     WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, "                            \
     "%120, %121, %122, %123, %124, %125, %126, %127"
@@ -163,7 +171,8 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
 #define WGMMA_REGS_64 WGMMA_REGS_32(0), WGMMA_REGS_32(32)
 #define WGMMA_REGS_72 WGMMA_REGS_64, WGMMA_REGS_8(64)
 #define WGMMA_REGS_96 WGMMA_REGS_64, WGMMA_REGS_32(64)
-#define WGMMA_REGS_112 WGMMA_REGS_96, WGMMA_REGS_8(96), WGMMA_REGS_8(104)
+#define WGMMA_REGS_104 WGMMA_REGS_96, WGMMA_REGS_8(96)
+#define WGMMA_REGS_112 WGMMA_REGS_104, WGMMA_REGS_8(104)
 #define WGMMA_REGS_128 WGMMA_REGS_64, WGMMA_REGS_32(64), WGMMA_REGS_32(96)
 #define WGMMA(N, TYPE, COUNT, A, B, KEEP)                                                           \
     asm volatile(                                                                                   \
@@ -180,6 +189,7 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
     if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                                 \
     if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                                 \
     if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                                 \
+    if constexpr (N == 208) WGMMA(208, TYPE, 104, "104", "105", "106");                             \
     if constexpr (N == 224) WGMMA(224, TYPE, 112, "112", "113", "114");                             \
     if constexpr (N == 256) WGMMA(256, TYPE, 128, "128", "129", "130")
 
@@ -196,7 +206,8 @@ struct IsBf16<__nv_bfloat16> {
 // i / 32 · 16 + 8h + i % 32 / 4 and the column 8j + 2 (i % 4) + c.
 template <class T, int N>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t keep) {
-    static_assert(N == 96 || N == 128 || N == 144 || N == 192 || N == 224 || N == 256, "no wrapper for this width");
+    static_assert(N == 96 || N == 128 || N == 144 || N == 192 || N == 208 || N == 224 || N == 256,
+                  "no wrapper for this width");
     if constexpr (IsBf16<T>::value) {
         WGMMA_ANY("bf16");
     } else {

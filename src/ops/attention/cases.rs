@@ -111,8 +111,9 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
         all.push(cache(t, pos, valid, (512, 512), (14, 2, 64)));
     }
 
-    // Edges of tiles of 96 and 128 keys and of 128 and 192 rows, one and more tiles of either, and more tiles than SMs.
-    for t in [96, 97, 192, 290] {
+    // Edges of tiles of 96, 128 and 208 keys and of 128 and 192 rows, one and more tiles of either, and more tiles than
+    // SMs.
+    for t in [96, 97, 192, 208, 209, 290, 417] {
         all.push(separate(t, op(2, 2, 64, Mask::Full, Source::Separate)));
     }
     for t in [128, 257, 400] {
@@ -121,12 +122,19 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     all.push(separate(300, op(2, 1, 128, Mask::Full, Source::Separate)));
     all.push(separate(390, op(2, 1, 64, Mask::Causal, Source::Separate)));
     all.push(packed(200, 3, Some(("bias", bias)), op(2, 2, 64, Mask::Full, Source::Packed)));
+    for t in [128, 257] {
+        all.push(packed(t, 1, Some(("bias", bias)), op(2, 2, 64, Mask::Full, Source::Packed)));
+    }
+    for (t, batch) in [(140, 40), (250, 33)] {
+        all.push(packed(t, batch, Some(("bias", bias)), op(4, 4, 64, Mask::Full, Source::Packed)));
+    }
     for (size, left) in [(64, 1), (70, 0), (24, 3)] {
         let chunk = Mask::Chunk { size, left };
         all.push(packed(400, 1, Some(("bias", bias)), op(2, 2, 64, chunk, Source::Packed)));
     }
     all.push(packed(400, 1, None, op(2, 2, 128, Mask::Chunk { size: 48, left: 1 }, Source::Packed)));
     all.push(packed(70, 40, None, op(4, 4, 64, Mask::Full, Source::Packed)));
+    all.push(packed(130, 40, None, op(4, 4, 64, Mask::Full, Source::Packed)));
     all.push(packed(130, 40, None, op(4, 1, 128, Mask::Causal, Source::Packed)));
     for heads in [(7, 1, 128), (4, 2, 64)] {
         all.push(cache(384, 0, 300, (512, 400), heads));

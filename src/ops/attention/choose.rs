@@ -22,8 +22,10 @@ pub(super) enum Choice {
     Flash {
         rows: usize,
     },
-    /// `attention/wgmma.cu`, sm_90a.
-    Wgmma,
+    /// `attention/wgmma.cu`, sm_90a. `wide`: tiles of 208 keys at head dim 64.
+    Wgmma {
+        wide: bool,
+    },
     /// `tiles` of 16 (row, query head) pairs for each kv head, `splits` of the keys.
     Decode {
         tiles: usize,
@@ -31,19 +33,20 @@ pub(super) enum Choice {
     },
 }
 
-/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`. It holds for the attentions that have
-/// a choice between the two kernels.
+/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma`, `wgmma`, or `wgmma-wide`, which has tiles of 208
+/// keys at head dim 64. It holds for the attentions that have a choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
     Mma,
-    Wgmma,
+    Wgmma { wide: bool },
 }
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
         match text {
             "mma" => Some(Wanted::Mma),
-            "wgmma" => Some(Wanted::Wgmma),
+            "wgmma" => Some(Wanted::Wgmma { wide: false }),
+            "wgmma-wide" => Some(Wanted::Wgmma { wide: true }),
             _ => None,
         }
     }
@@ -51,24 +54,25 @@ impl Wanted {
 
 /// The kernel for `t` rows in all on a chip of compute capability `arch` (90 for Hopper).
 pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Option<Wanted>) -> Choice {
-    match portable(op, t) {
+    match (portable(op, t), wanted.unwrap_or(on_hopper(op, t))) {
         // An image for 90a runs on 9.0 and on nothing newer.
-        Choice::Flash { .. } if arch == 90 && wanted.unwrap_or(on_hopper(op, t)) == Wanted::Wgmma => {
-            Choice::Wgmma
-        }
-        choice => choice,
+        (Choice::Flash { .. }, Wanted::Wgmma { wide }) if arch == 90 => Choice::Wgmma { wide },
+        (choice, _) => choice,
     }
 }
 
-/// The faster of the two tile kernels. With a bias per key `wgmma.cu` is behind: 12.1 against 6.0 us at 249 rows, 27.8
-/// against 17.8 at 749.
+/// The faster of the two tile kernels, as far as measured. With a bias per key `wgmma.cu` was behind, 12.1 against 6.0 us
+/// at 249 rows, 27.8 against 17.8 at 749, before the bias came through shared memory.
 fn on_hopper(op: &Attention, t: usize) -> Wanted {
     let keys = match op.source {
         Source::Cache { kv_bucket } => kv_bucket,
         _ => t / op.batch,
     };
     let chunks = matches!(op.mask, Mask::Chunk { .. });
-    if keys >= WGMMA_KEYS && !op.bias && !chunks { Wanted::Wgmma } else { Wanted::Mma }
+    match keys >= WGMMA_KEYS && !op.bias && !chunks {
+        true => Wanted::Wgmma { wide: false },
+        false => Wanted::Mma,
+    }
 }
 
 /// The kernel for `t` rows in all where any chip can run it.
@@ -110,6 +114,8 @@ fn flash_time(op: &Attention, rows: usize, tile: usize) -> usize {
 /// Tiles of `attention/wgmma.cu`, as `Flash` there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct WgmmaTile {
+    /// Part of a kernel symbol.
+    pub name: &'static str,
     pub head_dim: usize,
     /// Warpgroups of 64 query rows.
     pub consumers: usize,
@@ -117,34 +123,51 @@ pub(super) struct WgmmaTile {
     pub keys: usize,
     /// Tiles in the ring.
     pub stages: usize,
+    /// The bias of a tile's keys lies beside it.
+    pub bias: bool,
 }
 
 impl WgmmaTile {
-    /// For sequences of `rows` rows. At head dim 64 a tile of 128 rows takes two thirds of the time of one of 192, and
-    /// is better where the rounds on the SMs come out so.
-    pub fn choose(op: &Attention, rows: usize, sm_count: usize) -> WgmmaTile {
-        let small = WgmmaTile { head_dim: 64, consumers: 2, keys: 96, stages: 8 };
-        let large = WgmmaTile { consumers: 3, ..small };
-        let time = |tile: WgmmaTile| tile.tiles(op, rows).div_ceil(sm_count) * tile.consumers;
-        match op.head_dim {
-            64 if time(small) < time(large) => small,
-            64 => large,
-            _ => WgmmaTile { head_dim: 128, consumers: 2, keys: 128, stages: 5 },
-        }
+    const fn new(name: &'static str, head_dim: usize, [consumers, keys, stages]: [usize; 3]) -> WgmmaTile {
+        WgmmaTile { name, head_dim, consumers, keys, stages, bias: false }
     }
 
-    /// Part of a kernel symbol.
-    pub fn variant(&self) -> String {
-        format!("_d{}_c{}", self.head_dim, self.consumers)
+    const fn with_bias(name: &'static str, head_dim: usize, sizes: [usize; 3]) -> WgmmaTile {
+        WgmmaTile { bias: true, ..WgmmaTile::new(name, head_dim, sizes) }
+    }
+
+    const D64: [WgmmaTile; 2] =
+        [WgmmaTile::new("_d64_c2", 64, [2, 96, 8]), WgmmaTile::new("_d64_c3", 64, [3, 96, 8])];
+    const D64_WIDE: WgmmaTile = WgmmaTile::new("_d64_wide", 64, [2, 208, 6]);
+    const D64_BIAS: [WgmmaTile; 2] = [
+        WgmmaTile::with_bias("_d64_c1_bias", 64, [1, 128, 5]),
+        WgmmaTile::with_bias("_d64_c2_bias", 64, [2, 128, 8]),
+    ];
+    const D128: WgmmaTile = WgmmaTile::new("_d128_c2", 128, [2, 128, 5]);
+    const D128_BIAS: WgmmaTile = WgmmaTile::with_bias("_d128_c2_bias", 128, [2, 128, 5]);
+
+    /// For sequences of `rows` rows. At head dim 64 a tile of 128 rows takes two thirds of the time of one of 192, and
+    /// is better where the rounds on the SMs come out so; one of 64 rows where all run at once.
+    pub fn choose(op: &Attention, rows: usize, sm_count: usize, wide: bool) -> WgmmaTile {
+        let time = |tile: &WgmmaTile| tile.tiles(op, rows).div_ceil(sm_count) * tile.consumers;
+        let better = |[small, large]: [WgmmaTile; 2]| if time(&small) < time(&large) { small } else { large };
+        match (op.head_dim, op.bias) {
+            (64, true) => better(Self::D64_BIAS),
+            (64, false) if wide => Self::D64_WIDE,
+            (64, false) => better(Self::D64),
+            (_, true) => Self::D128_BIAS,
+            (_, false) => Self::D128,
+        }
     }
 
     fn tiles(&self, op: &Attention, rows: usize) -> usize {
         rows.div_ceil(64 * self.consumers) * op.heads * op.batch
     }
 
-    /// Dynamic shared memory: Q, the ring, and slack to align them to 1 KiB.
+    /// Dynamic shared memory: Q, the ring with its biases, and slack to align them to 1 KiB.
     pub fn smem_bytes(&self) -> usize {
-        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2
+        let bias = if self.bias { self.stages * self.keys * 4 } else { 0 };
+        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + bias
     }
 
     /// CTAs to launch: one per SM, each takes its share of the tiles.
@@ -188,7 +211,7 @@ mod tests {
     #[test]
     fn other_head_dims_and_scales_run_the_plain_kernel() {
         for arch in [80, 90] {
-            for wanted in [None, Some(Wanted::Wgmma)] {
+            for wanted in [None, Wanted::parse("wgmma")] {
                 let choose = |op: Attention, t| choose(&op, t, arch, wanted);
                 assert_eq!(choose(cache(2, 1, 80, 512), 1), Choice::Naive);
                 assert_eq!(choose(cache(2, 1, 80, 512), 300), Choice::Naive);
@@ -232,14 +255,14 @@ mod tests {
             (audio(749), false),
             (chunks(749), false),
         ] {
-            let wgmma = choose(&op, t, 90, None) == Choice::Wgmma;
+            let wgmma = choose(&op, t, 90, None) == Choice::Wgmma { wide: false };
             assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
             // Elsewhere, and where something else is asked for.
-            assert_eq!(choose(&op, t, 90, Some(Wanted::Wgmma)), Choice::Wgmma);
-            for (arch, wanted) in
-                [(80, None), (80, Some(Wanted::Wgmma)), (100, Some(Wanted::Wgmma)), (90, Some(Wanted::Mma))]
-            {
-                assert_eq!(choose(&op, t, arch, wanted), portable(&op, t));
+            for (text, wide) in [("wgmma", false), ("wgmma-wide", true)] {
+                assert_eq!(choose(&op, t, 90, Wanted::parse(text)), Choice::Wgmma { wide });
+            }
+            for (arch, wanted) in [(80, ""), (80, "wgmma"), (100, "wgmma"), (90, "mma")] {
+                assert_eq!(choose(&op, t, arch, Wanted::parse(wanted)), portable(&op, t));
             }
         }
         // One row is a decode step.
@@ -247,26 +270,31 @@ mod tests {
         for bad in ["", "WGMMA", "wgmma/1", "wgmma-free"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
-        assert_eq!(Wanted::parse("wgmma"), Some(Wanted::Wgmma));
     }
 
     #[test]
     fn wgmma_tiles_fit_on_an_sm_and_fill_the_gpu() {
-        for (op, rows, consumers, ctas) in [
-            (vit(1), 249, 2, 32),
-            (vit(1), 749, 2, 96),
-            (vit(1), 1025, 3, 96),
-            (vit(4), 1025, 3, SMS),
-            (vit(13), 1025, 3, SMS),
-            (cache(28, 4, 128, 512), 512, 2, 112),
-            (cache(28, 4, 128, 4096), 4096, 2, SMS),
+        let audio = || Attention { bias: true, ..vit(1) };
+        let none = |head_dim| Attention { bias: true, ..cache(2, 2, head_dim, 0) };
+        for (op, rows, wide, name, ctas) in [
+            (vit(1), 249, false, "_d64_c2", 32),
+            (vit(1), 749, false, "_d64_c2", 96),
+            (vit(1), 1025, false, "_d64_c3", 96),
+            (vit(4), 1025, false, "_d64_c3", SMS),
+            (vit(13), 1025, false, "_d64_c3", SMS),
+            (vit(1), 1025, true, "_d64_wide", SMS),
+            (vit(1), 749, true, "_d64_wide", 96),
+            (audio(), 249, false, "_d64_c1_bias", 64),
+            (audio(), 749, true, "_d64_c2_bias", 96),
+            (none(128), 70, false, "_d128_c2_bias", 2),
+            (cache(28, 4, 128, 512), 512, false, "_d128_c2", 112),
+            (cache(28, 4, 128, 4096), 4096, true, "_d128_c2", SMS),
         ] {
-            let tile = WgmmaTile::choose(&op, rows, SMS);
-            assert_eq!((tile.consumers, tile.ctas(&op, rows, SMS)), (consumers, ctas), "{rows}: {tile:?}");
-            // What kernels/attention/wgmma.cu exports.
-            assert!(["_d64_c2", "_d64_c3", "_d128_c2"].contains(&tile.variant().as_str()), "{tile:?}");
+            let tile = WgmmaTile::choose(&op, rows, SMS, wide);
+            assert_eq!((tile.name, tile.ctas(&op, rows, SMS)), (name, ctas), "{rows}: {tile:?}");
             // Barriers, and the 1 KiB that every resident CTA costs.
             assert!(tile.smem_bytes() + 256 + 1024 <= 228 << 10, "{tile:?}");
+            assert_eq!(op.bias, tile.bias);
         }
     }
 

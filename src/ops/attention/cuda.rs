@@ -56,6 +56,7 @@ struct WgmmaParams {
     q: TensorMap,
     k: TensorMap,
     v: TensorMap,
+    bias: TensorMap,
     a: AttentionParams,
 }
 
@@ -147,7 +148,7 @@ fn wanted() -> Result<Option<Wanted>> {
     match std::env::var("VIVACE_ATTENTION") {
         Err(_) => Ok(None),
         Ok(text) => match Wanted::parse(&text) {
-            None => crate::bail_input!("VIVACE_ATTENTION is {text:?}; it takes mma or wgmma"),
+            None => crate::bail_input!("VIVACE_ATTENTION is {text:?}; it takes mma, wgmma or wgmma-wide"),
             wanted => Ok(wanted),
         },
     }
@@ -188,12 +189,15 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
         strides: [kv_row, a.kv_head as usize, rows * kv_row],
     };
     let dtype = io.outs[0].desc.dtype;
-    Ok(WgmmaParams {
-        q: q.map(dtype, op, 64)?,
-        k: kv(a.k).map(dtype, op, tile.keys)?,
-        v: kv(a.v).map(dtype, op, tile.keys)?,
-        a,
-    })
+    let k = kv(a.k).map(dtype, op, tile.keys)?;
+    let bias = match tile.bias {
+        true => {
+            let (all, at_once) = ((op.heads * op.batch * rows) as u64, tile.keys as u32);
+            TensorMap::encode(DType::F32, a.bias, &[all], &[], &[at_once], Swizzle::None, L2Promotion::B128)?
+        }
+        false => k,
+    };
+    Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, bias, a })
 }
 
 impl CudaOp for Attention {
@@ -217,15 +221,15 @@ impl CudaOp for Attention {
                 // choose() names instances that exist.
                 unsafe { l.launch_variant::<Flash>(&format!("_d{d}_m{rows}"), dtype, geometry, &p) }
             }
-            Choice::Wgmma => {
+            Choice::Wgmma { wide } => {
                 let (rows, sms) = (p.rows as usize, l.device.sm_count());
-                let tile = WgmmaTile::choose(self, rows, sms);
+                let tile = WgmmaTile::choose(self, rows, sms, wide);
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
                 let p = wgmma_params(self, io, tile, p)?;
                 // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, rows at or beyond p.rows of
                 // a sequence are not written, and choose() names instances that exist.
-                unsafe { l.launch_variant::<Wgmma>(&tile.variant(), dtype, geometry, &p) }
+                unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
             }
             Choice::Decode { tiles, splits } => {
                 let parts = self.kv_heads * tiles * splits;

@@ -44,6 +44,14 @@ __device__ __forceinline__ Extent extent(const AttentionParams& p) {
     return {int(p.step->pos), int(p.step->kv_len), min(rows, int(p.step->valid_rows))};
 }
 
+// The same before pdl_wait(): the step of a run is there before its first kernel, and this reads it past the L1. Rows
+// of the cache before `pos` are as old.
+__device__ __forceinline__ Extent extent_before_wait(const AttentionParams& p) {
+    const int rows = int(p.rows);
+    if (!p.step) return {0, rows, rows};
+    return {int(__ldcg(&p.step->pos)), int(__ldcg(&p.step->kv_len)), min(rows, int(__ldcg(&p.step->valid_rows)))};
+}
+
 // The query at position i sees keys first_key(i) <= j < end_key(i); both grow with i.
 __device__ __forceinline__ int first_key(const AttentionParams& p, int i) {
     if (p.mask != MASK_CHUNK || p.left < 0) return 0;

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "attention/softmax.cuh"
+#include "common/mma.cuh"
 
 __device__ __forceinline__ uint32_t smem_addr(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -45,11 +46,6 @@ __device__ __forceinline__ void cp_async16(uint32_t dst, const void* src, bool k
 __device__ __forceinline__ void cp_async4(uint32_t dst, const void* src, bool keep) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(keep ? 4 : 0)
                  : "memory");
-}
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING>
-__device__ __forceinline__ void cp_async_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], uint32_t addr) {

@@ -1,4 +1,4 @@
-// What only sm_90a has, one instruction per wrapper: mbarrier, TMA, wgmma, setmaxnreg.
+// What only sm_90a has, one instruction per wrapper: mbarrier, TMA, clusters, wgmma, setmaxnreg.
 #pragma once
 #include "common/mma.cuh"
 
@@ -79,6 +79,42 @@ __device__ __forceinline__ void bulk_prefetch(const void* src, uint32_t bytes) {
 // What this thread stored to shared memory, before what wgmma or the copy engine do after the next barrier.
 __device__ __forceinline__ void fence_async_proxy() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// --- Clusters. All threads of all CTAs arrive, then wait; what a CTA has initialised before it arrives (and
+// `fence_mbarrier_init`) others may use behind the wait.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// The address in the CTA `rank` of the cluster of what has `address` here.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+// Stores to a CTA of the cluster; its barrier counts the bytes. Both addresses from `cluster_address`.
+__device__ __forceinline__ void cluster_store(uint32_t dst, float x, float y, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(dst),
+                 "f"(x), "f"(y), "r"(barrier)
+                 : "memory");
+}
+__device__ __forceinline__ void cluster_store(uint32_t dst, float x, float y, float z, float w, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(dst),
+        "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+        : "memory");
+}
+// `mbarrier_wait` for what other CTAs have stored.
+__device__ __forceinline__ void cluster_mbarrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra ready;\n"
+        "bra again;\n"
+        "ready:\n"
+        "}" ::"r"(barrier), "r"(parity)
+        : "memory");
 }
 
 // --- Threads.

@@ -106,6 +106,8 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
         all.push(cache(1, 5, 0, (256, 256), heads));
     }
     all.push(cache(1, 2500, 1, (4096, 2600), (7, 1, 128)));
+    all.push(cache(1, 4000, 1, (4096, 4010), (14, 2, 64)));
+    all.push(cache(2, 3990, 2, (4096, 4000), (7, 1, 128)));
     for (t, pos, valid) in [(2, 100, 2), (4, 0, 4), (8, 61, 8), (8, 300, 5)] {
         all.push(cache(t, pos, valid, (512, 512), (7, 1, 128)));
         all.push(cache(t, pos, valid, (512, 512), (14, 2, 64)));

@@ -10,6 +10,12 @@ const DECODE_ROWS: usize = 8;
 /// Keys of a split: 4 warps of one block of 16 each.
 const SPLIT_KEYS: usize = 64;
 
+/// CTAs of a cluster of `attention/decode_cluster.cu`, and its most clusters for a kv head and row tile.
+pub(super) const CLUSTER: usize = 8;
+const MOST_CLUSTERS: usize = 8;
+/// Keys up to which one cluster is enough (an estimate): a second one costs a round trip through global memory, about
+/// 1.7 us, and saves as much from 4096 keys on.
+const ONE_CLUSTER_KEYS: usize = 2048;
 /// Keys from which `attention/wgmma.cu` is ahead on Hopper. On an H200 it takes about 6.4 us with 128 keys and 1.4 more
 /// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against
 /// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 17.6 against 27.
@@ -31,6 +37,45 @@ pub(super) enum Choice {
         tiles: usize,
         splits: usize,
     },
+    /// `attention/decode_cluster.cu`, sm_90a: `clusters` of 8 CTAs instead of splits.
+    DecodeCluster {
+        tiles: usize,
+        clusters: usize,
+    },
+}
+
+/// What is asked for, to test and to compare.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Switches {
+    pub prefill: Option<Wanted>,
+    pub decode: Option<Clusters>,
+}
+
+/// What `VIVACE_DECODE` asks for: `cluster`, or `cluster/N` with this many clusters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Clusters(Option<usize>);
+
+impl Clusters {
+    pub fn parse(text: &str) -> Option<Clusters> {
+        match text.strip_prefix("cluster")? {
+            "" => Some(Clusters(None)),
+            count => {
+                let count = count.strip_prefix('/')?.parse().ok()?;
+                (1..=MOST_CLUSTERS).contains(&count).then_some(Clusters(Some(count)))
+            }
+        }
+    }
+
+    /// Clusters for `parts` pairs of kv head and row tile; `None` where they do not run at once.
+    fn choose(self, parts: usize, kv_bucket: usize) -> Option<usize> {
+        let room = SMS / (CLUSTER * parts);
+        match self.0 {
+            None if room == 0 => None,
+            None if kv_bucket <= ONE_CLUSTER_KEYS => Some(1),
+            None => Some(room.min(MOST_CLUSTERS)),
+            count => count,
+        }
+    }
 }
 
 /// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma`, `wgmma`, or `wgmma-wide`, which has tiles of 208
@@ -53,11 +98,22 @@ impl Wanted {
 }
 
 /// The kernel for `t` rows in all on a chip of compute capability `arch` (90 for Hopper).
-pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Option<Wanted>) -> Choice {
-    match (portable(op, t), wanted.unwrap_or(on_hopper(op, t))) {
-        // An image for 90a runs on 9.0 and on nothing newer.
-        (Choice::Flash { .. }, Wanted::Wgmma { wide }) if arch == 90 => Choice::Wgmma { wide },
-        (choice, _) => choice,
+pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> Choice {
+    let choice = portable(op, t);
+    // An image for 90a runs on 9.0 and on nothing newer.
+    if arch != 90 {
+        return choice;
+    }
+    match (choice, op.source) {
+        (Choice::Flash { .. }, _) => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
+            Wanted::Wgmma { wide } => Choice::Wgmma { wide },
+            Wanted::Mma => choice,
+        },
+        (Choice::Decode { tiles, .. }, Source::Cache { kv_bucket }) => {
+            let clusters = wanted.decode.and_then(|c| c.choose(tiles * op.kv_heads, kv_bucket));
+            clusters.map_or(choice, |clusters| Choice::DecodeCluster { tiles, clusters })
+        }
+        _ => choice,
     }
 }
 
@@ -197,6 +253,48 @@ mod tests {
         Attention { mask: Mask::Full, source: Source::Packed, batch, ..cache(16, 16, 64, 0) }
     }
 
+    fn asked(prefill: &str) -> Switches {
+        Switches { prefill: Wanted::parse(prefill), decode: None }
+    }
+
+    #[test]
+    fn decode_in_clusters_where_it_is_wanted() {
+        let decode = |op: &Attention, t, text| {
+            choose(op, t, 90, Switches { prefill: None, decode: Clusters::parse(text) })
+        };
+        let lm = |bucket| cache(28, 4, 128, bucket);
+        for (bucket, clusters) in [(256, 1), (2048, 1), (4096, 4), (32768, 4)] {
+            assert_eq!(decode(&lm(bucket), 1, "cluster"), Choice::DecodeCluster { tiles: 1, clusters });
+        }
+        assert_eq!(decode(&lm(256), 1, "cluster/3"), Choice::DecodeCluster { tiles: 1, clusters: 3 });
+        assert_eq!(decode(&lm(8192), 8, "cluster"), Choice::DecodeCluster { tiles: 4, clusters: 1 });
+        assert_eq!(
+            decode(&cache(7, 1, 128, 8192), 1, "cluster"),
+            Choice::DecodeCluster { tiles: 1, clusters: 8 }
+        );
+        // More heads than clusters that run at once; another chip; a prefill.
+        assert_eq!(decode(&cache(32, 32, 64, 512), 1, "cluster"), portable(&cache(32, 32, 64, 512), 1));
+        let wanted = Switches { prefill: None, decode: Clusters::parse("cluster") };
+        assert_eq!(choose(&lm(512), 1, 80, wanted), portable(&lm(512), 1));
+        assert_eq!(decode(&lm(256), 64, "cluster"), portable(&lm(256), 64));
+        for bad in ["", "clusters", "cluster/", "cluster/0", "cluster/9"] {
+            assert_eq!(Clusters::parse(bad), None, "{bad}");
+        }
+    }
+
+    /// Shares of the keys in attention/decode_cluster.cu.
+    #[test]
+    fn clusters_share_all_keys_and_the_first_ones_work() {
+        for clusters in 1..=MOST_CLUSTERS {
+            for keys in (0..3000usize).chain([8191, 8192, 32768]) {
+                let splits = clusters * CLUSTER;
+                let share = keys.div_ceil(splits).next_multiple_of(16).max(16);
+                let working = keys.div_ceil(share * CLUSTER).max(1);
+                assert!(working <= clusters && working * CLUSTER * share >= keys, "{keys} in {clusters}");
+            }
+        }
+    }
+
     #[test]
     fn decode_fills_the_gpu_and_no_more() {
         let splits = |bucket| portable(&cache(28, 4, 128, bucket), 1);
@@ -211,7 +309,7 @@ mod tests {
     #[test]
     fn other_head_dims_and_scales_run_the_plain_kernel() {
         for arch in [80, 90] {
-            for wanted in [None, Wanted::parse("wgmma")] {
+            for wanted in [Switches::default(), asked("wgmma")] {
                 let choose = |op: Attention, t| choose(&op, t, arch, wanted);
                 assert_eq!(choose(cache(2, 1, 80, 512), 1), Choice::Naive);
                 assert_eq!(choose(cache(2, 1, 80, 512), 300), Choice::Naive);
@@ -255,18 +353,19 @@ mod tests {
             (audio(749), false),
             (chunks(749), false),
         ] {
-            let wgmma = choose(&op, t, 90, None) == Choice::Wgmma { wide: false };
+            let wgmma = choose(&op, t, 90, Switches::default()) == Choice::Wgmma { wide: false };
             assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
             // Elsewhere, and where something else is asked for.
             for (text, wide) in [("wgmma", false), ("wgmma-wide", true)] {
-                assert_eq!(choose(&op, t, 90, Wanted::parse(text)), Choice::Wgmma { wide });
+                assert_eq!(choose(&op, t, 90, asked(text)), Choice::Wgmma { wide });
             }
             for (arch, wanted) in [(80, ""), (80, "wgmma"), (100, "wgmma"), (90, "mma")] {
-                assert_eq!(choose(&op, t, arch, Wanted::parse(wanted)), portable(&op, t));
+                assert_eq!(choose(&op, t, arch, asked(wanted)), portable(&op, t));
             }
         }
         // One row is a decode step.
-        assert_eq!(choose(&cache(28, 4, 128, 2048), 1, 90, None), portable(&cache(28, 4, 128, 2048), 1));
+        let (op, wanted) = (cache(28, 4, 128, 2048), Switches::default());
+        assert_eq!(choose(&op, 1, 90, wanted), portable(&op, 1));
         for bad in ["", "WGMMA", "wgmma/1", "wgmma-free"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }

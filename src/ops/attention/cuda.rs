@@ -1,6 +1,6 @@
 //! Launchers of the attention family.
 
-use super::choose::{Choice, Wanted, WgmmaTile, choose};
+use super::choose::{CLUSTER, Choice, Clusters, Switches, Wanted, WgmmaTile, choose};
 use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -76,6 +76,15 @@ unsafe impl Kernel for Decode {
     type Params = AttentionParams;
 }
 
+struct DecodeCluster;
+// SAFETY: `decode_cluster_*` in kernels/attention/decode_cluster.cu take one AttentionParams by value; loading compares
+// the sizes.
+unsafe impl Kernel for DecodeCluster {
+    const FILE: &'static str = "attention/decode_cluster";
+    const SYMBOL: &'static str = "decode_cluster";
+    type Params = AttentionParams;
+}
+
 /// Slack for the kernels to align their shared memory in.
 const ALIGN_BYTES: usize = 128;
 
@@ -89,6 +98,11 @@ fn flash_smem_bytes(rows: usize, head_dim: usize) -> usize {
 fn decode_smem_bytes(head_dim: usize) -> usize {
     let stages = if head_dim == 64 { 4 } else { 3 };
     ALIGN_BYTES + 4 * stages * 2 * 16 * head_dim * 2
+}
+
+/// Shared memory of `decode_cluster`: that of `decode`, and two rows with maximum and sum from every CTA of the cluster.
+fn decode_cluster_smem_bytes(head_dim: usize) -> usize {
+    decode_smem_bytes(head_dim) + 2 * CLUSTER * (head_dim + 2) * 4
 }
 
 fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionParams> {
@@ -144,14 +158,22 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
     })
 }
 
-fn wanted() -> Result<Option<Wanted>> {
-    match std::env::var("VIVACE_ATTENTION") {
+/// What the variable `name` asks for.
+fn asked<T>(name: &str, parse: fn(&str) -> Option<T>, takes: &str) -> Result<Option<T>> {
+    match std::env::var(name) {
         Err(_) => Ok(None),
-        Ok(text) => match Wanted::parse(&text) {
-            None => crate::bail_input!("VIVACE_ATTENTION is {text:?}; it takes mma, wgmma or wgmma-wide"),
+        Ok(text) => match parse(&text) {
+            None => crate::bail_input!("{name} is {text:?}; it takes {takes}"),
             wanted => Ok(wanted),
         },
     }
+}
+
+fn switches() -> Result<Switches> {
+    Ok(Switches {
+        prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma, wgmma or wgmma-wide")?,
+        decode: asked("VIVACE_DECODE", Clusters::parse, "cluster or cluster/N with N from 1 to 8")?,
+    })
 }
 
 /// Rows of heads as a tensor of five dimensions, 64 columns, rows, the 64s of a head, heads, sequences; a box is
@@ -207,7 +229,7 @@ impl CudaOp for Attention {
         if t == 0 {
             return Ok(());
         }
-        match choose(self, t, l.device.arch(), wanted()?) {
+        match choose(self, t, l.device.arch(), switches()?) {
             Choice::Naive => {
                 let grid = [p.rows.div_ceil(4), p.heads, p.batch];
                 // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; the
@@ -240,6 +262,17 @@ impl CudaOp for Attention {
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every CTA of the grid, and
                 // there is one counter per (kv head, row tile).
                 unsafe { l.launch_variant::<Decode>(&format!("_d{d}"), dtype, geometry, &p) }
+            }
+            Choice::DecodeCluster { tiles, clusters } => {
+                p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;
+                p.counters = l.counters(self.kv_heads * tiles * CLUSTER)?;
+                let grid = [(CLUSTER * clusters) as u32, tiles as u32, self.kv_heads as u32];
+                let smem_bytes = decode_cluster_smem_bytes(d);
+                let geometry = Geometry::grid(grid).cluster(CLUSTER as u32).smem(smem_bytes);
+                // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every cluster of the grid,
+                // and there is one counter per kv head, row tile and CTA of a cluster. What it reads before its
+                // predecessor has ended, step and rows before step.pos, was written before this run.
+                unsafe { l.launch_variant::<DecodeCluster>(&format!("_d{d}"), dtype, geometry, &p) }
             }
         }
     }

@@ -113,12 +113,13 @@ struct Shared {
 // One thread.
 template <class F>
 __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
+    const Extent e = extent_before_wait(p.a);
+    Schedule<F> schedule(p.a, e);
     pdl_wait();
     pdl_trigger();
-    const Extent e = extent(p.a);
     Cursor<F> at;
     uint32_t q_phase = 0;
-    for (Schedule<F> schedule(p.a, e); schedule.more(); schedule.next()) {
+    for (; schedule.more(); schedule.next()) {
         const Work w = schedule.get(p.a, e);
         if (w.blocks == 0) continue;
         const int group = w.head / int(p.a.group);
@@ -261,9 +262,9 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const float c = p.scale * LOG2E, f = F::BIAS ? 1.f : c;
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
+    const Extent e = extent_before_wait(p);
     pdl_wait();
     pdl_trigger();
-    const Extent e = extent(p);
     Cursor<F> at;
     uint32_t q_phase = 0;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins

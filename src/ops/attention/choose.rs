@@ -37,6 +37,11 @@ pub(super) enum Choice {
         tiles: usize,
         splits: usize,
     },
+    /// The same, at most 32 splits, merged at once.
+    DecodeOnce {
+        tiles: usize,
+        splits: usize,
+    },
     /// `attention/decode_cluster.cu`, sm_90a: `clusters` of 8 CTAs instead of splits.
     DecodeCluster {
         tiles: usize,
@@ -48,33 +53,49 @@ pub(super) enum Choice {
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Switches {
     pub prefill: Option<Wanted>,
-    pub decode: Option<Clusters>,
+    pub decode: Option<Decoding>,
 }
 
-/// What `VIVACE_DECODE` asks for: `cluster`, or `cluster/N` with this many clusters.
+/// What `VIVACE_DECODE` asks for: `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Clusters(Option<usize>);
+pub(super) enum Decoding {
+    Once,
+    Clusters(Option<usize>),
+}
 
-impl Clusters {
-    pub fn parse(text: &str) -> Option<Clusters> {
-        match text.strip_prefix("cluster")? {
-            "" => Some(Clusters(None)),
-            count => {
-                let count = count.strip_prefix('/')?.parse().ok()?;
-                (1..=MOST_CLUSTERS).contains(&count).then_some(Clusters(Some(count)))
+impl Decoding {
+    pub fn parse(text: &str) -> Option<Decoding> {
+        match text {
+            "once" => Some(Decoding::Once),
+            "cluster" => Some(Decoding::Clusters(None)),
+            _ => {
+                let count = text.strip_prefix("cluster/")?.parse().ok()?;
+                (1..=MOST_CLUSTERS).contains(&count).then_some(Decoding::Clusters(Some(count)))
             }
         }
     }
 
-    /// Clusters for `parts` pairs of kv head and row tile; `None` where they do not run at once.
-    fn choose(self, parts: usize, kv_bucket: usize) -> Option<usize> {
-        let room = SMS / (CLUSTER * parts);
-        match self.0 {
-            None if room == 0 => None,
-            None if kv_bucket <= ONE_CLUSTER_KEYS => Some(1),
-            None => Some(room.min(MOST_CLUSTERS)),
-            count => count,
-        }
+    /// For `tiles` of rows and `splits` of the keys of `kv_heads` heads; `None` where the clusters would not run at
+    /// once.
+    fn choose(
+        self,
+        tiles: usize,
+        splits: usize,
+        kv_heads: usize,
+        kv_bucket: usize,
+        arch: u32,
+    ) -> Option<Choice> {
+        let room = SMS / (CLUSTER * tiles * kv_heads);
+        let clusters = match self {
+            Decoding::Once => return Some(Choice::DecodeOnce { tiles, splits: splits.min(32) }),
+            // An image for 90a runs on 9.0 and on nothing newer.
+            Decoding::Clusters(_) if arch != 90 => return None,
+            Decoding::Clusters(Some(count)) => count,
+            Decoding::Clusters(None) if room == 0 => return None,
+            Decoding::Clusters(None) if kv_bucket <= ONE_CLUSTER_KEYS => 1,
+            Decoding::Clusters(None) => room.min(MOST_CLUSTERS),
+        };
+        Some(Choice::DecodeCluster { tiles, clusters })
     }
 }
 
@@ -100,18 +121,15 @@ impl Wanted {
 /// The kernel for `t` rows in all on a chip of compute capability `arch` (90 for Hopper).
 pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> Choice {
     let choice = portable(op, t);
-    // An image for 90a runs on 9.0 and on nothing newer.
-    if arch != 90 {
-        return choice;
-    }
     match (choice, op.source) {
-        (Choice::Flash { .. }, _) => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
+        // An image for 90a runs on 9.0 and on nothing newer.
+        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
             Wanted::Wgmma { wide } => Choice::Wgmma { wide },
             Wanted::Mma => choice,
         },
-        (Choice::Decode { tiles, .. }, Source::Cache { kv_bucket }) => {
-            let clusters = wanted.decode.and_then(|c| c.choose(tiles * op.kv_heads, kv_bucket));
-            clusters.map_or(choice, |clusters| Choice::DecodeCluster { tiles, clusters })
+        (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
+            let other = wanted.decode.and_then(|d| d.choose(tiles, splits, op.kv_heads, kv_bucket, arch));
+            other.unwrap_or(choice)
         }
         _ => choice,
     }
@@ -258,9 +276,9 @@ mod tests {
     }
 
     #[test]
-    fn decode_in_clusters_where_it_is_wanted() {
+    fn other_decodes_where_they_are_wanted() {
         let decode = |op: &Attention, t, text| {
-            choose(op, t, 90, Switches { prefill: None, decode: Clusters::parse(text) })
+            choose(op, t, 90, Switches { prefill: None, decode: Decoding::parse(text) })
         };
         let lm = |bucket| cache(28, 4, 128, bucket);
         for (bucket, clusters) in [(256, 1), (2048, 1), (4096, 4), (32768, 4)] {
@@ -272,13 +290,15 @@ mod tests {
             decode(&cache(7, 1, 128, 8192), 1, "cluster"),
             Choice::DecodeCluster { tiles: 1, clusters: 8 }
         );
+        assert_eq!(decode(&lm(512), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 8 });
+        assert_eq!(decode(&lm(32768), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 32 });
         // More heads than clusters that run at once; another chip; a prefill.
         assert_eq!(decode(&cache(32, 32, 64, 512), 1, "cluster"), portable(&cache(32, 32, 64, 512), 1));
-        let wanted = Switches { prefill: None, decode: Clusters::parse("cluster") };
+        let wanted = Switches { prefill: None, decode: Decoding::parse("cluster") };
         assert_eq!(choose(&lm(512), 1, 80, wanted), portable(&lm(512), 1));
         assert_eq!(decode(&lm(256), 64, "cluster"), portable(&lm(256), 64));
-        for bad in ["", "clusters", "cluster/", "cluster/0", "cluster/9"] {
-            assert_eq!(Clusters::parse(bad), None, "{bad}");
+        for bad in ["", "clusters", "cluster/", "cluster/0", "cluster/9", "once/1"] {
+            assert_eq!(Decoding::parse(bad), None, "{bad}");
         }
     }
 

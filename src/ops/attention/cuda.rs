@@ -1,6 +1,6 @@
 //! Launchers of the attention family.
 
-use super::choose::{CLUSTER, Choice, Clusters, Switches, Wanted, WgmmaTile, choose};
+use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, WgmmaTile, choose};
 use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -172,7 +172,7 @@ fn asked<T>(name: &str, parse: fn(&str) -> Option<T>, takes: &str) -> Result<Opt
 fn switches() -> Result<Switches> {
     Ok(Switches {
         prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma, wgmma or wgmma-wide")?,
-        decode: asked("VIVACE_DECODE", Clusters::parse, "cluster or cluster/N with N from 1 to 8")?,
+        decode: asked("VIVACE_DECODE", Decoding::parse, "once, cluster or cluster/N with N from 1 to 8")?,
     })
 }
 
@@ -229,7 +229,8 @@ impl CudaOp for Attention {
         if t == 0 {
             return Ok(());
         }
-        match choose(self, t, l.device.arch(), switches()?) {
+        let choice = choose(self, t, l.device.arch(), switches()?);
+        match choice {
             Choice::Naive => {
                 let grid = [p.rows.div_ceil(4), p.heads, p.batch];
                 // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; the
@@ -253,7 +254,8 @@ impl CudaOp for Attention {
                 // a sequence are not written, and choose() names instances that exist.
                 unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
             }
-            Choice::Decode { tiles, splits } => {
+            Choice::Decode { tiles, splits } | Choice::DecodeOnce { tiles, splits } => {
+                let once = if matches!(choice, Choice::DecodeOnce { .. }) { "_once" } else { "" };
                 let parts = self.kv_heads * tiles * splits;
                 p.partial = l.scratch(parts * 16 * (d + 2) * 4)?;
                 p.counters = l.counters(self.kv_heads * tiles)?;
@@ -261,7 +263,7 @@ impl CudaOp for Attention {
                 let geometry = Geometry::grid(grid).smem(decode_smem_bytes(d));
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every CTA of the grid, and
                 // there is one counter per (kv head, row tile).
-                unsafe { l.launch_variant::<Decode>(&format!("_d{d}"), dtype, geometry, &p) }
+                unsafe { l.launch_variant::<Decode>(&format!("_d{d}{once}"), dtype, geometry, &p) }
             }
             Choice::DecodeCluster { tiles, clusters } => {
                 p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;

@@ -1,6 +1,7 @@
 //! Launchers of the attention family.
 
-use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, WgmmaTile, choose};
+use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, choose};
+use super::wgmma::WgmmaTile;
 use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -77,8 +78,7 @@ unsafe impl Kernel for Decode {
 }
 
 struct DecodeCluster;
-// SAFETY: `decode_cluster_*` in kernels/attention/decode_cluster.cu take one AttentionParams by value; loading compares
-// the sizes.
+// SAFETY: `decode_cluster_*` in attention/decode_cluster.cu take one AttentionParams by value; loading compares the sizes.
 unsafe impl Kernel for DecodeCluster {
     const FILE: &'static str = "attention/decode_cluster";
     const SYMBOL: &'static str = "decode_cluster";
@@ -212,11 +212,9 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
     };
     let dtype = io.outs[0].desc.dtype;
     let k = kv(a.k).map(dtype, op, tile.keys)?;
+    let (all, at_once) = ([(op.heads * op.batch * rows) as u64], [tile.keys as u32]);
     let bias = match tile.bias {
-        true => {
-            let (all, at_once) = ((op.heads * op.batch * rows) as u64, tile.keys as u32);
-            TensorMap::encode(DType::F32, a.bias, &[all], &[], &[at_once], Swizzle::None, L2Promotion::B128)?
-        }
+        true => TensorMap::encode(DType::F32, a.bias, &all, &[], &at_once, Swizzle::None, L2Promotion::B128)?,
         false => k,
     };
     Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, bias, a })
@@ -269,8 +267,8 @@ impl CudaOp for Attention {
                 p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;
                 p.counters = l.counters(self.kv_heads * tiles * CLUSTER)?;
                 let grid = [(CLUSTER * clusters) as u32, tiles as u32, self.kv_heads as u32];
-                let smem_bytes = decode_cluster_smem_bytes(d);
-                let geometry = Geometry::grid(grid).cluster(CLUSTER as u32).smem(smem_bytes);
+                let geometry =
+                    Geometry::grid(grid).cluster(CLUSTER as u32).smem(decode_cluster_smem_bytes(d));
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every cluster of the grid,
                 // and there is one counter per kv head, row tile and CTA of a cluster. What it reads before its
                 // predecessor has ended, step and rows before step.pos, was written before this run.

@@ -6,6 +6,8 @@ mod choose;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod wgmma;
 mod whale;
 
 use std::ops::Range;

@@ -55,7 +55,22 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
-
+__device__ __forceinline__ void tma_load_3d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
+                                            int32_t c1, int32_t c2) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+            "r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+}
+__device__ __forceinline__ void tma_load_4d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
+                                            int32_t c1, int32_t c2, int32_t c3) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
 __device__ __forceinline__ void tma_load_5d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                             int32_t c1, int32_t c2, int32_t c3, int32_t c4) {
     asm volatile(
@@ -185,7 +200,8 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WGMMA_NAMES_48                                                                              \
     WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define WGMMA_NAMES_64                                                                              \
+#define WGMMA_NAMES_52 WGMMA_NAMES_48 ", %48, %49, %50, %51"
+#define WGMMA_NAMES_64                                                                             \
     WGMMA_NAMES_48 ", "                                                                             \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_NAMES_72 WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
@@ -199,11 +215,13 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
 #define WGMMA_NAMES_128                                                                             \
     WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, "                            \
     "%120, %121, %122, %123, %124, %125, %126, %127"
+#define WGMMA_REGS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_REGS_8(i)                                                                             \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),     \
         "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WGMMA_REGS_32(i) WGMMA_REGS_8(i), WGMMA_REGS_8(i + 8), WGMMA_REGS_8(i + 16), WGMMA_REGS_8(i + 24)
 #define WGMMA_REGS_48 WGMMA_REGS_32(0), WGMMA_REGS_8(32), WGMMA_REGS_8(40)
+#define WGMMA_REGS_52 WGMMA_REGS_48, WGMMA_REGS_4(48)
 #define WGMMA_REGS_64 WGMMA_REGS_32(0), WGMMA_REGS_32(32)
 #define WGMMA_REGS_72 WGMMA_REGS_64, WGMMA_REGS_8(64)
 #define WGMMA_REGS_96 WGMMA_REGS_64, WGMMA_REGS_32(64)
@@ -222,6 +240,7 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
         : "l"(a), "l"(b), "r"(keep))
 #define WGMMA_ANY(TYPE)                                                                             \
     if constexpr (N == 96) WGMMA(96, TYPE, 48, "48", "49", "50");                                   \
+    if constexpr (N == 104) WGMMA(104, TYPE, 52, "52", "53", "54");                                 \
     if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                                 \
     if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                                 \
     if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                                 \
@@ -242,7 +261,7 @@ struct IsBf16<__nv_bfloat16> {
 // i / 32 · 16 + 8h + i % 32 / 4 and the column 8j + 2 (i % 4) + c.
 template <class T, int N>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t keep) {
-    static_assert(N == 96 || N == 128 || N == 144 || N == 192 || N == 208 || N == 224 || N == 256,
+    static_assert(N == 96 || N == 104 || N == 128 || N == 144 || N == 192 || N == 208 || N == 224 || N == 256,
                   "no wrapper for this width");
     if constexpr (IsBf16<T>::value) {
         WGMMA_ANY("bf16");

@@ -92,6 +92,19 @@ pub(super) fn conv2d() -> Vec<Case<Conv2d>> {
         case("", 9, 11, 1, 10, true, UNIT),
         case("ints_", 9, 80, 1, 40, true, Fill::SmallInts),
         case("ints_", 21, 39, 16, 72, true, Fill::SmallInts),
+        // Tiles of whole output frames, 10 or 6 of 19 pixels: one frame, an even height, whole tiles, a frame more.
+        case("", 4, 39, 64, 8, false, UNIT),
+        case("", 21, 39, 64, 208, true, UNIT),
+        case("", 22, 39, 72, 216, true, UNIT),
+        case("ints_", 23, 39, 64, 208, true, Fill::SmallInts),
+        case("ints_", 26, 39, 136, 424, false, Fill::SmallInts),
+        // Long K and one tile: split. Frames of one pixel, frames wider than a tile.
+        case("ints_", 9, 39, 512, 128, true, Fill::SmallInts),
+        case("", 60, 4, 16, 24, true, UNIT),
+        case("", 5, 270, 8, 16, true, UNIT),
+        case("", 5, 400, 8, 16, true, UNIT),
+        // More tiles than CTAs.
+        case("ints_", 701, 39, 8, 1040, true, Fill::SmallInts),
     ];
     for t in [300usize, 1000, 3000] {
         all.push(case("", t, 80, 1, 1024, true, UNIT).bench());

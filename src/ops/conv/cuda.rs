@@ -1,13 +1,13 @@
 //! Launchers of the convolutions and of what stands around them.
 
-use super::{AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, PrependClass};
+use super::{AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, PrependClass, wgmma};
 use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
 use crate::ops::linear::LinearAct;
-use crate::ops::linear::cuda::{Product, RowsOf};
+use crate::ops::linear::cuda::{Product, RowsOf, act_code};
 
-/// Threads per CTA of every kernel in kernels/conv.cu.
+/// Threads per CTA of every kernel in kernels/conv/around.cu.
 const THREADS: usize = 128;
 
 #[repr(C)]
@@ -26,9 +26,9 @@ struct Conv1Params {
 }
 
 struct Conv1Kernel;
-// SAFETY: `conv1` in kernels/conv.cu takes one Conv1Params by value; loading compares the sizes.
+// SAFETY: `conv1` in kernels/conv/around.cu takes one Conv1Params by value; loading compares the sizes.
 unsafe impl Kernel for Conv1Kernel {
-    const FILE: &'static str = "conv";
+    const FILE: &'static str = "conv/around";
     const SYMBOL: &'static str = "conv1";
     type Params = Conv1Params;
 }
@@ -45,9 +45,9 @@ struct PatchifyParams {
 }
 
 struct PatchifyKernel;
-// SAFETY: `patchify` in kernels/conv.cu takes one PatchifyParams by value; loading compares the sizes.
+// SAFETY: `patchify` in kernels/conv/around.cu takes one PatchifyParams by value; loading compares the sizes.
 unsafe impl Kernel for PatchifyKernel {
-    const FILE: &'static str = "conv";
+    const FILE: &'static str = "conv/around";
     const SYMBOL: &'static str = "patchify";
     type Params = PatchifyParams;
 }
@@ -65,9 +65,9 @@ struct AssembleParams {
 }
 
 struct AssembleKernel;
-// SAFETY: `assemble` in kernels/conv.cu takes one AssembleParams by value; loading compares the sizes.
+// SAFETY: `assemble` in kernels/conv/around.cu takes one AssembleParams by value; loading compares the sizes.
 unsafe impl Kernel for AssembleKernel {
-    const FILE: &'static str = "conv";
+    const FILE: &'static str = "conv/around";
     const SYMBOL: &'static str = "assemble";
     type Params = AssembleParams;
 }
@@ -84,9 +84,9 @@ struct PixelShuffleParams {
 }
 
 struct PixelShuffleKernel;
-// SAFETY: `pixel_shuffle` in kernels/conv.cu takes one PixelShuffleParams by value; loading compares the sizes.
+// SAFETY: `pixel_shuffle` in kernels/conv/around.cu takes one PixelShuffleParams by value; loading compares the sizes.
 unsafe impl Kernel for PixelShuffleKernel {
-    const FILE: &'static str = "conv";
+    const FILE: &'static str = "conv/around";
     const SYMBOL: &'static str = "pixel_shuffle";
     type Params = PixelShuffleParams;
 }
@@ -103,9 +103,9 @@ struct CmvnParams {
 }
 
 struct CmvnKernel;
-// SAFETY: `cmvn_stats_*` in kernels/conv.cu take one CmvnParams by value; loading compares the sizes.
+// SAFETY: `cmvn_stats_*` in kernels/conv/around.cu take one CmvnParams by value; loading compares the sizes.
 unsafe impl Kernel for CmvnKernel {
-    const FILE: &'static str = "conv";
+    const FILE: &'static str = "conv/around";
     const SYMBOL: &'static str = "cmvn";
     type Params = CmvnParams;
 }
@@ -263,8 +263,19 @@ impl CudaOp for Conv2d {
             // SAFETY: infer() fixed the extents; every window lies inside x; channels % 8 == 0 aligns w and y.
             return unsafe { l.launch::<Conv1Kernel>(y.desc.dtype, cover(slots * groups), &p) };
         }
-        let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
         let act = if self.relu { LinearAct::Relu } else { LinearAct::None };
+        let p = wgmma::Problem {
+            out_height: e.out_height,
+            out_width: e.out_width,
+            channels: self.channels,
+            n: channels,
+        };
+        if let Some(plan) = wgmma::choose(&p, &wgmma::launch::chip(l)?) {
+            one_type("Conv2d", &x, &[&w, &b])?;
+            // SAFETY: infer() fixed the extents; kernels exist for 16-bit types alone.
+            return unsafe { wgmma::launch::launch(l, plan, (&p, &e), [x, w, b, y], act_code(act)) };
+        }
+        let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
         let bias = Some(b);
         Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, y }.launch(l)
     }

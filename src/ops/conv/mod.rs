@@ -4,6 +4,8 @@ mod cases;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod wgmma;
 
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};

@@ -99,7 +99,7 @@ pub(crate) struct Product<'a> {
 }
 
 /// `ACT_*` of kernels/common/act.cuh.
-fn act_code(act: LinearAct) -> u32 {
+pub(crate) fn act_code(act: LinearAct) -> u32 {
     match act {
         LinearAct::None => 0,
         LinearAct::Gelu => 1,

@@ -81,8 +81,41 @@ impl Plan {
             && self.counters(m, n) <= counters
     }
 
-    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
     fn estimate(&self, m: usize, n: usize, k: usize, sm_count: usize) -> f64 {
+        let WgmmaTile { bm, bn, ctas, .. } = self.tile;
+        Work {
+            bm,
+            bn,
+            loaded_rows: bm,
+            ctas,
+            tiles: self.tiles(m, n),
+            splits: self.splits,
+            steps: k.div_ceil(WgmmaTile::BK),
+            bytes: 2 * (n * k + m * k + m * n),
+        }
+        .clocks(sm_count)
+    }
+}
+
+/// What a product costs on tiles out of a ring.
+pub(crate) struct Work {
+    pub bm: usize,
+    pub bn: usize,
+    /// Rows of x that a step loads.
+    pub loaded_rows: usize,
+    /// Resident CTAs per SM.
+    pub ctas: usize,
+    pub tiles: usize,
+    pub splits: usize,
+    /// Of a whole tile, 64 of K each.
+    pub steps: usize,
+    /// Of all operands.
+    pub bytes: usize,
+}
+
+impl Work {
+    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
+    pub fn clocks(&self, sm_count: usize) -> f64 {
         // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
         const L2_BYTES: f64 = 52.0;
         const HBM_BYTES: f64 = 19.5;
@@ -96,15 +129,15 @@ impl Plan {
         const FINISH_ELEMENTS: f64 = 12.0;
         const OVERLAP_LOSS: f64 = 0.1;
 
-        let WgmmaTile { bm, bn, ctas, .. } = self.tile;
-        let elements = (bm * bn) as f64;
-        let step = (2.0 * elements * Self::bk() / 4096.0 / TENSOR)
-            .max((bm + bn) as f64 * 2.0 * Self::bk() / L2_BYTES);
-        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
-        let per_sm = (self.tiles(m, n) * self.splits).div_ceil(sm_count).max(1);
+        let bk = WgmmaTile::BK as f64;
+        let elements = (self.bm * self.bn) as f64;
+        let step = (2.0 * elements * bk / 4096.0 / TENSOR)
+            .max((self.loaded_rows + self.bn) as f64 * 2.0 * bk / L2_BYTES);
+        let steps = self.steps.div_ceil(self.splits) as f64;
+        let per_sm = (self.tiles * self.splits).div_ceil(sm_count).max(1);
         // Epilogues of CTAs that share an SM run beside the products of the others.
-        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(ctas) as f64;
-        let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
+        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(self.ctas) as f64;
+        let memory = self.bytes as f64 / (HBM_BYTES * sm_count as f64);
         let join = match self.splits {
             1 => 0.0,
             s => 1500.0 + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
@@ -112,10 +145,6 @@ impl Plan {
         // The two overlap, but not wholly.
         let work = per_sm as f64 * steps * step + finish;
         work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
-    }
-
-    fn bk() -> f64 {
-        WgmmaTile::BK as f64
     }
 }
 
@@ -139,26 +168,26 @@ pub(crate) fn choose([m, n, k]: [usize; 3], sm_count: usize, scratch_bytes: usiz
 }
 
 #[cfg(feature = "cuda")]
-pub(super) mod launch {
+pub(crate) mod launch {
     use super::Plan;
     use crate::core::Result;
     use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
     use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
     use crate::ops::linear::cuda::Epilogue;
 
-    /// `WgmmaParams` of kernels/gemm/wgmma.cu.
+    /// `WgmmaParams` of kernels/gemm/wgmma.cuh.
     #[repr(C, align(128))]
     #[derive(Clone, Copy)]
-    struct WgmmaParams {
-        x: TensorMap,
-        w: TensorMap,
-        e: Epilogue,
-        partials: DevicePtr,
-        counters: DevicePtr,
-        m: u32,
-        n: u32,
-        k: u32,
-        splits: u32,
+    pub(crate) struct WgmmaParams {
+        pub x: TensorMap,
+        pub w: TensorMap,
+        pub e: Epilogue,
+        pub partials: DevicePtr,
+        pub counters: DevicePtr,
+        pub m: u32,
+        pub n: u32,
+        pub k: u32,
+        pub splits: u32,
     }
 
     struct WgmmaKernel;

@@ -9,21 +9,12 @@
 // Convolutions with more than one channel are matrix products: kernels/gemm.
 #include "common/export.cuh"
 #include "common/ptx.cuh"
+#include "conv/params.cuh"
 
 constexpr int CONV_THREADS = 128;
 
 // A launch covers its elements with CTAs of 128; threads beyond the last element leave.
 __device__ __forceinline__ uint32_t thread_index() { return blockIdx.x * CONV_THREADS + threadIdx.x; }
-
-struct Conv1Params {
-    const void* x;
-    const void* w;
-    const void* b;
-    void* y;
-    uint32_t width, out_width, pixels, channels;
-    uint32_t relu;
-    uint32_t slots;  // threads per group of 8 channels: each takes every slots-th pixel
-};
 
 // Grid: slots · channels / 8 threads.
 template <class T>

@@ -91,6 +91,7 @@ pub(super) fn conv2d() -> Vec<Case<Conv2d>> {
         case("", 9, 11, 3, 10, true, UNIT),
         case("", 9, 11, 1, 10, true, UNIT),
         case("ints_", 9, 80, 1, 40, true, Fill::SmallInts),
+        case("ints_", 35, 12, 1, 136, false, Fill::SmallInts),
         case("ints_", 21, 39, 16, 72, true, Fill::SmallInts),
         // Tiles of whole output frames, 10 or 6 of 19 pixels: one frame, an even height, whole tiles, a frame more.
         case("", 4, 39, 64, 8, false, UNIT),

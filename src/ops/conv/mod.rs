@@ -1,6 +1,8 @@
 //! What stands before and between the encoders' layers: patches, class tokens, pixel shuffle, CMVN, convolutions.
 
 mod cases;
+#[cfg(any(feature = "cuda", test))]
+mod conv1;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -126,6 +126,13 @@ pub(super) struct Chip {
     pub wanted: Option<Wanted>,
 }
 
+impl Chip {
+    /// Whether the convolution with one input channel runs on `conv/conv1.cu` too.
+    pub fn tensor_conv1(&self) -> bool {
+        matches!(self.wanted, Some(Wanted::Wgmma(_)))
+    }
+}
+
 /// What `VIVACE_CONV` asks for, to test and to compare: `mma`, `wgmma`, or tile and parts of K of the wgmma kernel,
 /// such as `192x208/1`, which holds where it fits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -449,7 +449,9 @@ mod tests {
     fn only_where_asked_for_and_possible() {
         let p = subsampling(1000);
         assert_eq!(choose(&p, &Chip { wanted: None, ..H200 }), None);
-        assert_eq!(choose(&p, &Chip { wanted: Wanted::parse("mma"), ..H200 }), None);
+        let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
+        assert_eq!(choose(&p, &mma), None);
+        assert!(H200.tensor_conv1() && !mma.tensor_conv1());
         assert_eq!(choose(&p, &Chip { arch: 100, ..H200 }), None);
         assert_eq!(choose(&Problem { channels: 9, ..p }, &H200), None);
         assert_eq!(choose(&Problem { n: 10, ..p }, &H200), None);

@@ -21,7 +21,8 @@ struct GemvParams {
 constexpr int GEMV_THREADS = 256, GEMV_WARPS = GEMV_THREADS / 32;
 
 // Weights pass through once: no L1 line, first to leave the L2, whole 256-byte bursts.
-// Zeros unless `there`: a predicate, not a branch, so that all loads of a step are in flight together.
+// Zeros unless `there`: a predicate, not a branch, so that all loads of a step are in flight together. Not `.nc`: ptxas
+// takes such loads as free to move and sinks them below griddepcontrol.wait.
 __device__ __forceinline__ uint4 load_weights(const uint4* p, bool there, uint64_t policy) {
     uint4 v;
     asm volatile(
@@ -32,7 +33,7 @@ __device__ __forceinline__ uint4 load_weights(const uint4* p, bool there, uint64
         "mov.u32 %1, 0;\n"
         "mov.u32 %2, 0;\n"
         "mov.u32 %3, 0;\n"
-        "@q ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
+        "@q ld.global.L1::no_allocate.L2::cache_hint.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
         "}"
         : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
         : "l"(p), "l"(policy), "r"(uint32_t(there)));

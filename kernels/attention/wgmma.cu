@@ -466,10 +466,9 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     EXPORT(flash_wgmma_##name##_f16, FlashParams, (Flash<__VA_ARGS__>::THREADS), (Flash<__VA_ARGS__>::CTAS), \
            flash_wgmma<__half, Flash<__VA_ARGS__>>)
 
-// 1025 keys are 11 tiles of 96 or 5 of 208; of 128 they would be 9, 12 % more than there are.
+// 1025 keys are 11 tiles of 96; of 128 they would be 9, 12 % more than there are.
 EXPORT_FLASH(d64_c2, 64, 2, 96, false)
 EXPORT_FLASH(d64_c3, 64, 3, 96, false)
-EXPORT_FLASH(d64_wide, 64, 2, 208, false)
 EXPORT_FLASH(d128_c2, 128, 2, 128, false)
 EXPORT_FLASH(d64_c1_bias, 64, 1, 128, true)
 EXPORT_FLASH(d64_c2_bias, 64, 2, 128, true)

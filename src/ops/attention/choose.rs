@@ -28,10 +28,8 @@ pub(super) enum Choice {
     Flash {
         rows: usize,
     },
-    /// `attention/wgmma.cu`, sm_90a. `wide`: tiles of 208 keys at head dim 64.
-    Wgmma {
-        wide: bool,
-    },
+    /// `attention/wgmma.cu`, sm_90a.
+    Wgmma,
     /// `tiles` of 16 (row, query head) pairs for each kv head, `splits` of the keys.
     Decode {
         tiles: usize,
@@ -56,9 +54,10 @@ pub(super) struct Switches {
     pub decode: Option<Decoding>,
 }
 
-/// What `VIVACE_DECODE` asks for: `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
+/// What `VIVACE_DECODE` asks for: `split` or `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decoding {
+    Split,
     Once,
     Clusters(Option<usize>),
 }
@@ -66,6 +65,7 @@ pub(super) enum Decoding {
 impl Decoding {
     pub fn parse(text: &str) -> Option<Decoding> {
         match text {
+            "split" => Some(Decoding::Split),
             "once" => Some(Decoding::Once),
             "cluster" => Some(Decoding::Clusters(None)),
             _ => {
@@ -87,6 +87,7 @@ impl Decoding {
     ) -> Option<Choice> {
         let room = SMS / (CLUSTER * tiles * kv_heads);
         let clusters = match self {
+            Decoding::Split => return None,
             Decoding::Once => return Some(Choice::DecodeOnce { tiles, splits: splits.min(32) }),
             // An image for 90a runs on 9.0 and on nothing newer.
             Decoding::Clusters(_) if arch != 90 => return None,
@@ -99,20 +100,19 @@ impl Decoding {
     }
 }
 
-/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma`, `wgmma`, or `wgmma-wide`, which has tiles of 208
-/// keys at head dim 64. It holds for the attentions that have a choice between the two kernels.
+/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`. It holds for the attentions that have a
+/// choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
     Mma,
-    Wgmma { wide: bool },
+    Wgmma,
 }
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
         match text {
             "mma" => Some(Wanted::Mma),
-            "wgmma" => Some(Wanted::Wgmma { wide: false }),
-            "wgmma-wide" => Some(Wanted::Wgmma { wide: true }),
+            "wgmma" => Some(Wanted::Wgmma),
             _ => None,
         }
     }
@@ -124,12 +124,12 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
     match (choice, op.source) {
         // An image for 90a runs on 9.0 and on nothing newer.
         (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
-            Wanted::Wgmma { wide } => Choice::Wgmma { wide },
+            Wanted::Wgmma => Choice::Wgmma,
             Wanted::Mma => choice,
         },
         (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
-            let other = wanted.decode.and_then(|d| d.choose(tiles, splits, op.kv_heads, kv_bucket, arch));
-            other.unwrap_or(choice)
+            let decode = wanted.decode.unwrap_or(Decoding::Clusters(None));
+            decode.choose(tiles, splits, op.kv_heads, kv_bucket, arch).unwrap_or(choice)
         }
         _ => choice,
     }
@@ -144,7 +144,7 @@ fn on_hopper(op: &Attention, t: usize) -> Wanted {
     };
     let chunks = matches!(op.mask, Mask::Chunk { .. });
     match keys >= WGMMA_KEYS && !op.bias && !chunks {
-        true => Wanted::Wgmma { wide: false },
+        true => Wanted::Wgmma,
         false => Wanted::Mma,
     }
 }
@@ -218,6 +218,12 @@ mod tests {
         let lm = |bucket| cache(28, 4, 128, bucket);
         for (bucket, clusters) in [(256, 1), (2048, 1), (4096, 4), (32768, 4)] {
             assert_eq!(decode(&lm(bucket), 1, "cluster"), Choice::DecodeCluster { tiles: 1, clusters });
+            assert_eq!(
+                choose(&lm(bucket), 1, 90, Switches::default()),
+                Choice::DecodeCluster { tiles: 1, clusters }
+            );
+            assert_eq!(decode(&lm(bucket), 1, "split"), portable(&lm(bucket), 1));
+            assert_eq!(choose(&lm(bucket), 1, 80, Switches::default()), portable(&lm(bucket), 1));
         }
         assert_eq!(decode(&lm(256), 1, "cluster/3"), Choice::DecodeCluster { tiles: 1, clusters: 3 });
         assert_eq!(decode(&lm(8192), 8, "cluster"), Choice::DecodeCluster { tiles: 4, clusters: 1 });
@@ -308,12 +314,10 @@ mod tests {
             (audio(749), false),
             (chunks(749), false),
         ] {
-            let wgmma = choose(&op, t, 90, Switches::default()) == Choice::Wgmma { wide: false };
+            let wgmma = choose(&op, t, 90, Switches::default()) == Choice::Wgmma;
             assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
             // Elsewhere, and where something else is asked for.
-            for (text, wide) in [("wgmma", false), ("wgmma-wide", true)] {
-                assert_eq!(choose(&op, t, 90, asked(text)), Choice::Wgmma { wide });
-            }
+            assert_eq!(choose(&op, t, 90, asked("wgmma")), Choice::Wgmma);
             for (arch, wanted) in [(80, ""), (80, "wgmma"), (100, "wgmma"), (90, "mma")] {
                 assert_eq!(choose(&op, t, arch, asked(wanted)), portable(&op, t));
             }

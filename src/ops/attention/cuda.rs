@@ -171,8 +171,12 @@ fn asked<T>(name: &str, parse: fn(&str) -> Option<T>, takes: &str) -> Result<Opt
 
 fn switches() -> Result<Switches> {
     Ok(Switches {
-        prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma, wgmma or wgmma-wide")?,
-        decode: asked("VIVACE_DECODE", Decoding::parse, "once, cluster or cluster/N with N from 1 to 8")?,
+        prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma or wgmma")?,
+        decode: asked(
+            "VIVACE_DECODE",
+            Decoding::parse,
+            "split, once, cluster or cluster/N with N from 1 to 8",
+        )?,
     })
 }
 
@@ -242,9 +246,9 @@ impl CudaOp for Attention {
                 // choose() names instances that exist.
                 unsafe { l.launch_variant::<Flash>(&format!("_d{d}_m{rows}"), dtype, geometry, &p) }
             }
-            Choice::Wgmma { wide } => {
+            Choice::Wgmma => {
                 let (rows, sms) = (p.rows as usize, l.device.sm_count());
-                let tile = WgmmaTile::choose(self, rows, sms, wide);
+                let tile = WgmmaTile::choose(self, rows, sms);
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
                 let p = wgmma_params(self, io, tile, p)?;

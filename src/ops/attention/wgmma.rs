@@ -29,7 +29,6 @@ impl WgmmaTile {
 
     const D64: [WgmmaTile; 2] =
         [WgmmaTile::new("_d64_c2", 64, [2, 96, 8]), WgmmaTile::new("_d64_c3", 64, [3, 96, 8])];
-    const D64_WIDE: WgmmaTile = WgmmaTile::new("_d64_wide", 64, [2, 208, 6]);
     const D64_BIAS: [WgmmaTile; 2] = [
         WgmmaTile::with_bias("_d64_c1_bias", 64, [1, 128, 5]),
         WgmmaTile::with_bias("_d64_c2_bias", 64, [2, 128, 8]),
@@ -39,12 +38,11 @@ impl WgmmaTile {
 
     /// For sequences of `rows` rows. At head dim 64 a tile of 128 rows takes two thirds of the time of one of 192, and
     /// is better where the rounds on the SMs come out so; one of 64 rows where all run at once.
-    pub fn choose(op: &Attention, rows: usize, sm_count: usize, wide: bool) -> WgmmaTile {
+    pub fn choose(op: &Attention, rows: usize, sm_count: usize) -> WgmmaTile {
         let time = |tile: &WgmmaTile| tile.tiles(op, rows).div_ceil(sm_count) * tile.consumers;
         let better = |[small, large]: [WgmmaTile; 2]| if time(&small) < time(&large) { small } else { large };
         match (op.head_dim, op.bias) {
             (64, true) => better(Self::D64_BIAS),
-            (64, false) if wide => Self::D64_WIDE,
             (64, false) => better(Self::D64),
             (_, true) => Self::D128_BIAS,
             (_, false) => Self::D128,
@@ -84,21 +82,19 @@ mod tests {
         let vit = |batch| attention(16, 16, 64, batch, false);
         let audio = || attention(16, 16, 64, 1, true);
         let lm = || attention(28, 4, 128, 1, false);
-        for (op, rows, wide, name, ctas) in [
-            (vit(1), 249, false, "_d64_c2", 32),
-            (vit(1), 749, false, "_d64_c2", 96),
-            (vit(1), 1025, false, "_d64_c3", 96),
-            (vit(4), 1025, false, "_d64_c3", SMS),
-            (vit(13), 1025, false, "_d64_c3", SMS),
-            (vit(1), 1025, true, "_d64_wide", SMS),
-            (vit(1), 749, true, "_d64_wide", 96),
-            (audio(), 249, false, "_d64_c1_bias", 64),
-            (audio(), 749, true, "_d64_c2_bias", 96),
-            (attention(2, 2, 128, 1, true), 70, false, "_d128_c2_bias", 2),
-            (lm(), 512, false, "_d128_c2", 112),
-            (lm(), 4096, true, "_d128_c2", SMS),
+        for (op, rows, name, ctas) in [
+            (vit(1), 249, "_d64_c2", 32),
+            (vit(1), 749, "_d64_c2", 96),
+            (vit(1), 1025, "_d64_c3", 96),
+            (vit(4), 1025, "_d64_c3", SMS),
+            (vit(13), 1025, "_d64_c3", SMS),
+            (audio(), 249, "_d64_c1_bias", 64),
+            (audio(), 749, "_d64_c2_bias", 96),
+            (attention(2, 2, 128, 1, true), 70, "_d128_c2_bias", 2),
+            (lm(), 512, "_d128_c2", 112),
+            (lm(), 4096, "_d128_c2", SMS),
         ] {
-            let tile = WgmmaTile::choose(&op, rows, SMS, wide);
+            let tile = WgmmaTile::choose(&op, rows, SMS);
             assert_eq!((tile.name, tile.ctas(&op, rows, SMS)), (name, ctas), "{rows}: {tile:?}");
             // Barriers, and the 1 KiB that every resident CTA costs.
             assert!(tile.smem_bytes() + 256 + 1024 <= 228 << 10, "{tile:?}");

@@ -157,7 +157,11 @@ impl Wanted {
 
 /// `None` where the convolution is for the kernels of [`crate::ops::linear`].
 pub(super) fn choose(p: &Problem, chip: &Chip) -> Option<Plan> {
-    let Some(Wanted::Wgmma(wanted)) = chip.wanted else { return None };
+    let wanted = match chip.wanted {
+        Some(Wanted::Mma) => return None,
+        Some(Wanted::Wgmma(plan)) => plan,
+        None => None,
+    };
     // An image for 90a runs on 9.0 and on nothing newer.
     if chip.arch != 90 || !p.aligned() {
         return None;
@@ -327,7 +331,7 @@ mod tests {
         arch: 90,
         scratch_bytes: 64 << 20,
         counters: 64 << 10,
-        wanted: Some(Wanted::Wgmma(None)),
+        wanted: None,
     };
 
     fn extents(height: usize, width: usize) -> Extents2d {
@@ -448,10 +452,11 @@ mod tests {
     #[test]
     fn only_where_asked_for_and_possible() {
         let p = subsampling(1000);
-        assert_eq!(choose(&p, &Chip { wanted: None, ..H200 }), None);
+        assert!(choose(&p, &H200).is_some());
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert_eq!(choose(&p, &mma), None);
-        assert!(H200.tensor_conv1() && !mma.tensor_conv1());
+        let wgmma = Chip { wanted: Wanted::parse("wgmma"), ..H200 };
+        assert!(wgmma.tensor_conv1() && !mma.tensor_conv1());
         assert_eq!(choose(&p, &Chip { arch: 100, ..H200 }), None);
         assert_eq!(choose(&Problem { channels: 9, ..p }, &H200), None);
         assert_eq!(choose(&Problem { n: 10, ..p }, &H200), None);

@@ -52,7 +52,7 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, n % 2 == 0, n == 515));
     }
     // One tile and a long K: split over K. Few rows and a long K.
-    for (t, n, k) in [(100, 72, 4864), (1, 40, 18944), (7, 24, 18944)] {
+    for (t, n, k) in [(100, 72, 4864), (1, 40, 18944), (7, 24, 18944), (1, 37, 20488), (1, 3, 3584)] {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
     }
     // Rows that are not whole vectors of 8.
@@ -125,9 +125,15 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         ("all", op(true, LinearAct::Gelu, true, true)),
     ];
     let mut all = Vec::new();
-    for (t, n, k) in
-        [(1, 515, 896), (1, 24, 18944), (3, 72, 592), (16, 66, 896), (65, 130, 80), (129, 515, 592)]
-    {
+    for (t, n, k) in [
+        (1, 515, 896),
+        (1, 515, 3584),
+        (1, 24, 18944),
+        (3, 72, 592),
+        (16, 66, 896),
+        (65, 130, 80),
+        (129, 515, 592),
+    ] {
         for (name, op) in &kinds {
             all.push(case(&format!("{name}_t{t}_n{n}_k{k}"), t, n, k, op.clone(), None));
         }
@@ -145,7 +151,9 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
     }
     let swiglu_all = op(true, LinearAct::Swiglu, true, true);
-    for (t, n, k) in [(1, 48, 256), (11, 48, 256), (70, 144, 128), (33, 32, 2560)] {
+    for (t, n, k) in
+        [(1, 48, 256), (1, 48, 3584), (1, 48, 4096), (11, 48, 256), (70, 144, 128), (33, 32, 2560)]
+    {
         let f32_out = LinearFused { out_f32: true, ..swiglu_all.clone() };
         all.push(case(&format!("swiglu_all_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
         let ints = op(true, LinearAct::Relu, true, true);

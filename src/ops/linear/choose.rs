@@ -1,6 +1,6 @@
 //! Which kernel multiplies, and how. Pure functions of shape and chip.
 
-use super::{ring, wgmma};
+use super::wgmma;
 
 /// One product `[M, K] · [N, K]ᵀ`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,8 +12,6 @@ pub(crate) struct Problem {
     pub dense: bool,
     /// Every run of 8 elements of A and w is 16-byte aligned.
     pub aligned: bool,
-    /// Weight rows behind an output column.
-    pub rows_per_col: usize,
 }
 
 /// What the choice depends on besides the shape.
@@ -26,8 +24,6 @@ pub(crate) struct Chip {
     pub scratch_bytes: usize,
     pub counters: usize,
     pub wanted: Option<Wanted>,
-    /// What `VIVACE_GEMV` asks for.
-    pub ring: Option<ring::Wanted>,
 }
 
 /// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile and parts of K of the wgmma kernel, such as
@@ -57,16 +53,41 @@ impl Wanted {
 pub(crate) enum Config {
     /// `gemm/naive.cu`: any alignment.
     Naive,
-    /// `gemm/gemv.cu`, M = 1: warps that share a pair of weight rows.
-    Gemv { k_ways: usize },
-    /// `gemm/gemv_ring.cu`, sm_90a, M = 1: bulk copies.
-    Ring(ring::Plan),
+    /// `gemm/gemv.cu`, M = 1.
+    Gemv(Gemv),
     /// `gemm/gemv.cu`, M = 2..=16.
     Skinny,
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
     /// `gemm/wgmma.cu`, sm_90a: TMA and wgmma.
     Wgmma(wgmma::Plan),
+}
+
+/// Instances of the kernel for one row in `gemm/gemv.cu`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Gemv {
+    /// Part of a kernel symbol: warps that share the K of a row.
+    pub variant: &'static str,
+    /// Weight rows of a CTA.
+    pub rows: usize,
+}
+
+impl Gemv {
+    /// Any K, in batches of 2048.
+    const TWO: Gemv = Gemv { variant: "_2", rows: 8 };
+    /// 7 warps with 512 elements of 4 rows each.
+    const SEVEN: Gemv = Gemv { variant: "_7", rows: 4 };
+    /// 16 warps with at most 1280 elements of 2 rows each.
+    const SIXTEEN: Gemv = Gemv { variant: "_16", rows: 2 };
+
+    /// All of K in flight at once where an instance can. Microseconds at K = 3584 and 18944 in `gemm/LADDER.md`.
+    fn choose(k: usize) -> Gemv {
+        match k {
+            3584 => Gemv::SEVEN,
+            2049..=20480 => Gemv::SIXTEEN,
+            _ => Gemv::TWO,
+        }
+    }
 }
 
 /// Tiles of `gemm/mma.cu`.
@@ -106,12 +127,7 @@ impl MmaTile {
 pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match p.m {
         _ if !p.aligned => Config::Naive,
-        1 if p.dense => {
-            let wanted = chip.ring.filter(|_| chip.arch == 90);
-            let plan = wanted.and_then(|w| ring::plan(p.n, p.k, p.rows_per_col, chip.sm_count, w));
-            let k_ways = k_ways(p.n, p.k, chip.sm_count);
-            plan.map_or(Config::Gemv { k_ways }, Config::Ring)
-        }
+        1 if p.dense => Config::Gemv(Gemv::choose(p.k)),
         2..=16 if p.dense => Config::Skinny,
         // An image for 90a runs on 9.0 and on nothing newer.
         _ if p.dense && chip.arch == 90 => match chip.wanted {
@@ -128,18 +144,6 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         },
         _ => mma(p, chip),
     }
-}
-
-/// Warps per pair of rows: enough CTAs of 8 warps for four rounds of four on every SM, but never less than one batch
-/// of loads (1024 elements) per warp.
-fn k_ways(n: usize, k: usize, sm_count: usize) -> usize {
-    let pairs = n.div_ceil(2);
-    let most = k.div_ceil(1024).next_power_of_two().min(8);
-    let mut ways = 1;
-    while ways < most && pairs * ways / 8 < 16 * sm_count {
-        ways *= 2;
-    }
-    ways
 }
 
 /// The tile and split with the least estimated time.
@@ -196,28 +200,26 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip = Chip {
-        sm_count: 132,
-        arch: 90,
-        scratch_bytes: 64 << 20,
-        counters: 64 << 10,
-        wanted: None,
-        ring: None,
-    };
+    const H200: Chip =
+        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
 
     /// A chip whose large products are for `gemm/mma.cu`.
     const B200: Chip = Chip { arch: 100, ..H200 };
 
     fn dense(m: usize, n: usize, k: usize) -> Problem {
-        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8), rows_per_col: 1 }
+        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8) }
     }
 
     #[test]
     fn few_rows_go_to_the_bandwidth_kernels() {
-        assert_eq!(choose(&dense(1, 4608, 3584), &H200), Config::Gemv { k_ways: 4 });
-        assert_eq!(choose(&dense(1, 151665, 3584), &H200), Config::Gemv { k_ways: 1 });
-        assert_eq!(choose(&dense(1, 3584, 18944), &H200), Config::Gemv { k_ways: 8 });
-        assert_eq!(choose(&dense(1, 8, 8), &H200), Config::Gemv { k_ways: 1 });
+        for (k, variant) in
+            [(8, "_2"), (2048, "_2"), (3584, "_7"), (3592, "_16"), (18944, "_16"), (20488, "_2")]
+        {
+            match choose(&dense(1, 4608, k), &H200) {
+                Config::Gemv(gemv) => assert_eq!(gemv.variant, variant, "{k}"),
+                other => panic!("{k}: {other:?}"),
+            }
+        }
         for m in 2..=16 {
             assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny);
         }
@@ -256,16 +258,6 @@ mod tests {
         for bad in ["", "wgmma", "128x256", "128x256/0", "128x250/1", "128x256/1/1"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn a_wanted_ring_is_taken_where_it_fits() {
-        let chip = Chip { ring: ring::Wanted::parse("ring"), ..H200 };
-        assert!(matches!(choose(&dense(1, 3584, 3584), &chip), Config::Ring(_)));
-        assert!(matches!(choose(&dense(1, 3584, 29568), &chip), Config::Gemv { .. }));
-        assert!(matches!(choose(&dense(1, 3584, 3584), &Chip { arch: 80, ..chip }), Config::Gemv { .. }));
-        assert_eq!(choose(&dense(2, 3584, 3584), &chip), Config::Skinny);
-        assert_eq!(choose(&dense(1, 64, 27), &chip), Config::Naive);
     }
 
     #[test]

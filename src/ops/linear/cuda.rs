@@ -1,7 +1,7 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
 use super::choose::{Chip, Config, Problem, Wanted, choose};
-use super::{Linear, LinearAct, LinearFused, ring, wgmma};
+use super::{Linear, LinearAct, LinearFused, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
@@ -49,7 +49,6 @@ struct GemvParams {
     m: u32,
     n: u32,
     k: u32,
-    k_ways: u32,
 }
 
 struct NaiveKernel;
@@ -118,22 +117,12 @@ fn chip(l: &Launcher<'_>) -> Result<Chip> {
             wanted => wanted,
         },
     };
-    let ring = match std::env::var("VIVACE_GEMV") {
-        Err(_) => None,
-        Ok(text) => match ring::Wanted::parse(&text) {
-            None => crate::bail_input!(
-                "VIVACE_GEMV is {text:?}; it takes ring, ring/LEAD or ring/LEAD/AHEAD (KiB)"
-            ),
-            wanted => wanted,
-        },
-    };
     Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
         wanted,
-        ring,
     })
 }
 
@@ -199,12 +188,9 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let rows_per_col = self.act.rows_per_col();
-        let config = choose(&Problem { m, n, k, dense, aligned, rows_per_col }, &chip(l)?);
+        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l)?);
         match config {
-            Config::Gemv { .. } | Config::Skinny => self.launch_gemv(l, config),
-            // SAFETY: infer() fixed the extents of all operands and check() their types.
-            Config::Ring(plan) => unsafe { ring::launch::launch(l, plan, self.a, self.w, self.epilogue()) },
+            Config::Gemv(_) | Config::Skinny => self.launch_gemv(l, config),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
             // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0.
             Config::Wgmma(plan) => unsafe {
@@ -216,24 +202,13 @@ impl Product<'_> {
     fn launch_gemv(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
         let e = self.epilogue();
         let (n, k) = (self.w.rows(), self.w.cols());
-        let (variant, ctas, k_ways) = match config {
-            Config::Gemv { k_ways } => {
-                let pairs = if self.act == LinearAct::Swiglu { e.cols as usize } else { n.div_ceil(2) };
-                ("", pairs.div_ceil(8 / k_ways), k_ways)
-            }
-            _ if self.m <= 8 => ("_m8", n.div_ceil(16), 8),
-            _ => ("_m16", n.div_ceil(16), 8),
+        let (variant, rows) = match config {
+            Config::Gemv(gemv) => (gemv.variant, gemv.rows),
+            _ if self.m <= 8 => ("_m8", 16),
+            _ => ("_m16", 16),
         };
-        let p = GemvParams {
-            x: self.a.ptr,
-            w: self.w.ptr,
-            e,
-            m: self.m as u32,
-            n: n as u32,
-            k: k as u32,
-            k_ways: k_ways as u32,
-        };
-        let geometry = Geometry::grid([ctas as u32, 1, 1]);
+        let p = GemvParams { x: self.a.ptr, w: self.w.ptr, e, m: self.m as u32, n: n as u32, k: k as u32 };
+        let geometry = Geometry::grid([n.div_ceil(rows) as u32, 1, 1]);
         // SAFETY: infer() fixed the extents of all operands and check() their types; K % 8 == 0 makes every row
         // 16-byte aligned; rows and columns beyond M and N are neither read nor written.
         unsafe { l.launch_variant::<GemvKernel>(variant, self.a.desc.dtype, geometry, &p) }

@@ -7,7 +7,6 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(any(feature = "cuda", test))]
-pub(crate) mod ring;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod wgmma;
 

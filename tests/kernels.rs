@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use vivace::core::{DType, HostData, HostTensor, Recipe, Result, Step};
+use vivace::core::{DType, Desc, HostData, HostTensor, Place, Recipe, Result, Shape, Step};
 use vivace::engine::{DeviceChoice, open_backend};
 use vivace::exec::cases::{Bound, CaseTypes, work};
 use vivace::exec::cpu::Cpu;
@@ -225,6 +225,33 @@ fn eager_captured_and_replayed_runs_agree_to_the_bit() {
     }
     assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
     assert!(outs.windows(2).all(|w| w[0] == w[1]));
+}
+
+/// Copies rows between two states as the model does to keep rows of its KV cache and to take them back.
+fn copy_rows(b: &mut dyn Backend, rows: usize, kept_rows: usize, dim: usize) -> [HostData; 2] {
+    let mut state = |name: &str, rows: usize| {
+        let shape = Shape::new(&[2, 4, rows, dim]);
+        let desc = Desc { name: name.into(), dtype: DType::BF16, shape, place: Place::Arena };
+        b.create_state(&desc).unwrap()
+    };
+    let (kv, kept) = (state("kv", rows), state("kept", kept_rows));
+    let values: Vec<f32> = (0..2 * 4 * rows * dim).map(|i| (i % 251) as f32).collect();
+    b.write_state(kv, 0, &HostData::F32(values)).unwrap();
+    b.copy_state_rows(kv, rows - kept_rows, kept, 0, kept_rows).unwrap();
+    b.copy_state_rows(kv, 0, kept, 1, 3).unwrap();
+    b.copy_state_rows(kept, 2, kv, 3, kept_rows - 2).unwrap();
+    assert!(b.copy_state_rows(kv, rows - 1, kept, 0, 2).is_err());
+    assert!(b.copy_state_rows(kv, 0, kv, 3, 2).is_err(), "within one state");
+    [kv, kept].map(|s| b.read_state(s).unwrap())
+}
+
+#[test]
+fn rows_of_states_are_copied_as_on_the_cpu() {
+    let Some(mut gpu) = gpu() else { return };
+    for (rows, kept_rows, dim) in [(2048, 192, 128), (515, 64, 64), (7, 5, 16)] {
+        let copied = copy_rows(gpu.as_mut(), rows, kept_rows, dim);
+        assert!(copied == copy_rows(&mut Cpu::new(), rows, kept_rows, dim), "{rows} rows of {dim}");
+    }
 }
 
 /// A source that hides how its values are made, so that they go through the staging buffers.

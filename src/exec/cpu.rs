@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket, Visit};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit};
 use crate::core::{
     DType, Desc, Error, HostData, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
 };
@@ -345,6 +345,30 @@ impl Backend for Cpu {
         }
         let (desc, to) = self.state(s)?;
         copy_into(desc, first_row * desc.cols(), &tensor.data, to)
+    }
+
+    fn copy_state_rows(
+        &mut self,
+        src: StateId,
+        src_row: usize,
+        dst: StateId,
+        dst_row: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let Ok([(from, data), (to, out)]) = self.states.get_disjoint_mut([src.0, dst.0]) else {
+            crate::bail_runtime!("a copy of rows from state {} to state {}: two expected", src.0, dst.0)
+        };
+        let at = RowRuns::new(from, src_row, to, dst_row, rows)?;
+        for run in 0..at.runs {
+            let (src, dst) = (at.src + run * at.src_pitch, at.dst + run * at.dst_pitch);
+            let (src, dst) = (src..src + at.len, dst..dst + at.len);
+            match (&*data, &mut *out) {
+                (HostData::F32(x), HostData::F32(y)) => y[dst].copy_from_slice(&x[src]),
+                (HostData::U32(x), HostData::U32(y)) => y[dst].copy_from_slice(&x[src]),
+                _ => crate::bail_runtime!("{} and {} hold different kinds of values", from.name, to.name),
+            }
+        }
+        Ok(())
     }
 
     fn join(&mut self, _waiter: Lane, _on: Lane) -> Result<()> {

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, StateId, Ticket, Visit};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit};
 use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
 use crate::gpu::launch::{DevicePtr, GpuIo, GpuTensor, Launch, Launcher, Scratch};
-use crate::gpu::memory::{DeviceBuffer, Meter, PinnedBuffer, copy_in, copy_out, copy_within};
+use crate::gpu::memory::{
+    DeviceBuffer, Meter, PinnedBuffer, Pitched, copy_in, copy_out, copy_within, copy_within_2d,
+};
 use crate::gpu::modules::Modules;
 use crate::gpu::staging::Uploader;
 use crate::gpu::stream::{Captured, Event, Stream};
@@ -494,6 +496,26 @@ impl Backend for Cuda {
         let src = self.address(exe, t)?;
         // SAFETY: both ranges were checked above; an arena and a state never overlap.
         unsafe { copy_within(dst, src, rows * row_bytes, &self.lane(exe.lane).stream) }
+    }
+
+    fn copy_state_rows(
+        &mut self,
+        src: StateId,
+        src_row: usize,
+        dst: StateId,
+        dst_row: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let ((from, src_buffer), (to, dst_buffer)) = (self.state(src)?, self.state(dst)?);
+        let at = RowRuns::new(from, src_row, to, dst_row, rows)?;
+        if src == dst {
+            crate::bail_runtime!("a copy of rows from state {0} to state {0}: two expected", src.0);
+        }
+        let size = from.dtype.bytes();
+        let src = Pitched { ptr: src_buffer.ptr.offset(at.src * size), pitch: at.src_pitch * size };
+        let dst = Pitched { ptr: dst_buffer.ptr.offset(at.dst * size), pitch: at.dst_pitch * size };
+        // SAFETY: both ranges were checked against their states, which are two.
+        unsafe { copy_within_2d(dst, src, at.len * size, at.runs, &self.lane(Lane::Text).stream) }
     }
 
     fn join(&mut self, waiter: Lane, on: Lane) -> Result<()> {

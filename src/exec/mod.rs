@@ -72,6 +72,50 @@ impl Ceilings {
     }
 }
 
+/// Where the rows of [`Backend::copy_state_rows`] lie, in elements: `runs` runs of `len`, in each state a pitch apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct RowRuns {
+    runs: usize,
+    len: usize,
+    src: usize,
+    src_pitch: usize,
+    dst: usize,
+    dst_pitch: usize,
+}
+
+impl RowRuns {
+    /// `Err` unless all rows are within both states, and these agree.
+    fn new(src: &Desc, src_row: usize, dst: &Desc, dst_row: usize, rows: usize) -> Result<RowRuns> {
+        let split = |d: &Desc| match *d.shape.dims() {
+            [ref lead @ .., r, c] => Some((lead.to_vec(), r, c)),
+            _ => None,
+        };
+        match (split(src), split(dst)) {
+            (Some((a, src_rows, c)), Some((b, dst_rows, dst_c)))
+                if (&a, c, src.dtype) == (&b, dst_c, dst.dtype)
+                    && src_row + rows <= src_rows
+                    && dst_row + rows <= dst_rows =>
+            {
+                Ok(RowRuns {
+                    runs: a.iter().product(),
+                    len: rows * c,
+                    src: src_row * c,
+                    src_pitch: src_rows * c,
+                    dst: dst_row * c,
+                    dst_pitch: dst_rows * c,
+                })
+            }
+            _ => crate::bail_runtime!(
+                "{rows} rows of {} {} from row {src_row} do not fit {} {} from row {dst_row}",
+                src.name,
+                src.brief(),
+                dst.name,
+                dst.brief()
+            ),
+        }
+    }
+}
+
 /// Sees a node's index, the node, and its outputs.
 pub type Visit<'a> = dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()> + 'a;
 
@@ -140,6 +184,17 @@ pub trait Backend {
         rows: usize,
     ) -> Result<()>;
 
+    /// Enqueues on the text lane a copy of `rows` rows of one state to another: both `[.., R, C]` of the same type, the
+    /// leading extents and C agree; under every leading index, rows from `src_row` on go to rows from `dst_row` on.
+    fn copy_state_rows(
+        &mut self,
+        src: StateId,
+        src_row: usize,
+        dst: StateId,
+        dst_row: usize,
+        rows: usize,
+    ) -> Result<()>;
+
     /// Work enqueued on `waiter` from now on starts after what is now enqueued on `on`.
     fn join(&mut self, waiter: Lane, on: Lane) -> Result<()>;
 
@@ -177,4 +232,58 @@ pub trait Backend {
     fn sync(&mut self) -> Result<()>;
 
     fn memory(&self) -> MemoryUse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Place, Shape};
+
+    fn desc(name: &str, shape: &[usize]) -> Desc {
+        Desc { name: name.into(), dtype: DType::F32, shape: Shape::new(shape), place: Place::Arena }
+    }
+
+    #[test]
+    fn rows_are_copied_under_every_leading_index() {
+        let (from, to) = (desc("kv", &[2, 3, 7, 2]), desc("kept", &[2, 3, 5, 2]));
+        let mut cpu = cpu::Cpu::new();
+        let [src, dst] = [&from, &to].map(|d| cpu.create_state(d).unwrap());
+        let values: Vec<f32> = (0..from.shape.len()).map(|i| i as f32).collect();
+        cpu.write_state(src, 0, &HostData::F32(values)).unwrap();
+        cpu.copy_state_rows(src, 3, dst, 1, 4).unwrap();
+        let copied = cpu.read_state(dst).unwrap();
+        for (i, &value) in copied.f32s().iter().enumerate() {
+            let (lead, row, c) = (i / 10, i / 2 % 5, i % 2);
+            let want = if row == 0 { 0 } else { lead * 14 + (row + 2) * 2 + c };
+            assert_eq!(value, want as f32, "element {i}");
+        }
+        // And back: rows that were not copied stay as they were.
+        cpu.copy_state_rows(dst, 1, src, 0, 1).unwrap();
+        let back = cpu.read_state(src).unwrap();
+        assert_eq!(back.f32s()[14..20], [20.0, 21.0, 16.0, 17.0, 18.0, 19.0]);
+        let message = cpu.copy_state_rows(src, 0, src, 3, 2).unwrap_err().to_string();
+        assert_eq!(message, "a copy of rows from state 0 to state 0: two expected");
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_are_refused() {
+        let from = desc("kv", &[2, 7, 2]);
+        let message = |to: &Desc, src_row, dst_row, rows| {
+            RowRuns::new(&from, src_row, to, dst_row, rows).unwrap_err().to_string()
+        };
+        let kept = desc("kept", &[2, 5, 2]);
+        assert_eq!(
+            message(&kept, 1, 2, 4),
+            "4 rows of kv [2, 7, 2] f32 from row 1 do not fit kept [2, 5, 2] f32 from row 2"
+        );
+        for (to, src_row, rows) in [
+            (kept, 4, 4),
+            (desc("heads", &[3, 7, 2]), 0, 1),
+            (desc("dim", &[2, 7, 4]), 0, 1),
+            (desc("flat", &[14]), 0, 1),
+            (Desc { dtype: DType::BF16, ..from.clone() }, 0, 1),
+        ] {
+            assert!(message(&to, src_row, 0, rows).contains("do not fit"), "{}", to.name);
+        }
+    }
 }

@@ -178,3 +178,37 @@ pub unsafe fn copy_in_2d(
     let done = unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) };
     check(done.result(), || format!("copying {rows} rows of {width} bytes in"))
 }
+
+/// Runs of bytes on the device, `pitch` bytes apart.
+#[derive(Clone, Copy)]
+pub struct Pitched {
+    pub ptr: DevicePtr,
+    pub pitch: usize,
+}
+
+/// Enqueues a copy of `rows` runs of `width` bytes within the device.
+///
+/// # Safety
+/// Both strided ranges are valid and do not overlap.
+pub unsafe fn copy_within_2d(
+    dst: Pitched,
+    src: Pitched,
+    width: usize,
+    rows: usize,
+    stream: &Stream,
+) -> Result<()> {
+    debug_assert!(dst.pitch >= width && src.pitch >= width);
+    // SAFETY: an all-zero descriptor is valid: null handles, zero offsets.
+    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
+    copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+    copy.srcDevice = src.ptr.0;
+    copy.srcPitch = src.pitch;
+    copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+    copy.dstDevice = dst.ptr.0;
+    copy.dstPitch = dst.pitch;
+    copy.WidthInBytes = width;
+    copy.Height = rows;
+    // SAFETY: the caller's promise.
+    let done = unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) };
+    check(done.result(), || format!("copying {rows} runs of {width} bytes within the device"))
+}

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::builder::NonEmptyStringValueParser;
 use vivace::core::Result;
-use vivace::engine::{DeviceChoice, Engine, GenerateOptions, Options, Sampling};
+use vivace::engine::{CacheOptions, DeviceChoice, Engine, GenerateOptions, Options, Sampling};
 use vivace::fuse::Fusion;
 
 use super::output::Progress;
@@ -33,6 +33,7 @@ impl DeviceArgs {
             device: self.device,
             fusion: Fusion::without(&self.no_fuse)?,
             context,
+            cache: CacheOptions::default(),
             no_capture: self.no_capture,
             poison: self.poison,
         })
@@ -49,13 +50,22 @@ pub struct ModelArgs {
     /// [default: what the checkpoint states]
     #[arg(long, value_name = "ROWS", value_parser = positive, help_heading = "Execution")]
     pub context: Option<usize>,
+    /// MiB of device memory for the beginnings of earlier conversations, and as many of host memory for pictures and
+    /// sounds to recognise
+    #[arg(long, value_name = "MIB", default_value_t = CacheOptions::default().bytes >> 20, help_heading = "Execution")]
+    pub cache_mib: u64,
+    /// Compute every question whole: reuse nothing of earlier ones
+    #[arg(long, conflicts_with = "cache_mib", help_heading = "Execution")]
+    pub no_prefix_cache: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
 
 impl ModelArgs {
     pub fn options(&self) -> Result<Options> {
-        self.device.options(self.context)
+        let cache =
+            CacheOptions { enabled: !self.no_prefix_cache, bytes: self.cache_mib.saturating_mul(1 << 20) };
+        Ok(Options { cache, ..self.device.options(self.context)? })
     }
 
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.

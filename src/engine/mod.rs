@@ -13,6 +13,7 @@
 //! ```
 
 pub mod bench;
+mod cache;
 pub mod diagnose;
 mod graphs;
 pub mod measure;
@@ -37,6 +38,7 @@ use crate::media::image::Picture;
 use crate::models::config::{Opened, open_model};
 use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
+pub use cache::{CacheOptions, CacheStats, CacheUse};
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
 pub use session::Session;
@@ -79,6 +81,8 @@ pub struct Options {
     pub fusion: Fusion,
     /// Rows of the KV cache; the model's own context if not given.
     pub context: Option<usize>,
+    /// What is kept of earlier questions.
+    pub cache: CacheOptions,
     /// Run graphs launch by launch instead of replaying captures.
     pub no_capture: bool,
     /// Fill arenas with NaN before every run.
@@ -198,6 +202,8 @@ pub enum StopReason {
 pub struct Timings {
     /// Reading and decoding files.
     pub decode_ms: f64,
+    /// Comparing pictures, sounds and the prompt with what is kept of earlier ones.
+    pub cache_ms: f64,
     pub tile_ms: f64,
     pub vision_ms: f64,
     pub filterbank_ms: f64,
@@ -221,6 +227,8 @@ pub struct Answer {
     pub stop: StopReason,
     /// Rows of the question: tokens, tiles and sounds.
     pub prompt_rows: usize,
+    /// What of them was there already.
+    pub cache: CacheUse,
     pub timings: Timings,
 }
 
@@ -257,6 +265,16 @@ impl Engine {
         Session::new(self, system)
     }
 
+    /// What is kept of earlier questions, and what it was good for since the model was opened.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.model.cache_stats()
+    }
+
+    /// Forgets all earlier questions: the next one is computed whole.
+    pub fn clear_cache(&mut self) {
+        self.model.cache.clear();
+    }
+
     /// Rows that the context holds.
     pub fn context_rows(&self) -> usize {
         self.model.sizes.max_seq
@@ -291,6 +309,7 @@ pub(crate) fn open_on(
         dtype,
         sizes,
         fusion: options.fusion.clone(),
+        cache: options.cache,
         observe,
     };
     Model::load(parts, progress)

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
 use super::graphs::{EncoderIo, Graphs, TextIo};
 use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
@@ -35,6 +36,12 @@ pub struct Model {
     vision: Graphs<usize, EncoderIo>,
     audio: Graphs<(usize, usize), EncoderIo>,
     text_states: Vec<StateId>,
+    /// What the KV cache and the media state hold. Whoever writes to these states says so here first.
+    pub(super) cache: Cache,
+    /// `[2, G, R, D]` per layer, for the beginnings of other conversations; none before the first is kept.
+    prefix_states: Vec<StateId>,
+    /// Keys and values of one row of the sequence, all layers.
+    row_bytes: u64,
     position_states: Vec<StateId>,
     positions: usize,
     /// Keep intermediate results of the encoders readable, for comparisons.
@@ -67,13 +74,14 @@ pub struct ModelParts {
     pub dtype: DType,
     pub sizes: TextSizes,
     pub fusion: Fusion,
+    pub cache: CacheOptions,
     pub observe: bool,
 }
 
 impl Model {
     /// Loads every weight that any graph of the model wants, and creates its states.
     pub fn load(parts: ModelParts, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
-        let ModelParts { cfg, source, backend, dtype, sizes, fusion, observe } = parts;
+        let ModelParts { cfg, source, backend, dtype, sizes, fusion, cache, observe } = parts;
         let mut model = Model {
             cfg,
             sizes,
@@ -85,6 +93,9 @@ impl Model {
             vision: Graphs::new(Lane::Vision),
             audio: Graphs::new(Lane::Audio),
             text_states: Vec::new(),
+            cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
+            prefix_states: Vec::new(),
+            row_bytes: 0,
             position_states: Vec::new(),
             positions: 0,
             observe,
@@ -97,6 +108,9 @@ impl Model {
         model.backend.require(weights, states)?;
         model.backend.load(&recipes, &model.source, progress)?;
         model.text_states = create_states(model.backend.as_mut(), &text)?;
+        let kv_bytes: u64 = text.states[state::KV..].iter().map(Desc::bytes).sum();
+        model.row_bytes = kv_bytes / sizes.max_seq as u64;
+        model.cache = Cache::new(cache, sizes.media_rows, model.row_bytes);
         if model.cfg.audio.is_some() {
             model.reserve_positions(POSITIONS_AT_FIRST)?;
         }
@@ -198,6 +212,7 @@ impl Model {
     pub(super) fn prepared(&mut self, work: Work) -> Result<(ExeId, Option<Tensor>)> {
         match work {
             Work::Text { rows, kv_len, ids, head } => {
+                self.cache.truncate(0);
                 let (exe, io) = self.text_graph(rows, kv_len, ids, head)?;
                 Ok((exe, io.ids))
             }
@@ -214,6 +229,7 @@ impl Model {
         draw: usize,
         head: Head,
     ) -> Result<(ExeId, TextIo)> {
+        self.cache.truncate(pos);
         let rows = self.padded_rows(ids.len());
         let (exe, io) = self.text_graph(rows, pos + ids.len(), Ids::Host, head)?;
         let mut padded = ids.to_vec();
@@ -226,14 +242,88 @@ impl Model {
 
     /// Enqueues one decoding step at `pos` on the token that the last run stored.
     pub(super) fn run_token(&mut self, pos: usize, draw: usize, head: Head) -> Result<(ExeId, TextIo)> {
+        self.cache.truncate(pos);
         let (exe, io) = self.text_graph(1, pos + 1, Ids::LastToken, head)?;
         self.backend.run(exe, Step::rows(pos, 1, draw))?;
         Ok((exe, io))
     }
 
+    /// Brings the rows that were found into the KV cache; `restored` are those that it does not hold. What these and the
+    /// rows after them will overwrite is kept first, if it is worth it.
+    pub(super) fn reuse(&mut self, found: Found, restored: &[Key]) -> Result<()> {
+        let lost = self.cache.rows_to_keep(found.resident);
+        if lost > 0 {
+            self.keep(lost, found.kept)?;
+        }
+        self.cache.truncate(found.resident);
+        if let Some(id) = found.kept {
+            for run in self.cache.prefixes.take(id, found.resident..found.rows()) {
+                for (layer, &kept) in self.prefix_states.iter().enumerate() {
+                    let kv = self.text_states[state::KV + layer];
+                    self.backend.copy_state_rows(kept, run.kept_row, kv, run.row, run.rows)?;
+                }
+            }
+            self.cache.extend(restored.iter().copied());
+        }
+        Ok(())
+    }
+
+    /// Copies the first `rows` rows of the KV cache to where beginnings are kept, but for those that are there; `spared`
+    /// stays.
+    fn keep(&mut self, rows: usize, spared: Option<PrefixId>) -> Result<()> {
+        if self.prefix_states.is_empty()
+            && let Err(why) = self.create_prefix_states()
+        {
+            tracing::warn!("no earlier conversation is kept: {why}");
+            self.cache.prefixes.close();
+            return Ok(());
+        }
+        let keys = self.cache.kv()[..rows].to_vec();
+        let Some(place) = self.cache.prefixes.make_room(&keys, spared) else { return Ok(()) };
+        for run in place.runs(rows) {
+            for (layer, &kept) in self.prefix_states.iter().enumerate() {
+                let kv = self.text_states[state::KV + layer];
+                self.backend.copy_state_rows(kv, run.row, kept, run.kept_row, run.rows)?;
+            }
+        }
+        self.cache.prefixes.insert(keys, place);
+        Ok(())
+    }
+
+    fn create_prefix_states(&mut self) -> Result<()> {
+        let sizes = TextSizes { max_seq: self.cache.prefixes.capacity(), ..self.sizes };
+        let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
+        let states = qwen2::build(&self.cfg.text, &sizes, self.dtype, key)?.graph.states;
+        let mut made = Vec::new();
+        for desc in &states[state::KV..] {
+            let desc = Desc { name: format!("kept.{}", desc.name), ..desc.clone() };
+            match self.backend.create_state(&desc) {
+                Ok(s) => made.push(s),
+                Err(e) => {
+                    made.into_iter().for_each(|s| self.backend.release_state(s));
+                    return Err(e);
+                }
+            }
+        }
+        self.prefix_states = made;
+        Ok(())
+    }
+
+    /// What is kept of earlier questions, and what it was good for.
+    pub fn cache_stats(&self) -> CacheStats {
+        let rows = if self.prefix_states.is_empty() { 0 } else { self.cache.prefixes.capacity() as u64 };
+        self.cache.stats(rows * self.row_bytes)
+    }
+
     /// Writes a text state, see [`qwen2::state`].
     pub(super) fn write_text_state(&mut self, index: usize, data: &HostData) -> Result<()> {
         self.backend.write_state(self.text_states[index], 0, data)
+    }
+
+    /// The content of a text state.
+    #[cfg(test)]
+    pub(super) fn read_text_state(&mut self, index: usize) -> Result<HostData> {
+        self.backend.read_state(self.text_states[index])
     }
 
     /// Rows that one tile gives.
@@ -268,6 +358,8 @@ impl Model {
             crate::bail_input!("this model has no vision tower: it cannot take pictures")
         };
         let tile_len = 3 * vision.image_size * vision.image_size;
+        let rows = pixels.len() / tile_len * self.rows_per_tile();
+        self.cache.media.overwritten(first_row..first_row + rows);
         let mut row = first_row;
         for batch in pixels.chunks(TILES_AT_ONCE * tile_len) {
             let tiles = batch.len() / tile_len;
@@ -303,6 +395,7 @@ impl Model {
     pub fn encode_sound(&mut self, fbank: &[f32], frames: usize, first_row: usize) -> Result<()> {
         let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
         let media = self.text_states[state::MEDIA];
+        self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
         if prompt > 0 {
             let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
             let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;

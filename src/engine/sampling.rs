@@ -2,7 +2,8 @@
 
 use crate::core::{HostData, Result};
 
-/// Greedy unless `temperature > 0`. The same seed gives the same tokens on the same device.
+/// Greedy unless `temperature > 0`. The same seed gives the same tokens on the same device, to which the same questions
+/// were put before ([`super::CacheOptions::enabled`] says why).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Sampling {
     /// 0 is greedy.

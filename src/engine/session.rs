@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::cache::{CacheUse, Content, Key, Placed, Source};
 use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result};
@@ -34,11 +35,39 @@ pub(super) struct Inputs {
     pub ids: Vec<u32>,
 }
 
-/// A question after preprocessing, ready for the encoders.
-struct Prepared {
-    tiles: Vec<Tiles>,
-    sounds: Vec<Fbank>,
-    timings: Timings,
+/// A picture, a video or a sound of a question.
+struct Medium<'q> {
+    source: Source<'q>,
+    content: Content,
+    /// 0 for a sound.
+    tiles: usize,
+    /// In the sequence.
+    rows: usize,
+    /// What its encoder gets, where that had to be made.
+    made: Option<Made>,
+    /// It was not known.
+    new: bool,
+}
+
+impl Medium<'_> {
+    fn is_sound(&self) -> bool {
+        matches!(self.source, Source::Sound(..))
+    }
+}
+
+enum Made {
+    Tiles(Tiles),
+    Sound(Fbank),
+}
+
+/// Work of the encoders, between marks.
+#[derive(Default)]
+struct Encoded {
+    vision: Option<(Mark, Mark)>,
+    audio: Option<(Mark, Mark)>,
+    placed: Vec<Placed>,
+    /// Pictures and sounds that ran.
+    count: usize,
 }
 
 impl<'e> Session<'e> {
@@ -54,6 +83,9 @@ impl<'e> Session<'e> {
 
     /// Asks and streams the answer: `on_event` gets the state mark as soon as the first token is known and text as
     /// it comes; it returns `false` to stop.
+    ///
+    /// What the question begins with, its pictures and its sounds are not computed again where they are still there
+    /// from an earlier question; [`Answer::cache`] says how much that was.
     pub fn ask(
         &mut self,
         question: &Question,
@@ -62,92 +94,151 @@ impl<'e> Session<'e> {
     ) -> Result<Answer> {
         options.sampling.check()?;
         let start = Instant::now();
-        let mut prepared = self.prepare(question)?;
+        let mut t = Timings { decode_ms: question.decode_ms, ..Timings::default() };
+        let mut media = self.recognise(question, &mut t)?;
 
         let mut dialogue = self.dialogue.clone();
-        let (ids, media_rows) = self.merge(&mut dialogue, question, &prepared)?;
-        self.check_context(ids.len(), media_rows)?;
+        let keys = self.merge(&mut dialogue, question, &media)?;
+        self.check_context(&keys)?;
+        let found = timed(&mut t.cache_ms, || self.engine.model.cache.find(self.pos, &keys))?;
+        let (reused, rest) = keys.split_at(found.rows() - self.pos);
 
-        let vision = self.encode_tiles(&prepared)?;
-        let audio = self.encode_sounds(&prepared)?;
-        let backend = self.engine.model.backend_mut();
-        if !prepared.tiles.is_empty() {
-            backend.join(Lane::Text, Lane::Vision)?;
-        }
-        if !prepared.sounds.is_empty() {
-            backend.join(Lane::Text, Lane::Audio)?;
-        }
-
-        let head = self.start_sampler(&ids, options)?;
-        let prefill_start = self.engine.model.backend_mut().mark(Lane::Text)?;
-        let first = self.prefill(&ids, head)?;
-        let prefill_end = self.engine.model.backend_mut().mark(Lane::Text)?;
+        let encoded = self.encode(&mut media, rest, &mut t)?;
+        let head = self.start_sampler(&keys, options)?;
+        let model = &mut self.engine.model;
+        let restored = &reused[found.resident - self.pos..];
+        timed(&mut t.cache_ms, || model.reuse(found, restored))?;
+        let prefill_start = model.backend_mut().mark(Lane::Text)?;
+        let first = self.prefill(found.rows(), rest, &encoded.placed, head)?;
+        let model = &mut self.engine.model;
+        let prefill_end = model.backend_mut().mark(Lane::Text)?;
+        // Copying a large picture takes time: the device computes meanwhile.
+        media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
 
         // From here on the question is in the cache.
         self.dialogue = dialogue;
-        self.pos += ids.len();
+        self.pos += keys.len();
         self.answer.clear();
         self.turns += 1;
-        self.history.extend(ids.iter().filter(|id| *id & MEDIA_BIT == 0));
+        self.history.extend(tokens(&keys));
+        let cache = CacheUse {
+            reused_rows: reused.len(),
+            prefilled_rows: rest.len(),
+            media_reused: media.len() - encoded.count,
+            media_encoded: encoded.count,
+        };
+        self.engine.model.cache.count(cache);
 
         let answer = self.generate(first, head, options, start, on_event)?;
-        let t = &mut prepared.timings;
         let backend = self.engine.model.backend_mut();
-        if !prepared.tiles.is_empty() {
-            t.vision_ms = backend.elapsed_us(vision.0, vision.1)? / 1e3;
+        if let Some((from, to)) = encoded.vision {
+            t.vision_ms = backend.elapsed_us(from, to)? / 1e3;
         }
-        if !prepared.sounds.is_empty() {
-            t.audio_ms = backend.elapsed_us(audio.0, audio.1)? / 1e3;
+        if let Some((from, to)) = encoded.audio {
+            t.audio_ms = backend.elapsed_us(from, to)? / 1e3;
         }
         t.prefill_ms = backend.elapsed_us(prefill_start, prefill_end)? / 1e3;
         t.first_token_ms = answer.timings.first_token_ms;
         t.per_token_ms = answer.timings.per_token_ms;
         t.total_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Answer { timings: *t, prompt_rows: ids.len(), ..answer })
+        Ok(Answer { timings: t, prompt_rows: keys.len(), cache, ..answer })
     }
 
-    /// A question as the model gets it: pixels per picture, log-mel frames per sound, ids. Nothing runs.
+    /// A question as the model gets it without anything kept: pixels per picture, log-mel frames per sound, ids.
+    /// Nothing runs.
     pub(super) fn inputs(&self, question: &Question) -> Result<Inputs> {
-        let prepared = self.prepare(question)?;
-        let (ids, media_rows) = self.merge(&mut self.dialogue.clone(), question, &prepared)?;
-        self.check_context(ids.len(), media_rows)?;
-        let pixels = prepared.tiles.iter().map(Tiles::pixel_values).collect::<Result<_>>()?;
-        Ok(Inputs { pixels, sounds: prepared.sounds, ids })
+        let t = &mut Timings::default();
+        let mut media = Vec::new();
+        for (i, source) in self.sources(question)?.into_iter().enumerate() {
+            media.push(self.make(source, Content(i as u64), t)?);
+        }
+        let keys = self.merge(&mut self.dialogue.clone(), question, &media)?;
+        self.check_context(&keys)?;
+        let mut placed = Vec::new();
+        let mut first_row = 0;
+        for m in &media {
+            placed.push(Placed { content: m.content, first_row, wanted: true });
+            first_row += m.rows;
+        }
+        let mut inputs = Inputs { pixels: Vec::new(), sounds: Vec::new(), ids: ids(&keys, &placed)? };
+        for made in media.into_iter().filter_map(|m| m.made) {
+            match made {
+                Made::Tiles(tiles) => inputs.pixels.push(tiles.pixel_values()?),
+                Made::Sound(fbank) => inputs.sounds.push(fbank),
+            }
+        }
+        Ok(inputs)
     }
 
-    /// Decodes nothing (pictures and sounds are in memory), but tiles and filters.
-    fn prepare(&self, question: &Question) -> Result<Prepared> {
-        let model = &self.engine.model;
-        let mut timings = Timings { decode_ms: question.decode_ms, ..Timings::default() };
-        let mut tiles = Vec::new();
-        let start = Instant::now();
+    /// The pictures (or the video) and then the sounds of a question, as the prompt has them.
+    fn sources<'q>(&self, question: &'q Question) -> Result<Vec<Source<'q>>> {
+        let cfg = &self.engine.model.cfg;
+        let mut sources = Vec::new();
         if !question.images.is_empty() {
-            let Some(vision) = &model.cfg.vision else {
+            let Some(vision) = &cfg.vision else {
                 crate::bail_input!("this model has no vision tower: it cannot take pictures")
             };
             let size = vision.image_size;
-            if question.video {
-                tiles.push(video::frame_tiles(&question.images, size)?);
-            } else {
-                for picture in &question.images {
-                    tiles.push(tile(picture, TileOptions { size, ..TileOptions::default() })?);
-                }
+            let tiling = TileOptions { size, ..TileOptions::default() };
+            match question.video {
+                true => sources.push(Source::Video(&question.images, size)),
+                false => sources.extend(question.images.iter().map(|p| Source::Picture(p, tiling))),
             }
-            timings.tile_ms = start.elapsed().as_secs_f64() * 1e3;
         }
-        if !question.sounds.is_empty() && model.cfg.audio.is_none() {
+        if !question.sounds.is_empty() && cfg.audio.is_none() {
             crate::bail_input!("this model has no audio encoder: it cannot take sounds");
         }
-        let start = Instant::now();
-        let mut sounds = Vec::new();
-        for sound in &question.sounds {
-            self.check_sound(sound)?;
-            sounds.push(log_mel(sound, FbankOptions { dither: question.dither, ..FbankOptions::default() })?);
+        let fbank = FbankOptions { dither: question.dither, ..FbankOptions::default() };
+        sources.extend(question.sounds.iter().map(|s| Source::Sound(s, fbank)));
+        Ok(sources)
+    }
+
+    /// Finds the pictures and sounds that are known. The others are tiled and filtered.
+    fn recognise<'q>(&mut self, question: &'q Question, t: &mut Timings) -> Result<Vec<Medium<'q>>> {
+        self.engine.model.cache.media.begin();
+        let mut media = Vec::new();
+        for source in self.sources(question)? {
+            if let Source::Sound(sound, _) = source {
+                self.check_sound(sound)?;
+            }
+            let cache = &mut self.engine.model.cache;
+            let known =
+                timed(&mut t.cache_ms, || match media.iter().find(|m: &&Medium| m.source.same(&source)) {
+                    Some(m) if cache.enabled() => Some((m.content, m.tiles, m.rows)),
+                    _ => cache.media.find(&source),
+                });
+            media.push(match known {
+                Some((content, tiles, rows)) => {
+                    Medium { source, content, tiles, rows, made: None, new: false }
+                }
+                None => {
+                    let made = self.make(source, Content(0), t)?;
+                    let content = self.engine.model.cache.media.insert(made.tiles, made.rows);
+                    Medium { content, ..made }
+                }
+            });
         }
-        if !sounds.is_empty() {
-            timings.filterbank_ms = start.elapsed().as_secs_f64() * 1e3;
-        }
-        Ok(Prepared { tiles, sounds, timings })
+        Ok(media)
+    }
+
+    /// Tiles a picture, filters a sound.
+    fn make<'q>(&self, source: Source<'q>, content: Content, t: &mut Timings) -> Result<Medium<'q>> {
+        let model = &self.engine.model;
+        let made = match source {
+            Source::Picture(picture, o) => Made::Tiles(timed(&mut t.tile_ms, || tile(picture, o))?),
+            Source::Video(frames, size) => {
+                Made::Tiles(timed(&mut t.tile_ms, || video::frame_tiles(frames, size))?)
+            }
+            Source::Sound(sound, o) => {
+                self.check_sound(sound)?;
+                Made::Sound(timed(&mut t.filterbank_ms, || log_mel(sound, o))?)
+            }
+        };
+        let (tiles, rows) = match &made {
+            Made::Tiles(tiles) => (tiles.count, tiles.count * model.rows_per_tile()),
+            Made::Sound(fbank) => (0, model.rows_of_sound(fbank.frames)),
+        };
+        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
     }
 
     /// Refuses a sound that cannot fit before any time is spent on it.
@@ -164,40 +255,40 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// The ids of the question, placeholders replaced by rows of the media state, and how many of those there are.
-    fn merge(&self, dialogue: &mut Dialogue, question: &Question, p: &Prepared) -> Result<(Vec<u32>, usize)> {
+    /// What the question appends to the sequence, row by row.
+    fn merge(&self, dialogue: &mut Dialogue, question: &Question, media: &[Medium<'_>]) -> Result<Vec<Key>> {
         let engine = &*self.engine;
-        let mut ids = Vec::new();
+        let mut keys = Vec::new();
         if self.turns > 0 {
-            ids = dialogue.closing(&engine.tokenizer, &self.answer)?;
+            keys.extend(dialogue.closing(&engine.tokenizer, &self.answer)?.into_iter().map(Key::Token));
         }
-        let tiles = p.tiles.iter().map(|t| t.count).sum();
+        let sounds = media.iter().filter(|m| m.is_sound());
         let asked = crate::text::Question {
-            tiles,
+            tiles: media.iter().map(|m| m.tiles).sum(),
             video: question.video,
             text: &question.text,
-            sounds: p.sounds.len(),
+            sounds: sounds.clone().count(),
         };
-        let per_tile = engine.model.rows_per_tile();
-        let mut media_row = 0u32;
-        let mut sounds = p.sounds.iter();
+        // Rows of all tiles in a row, which the placeholders share out evenly.
+        let rows = |m: &Medium<'_>| {
+            let content = m.content;
+            (0..m.rows as u32).map(move |row| Key::Media { content, row })
+        };
+        let mut tile_rows = media.iter().filter(|m| !m.is_sound()).flat_map(rows);
+        let mut sounds = sounds.map(rows);
         for piece in dialogue.ask(&engine.tokenizer, &asked)? {
-            let rows = match piece {
-                Piece::Tokens(tokens) => {
-                    ids.extend(tokens);
-                    continue;
-                }
-                Piece::Image { .. } => per_tile,
-                Piece::Audio { .. } => sounds.next().map_or(0, |f| engine.model.rows_of_sound(f.frames)),
-            } as u32;
-            ids.extend((media_row..media_row + rows).map(|r| r | MEDIA_BIT));
-            media_row += rows;
+            match piece {
+                Piece::Tokens(tokens) => keys.extend(tokens.into_iter().map(Key::Token)),
+                Piece::Image { .. } => keys.extend(tile_rows.by_ref().take(engine.model.rows_per_tile())),
+                Piece::Audio { .. } => keys.extend(sounds.next().into_iter().flatten()),
+            }
         }
-        Ok((ids, media_row as usize))
+        Ok(keys)
     }
 
-    fn check_context(&self, rows: usize, media_rows: usize) -> Result<()> {
+    fn check_context(&self, keys: &[Key]) -> Result<()> {
         let context = self.engine.context_rows();
+        let (rows, media_rows) = (keys.len(), keys.len() - tokens(keys).count());
         let needed = self.pos + rows + 1;
         crate::ensure_input!(
             needed <= context,
@@ -209,54 +300,77 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// Enqueues the vision tower; gives the marks before and after. Tiles come first in the media state, as the prompt
-    /// has them.
-    fn encode_tiles(&mut self, p: &Prepared) -> Result<(Mark, Mark)> {
-        let model = &mut self.engine.model;
-        let start = model.backend_mut().mark(Lane::Vision)?;
-        let mut row = 0;
-        for tiles in &p.tiles {
-            model.encode_tiles(&tiles.pixel_values()?, row)?;
-            row += tiles.count * model.rows_per_tile();
+    /// Enqueues the encoders, side by side, for what `rest` has rows of that are not in the media state. The text lane
+    /// goes on after them.
+    fn encode(&mut self, media: &mut [Medium<'_>], rest: &[Key], t: &mut Timings) -> Result<Encoded> {
+        let mut needed: Vec<Content> = Vec::new();
+        for key in rest {
+            if let Key::Media { content, .. } = *key
+                && !needed.contains(&content)
+            {
+                needed.push(content);
+            }
         }
-        Ok((start, model.backend_mut().mark(Lane::Vision)?))
-    }
-
-    /// Enqueues the audio encoder beside the vision tower; sounds follow the tiles in the media state.
-    fn encode_sounds(&mut self, p: &Prepared) -> Result<(Mark, Mark)> {
-        let model = &mut self.engine.model;
-        let start = model.backend_mut().mark(Lane::Audio)?;
-        let mut row = p.tiles.iter().map(|t| t.count * model.rows_per_tile()).sum();
-        for sound in &p.sounds {
-            model.encode_sound(&sound.data, sound.frames, row)?;
-            row += model.rows_of_sound(sound.frames);
+        let mut done =
+            Encoded { placed: self.engine.model.cache.media.place(&needed)?, ..Encoded::default() };
+        for (lane, marks) in [(Lane::Vision, &mut done.vision), (Lane::Audio, &mut done.audio)] {
+            let mut from = None;
+            for p in done.placed.iter().filter(|p| p.wanted) {
+                let Some(m) = media.iter_mut().find(|m| m.content == p.content) else {
+                    crate::bail_runtime!("rows of a picture or sound that is not in the question")
+                };
+                if m.is_sound() != (lane == Lane::Audio) {
+                    continue;
+                }
+                if m.made.is_none() {
+                    // It was known, but its rows have given way since.
+                    m.made = self.make(m.source, m.content, t)?.made;
+                }
+                let model = &mut self.engine.model;
+                if from.is_none() {
+                    from = Some(model.backend_mut().mark(lane)?);
+                }
+                match &m.made {
+                    Some(Made::Tiles(tiles)) => model.encode_tiles(&tiles.pixel_values()?, p.first_row)?,
+                    Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row)?,
+                    None => {}
+                }
+                done.count += 1;
+            }
+            if let Some(from) = from {
+                let backend = self.engine.model.backend_mut();
+                *marks = Some((from, backend.mark(lane)?));
+                backend.join(Lane::Text, lane)?;
+            }
         }
-        Ok((start, model.backend_mut().mark(Lane::Audio)?))
+        self.engine.model.cache.media.settle(&done.placed);
+        Ok(done)
     }
 
     /// Sets the sampler up for this request and says which head its graphs have.
-    fn start_sampler(&mut self, ids: &[u32], options: &GenerateOptions) -> Result<Head> {
+    fn start_sampler(&mut self, keys: &[Key], options: &GenerateOptions) -> Result<Head> {
         if options.sampling.is_greedy() {
             return Ok(Head::Greedy);
         }
         let model = &mut self.engine.model;
         let mut seen = vec![0u32; model.cfg.text.vocab_size];
-        for id in self.history.iter().chain(ids).filter(|id| *id & MEDIA_BIT == 0) {
-            seen[*id as usize] += 1;
+        for id in self.history.iter().copied().chain(tokens(keys)) {
+            seen[id as usize] += 1;
         }
         model.write_text_state(state::SEEN, &HostData::U32(seen))?;
         model.write_text_state(state::SAMPLER, &options.sampling.words())?;
         Ok(Head::Sample)
     }
 
-    /// Enqueues the question in chunks; the last one gives the first token.
-    fn prefill(&mut self, ids: &[u32], head: Head) -> Result<Ticket> {
+    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token.
+    fn prefill(&mut self, mut pos: usize, keys: &[Key], placed: &[Placed], head: Head) -> Result<Ticket> {
         let model = &mut self.engine.model;
-        let mut pos = self.pos;
-        let mut chunks = ids.chunks(super::PREFILL_CHUNK_ROWS).peekable();
+        let mut chunks = keys.chunks(super::PREFILL_CHUNK_ROWS).peekable();
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
-            let (exe, io) = model.run_ids(chunk, pos, 0, if last { head } else { Head::None })?;
+            let (exe, io) =
+                model.run_ids(&ids(chunk, placed)?, pos, 0, if last { head } else { Head::None })?;
+            model.cache.extend(chunk.iter().copied());
             pos += chunk.len();
             if let (true, Some(token)) = (last, io.token) {
                 return model.backend_mut().send_token(exe, token);
@@ -354,6 +468,7 @@ impl<'e> Session<'e> {
         let in_cache = answer.tokens.len().saturating_sub(usize::from(answer.stop != StopReason::EndOfTurn));
         self.pos = base + in_cache;
         self.answer = answer.tokens[..in_cache].to_vec();
+        self.engine.model.cache.extend(self.answer.iter().copied().map(Key::Token));
         self.history.extend(&answer.tokens);
         times_ms.sort_by(f64::total_cmp);
         answer.timings.per_token_ms = times_ms.get(times_ms.len() / 2).copied();
@@ -369,3 +484,34 @@ impl<'e> Session<'e> {
         }
     }
 }
+
+/// Runs `work` and adds the milliseconds that it took.
+fn timed<T>(ms: &mut f64, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = work();
+    *ms += start.elapsed().as_secs_f64() * 1e3;
+    done
+}
+
+/// The tokens among rows.
+fn tokens(keys: &[Key]) -> impl Iterator<Item = u32> + '_ {
+    keys.iter().filter_map(|key| match *key {
+        Key::Token(id) => Some(id),
+        Key::Media { .. } => None,
+    })
+}
+
+/// Rows as the model gets them: token ids, and rows of the media state.
+fn ids(keys: &[Key], placed: &[Placed]) -> Result<Vec<u32>> {
+    let id = |key: &Key| match *key {
+        Key::Token(id) => Ok(id),
+        Key::Media { content, row } => match placed.iter().find(|p| p.content == content) {
+            Some(p) => Ok((p.first_row as u32 + row) | MEDIA_BIT),
+            None => crate::bail_runtime!("a row of a picture or sound that was not encoded"),
+        },
+    };
+    keys.iter().map(id).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -118,6 +118,7 @@ pub(super) fn rounded_cpu(
         backend: Box::new(Cpu::new()),
         sizes,
         fusion: options.fusion.clone(),
+        cache: options.cache,
         observe: true,
     };
     Model::load(parts, &mut |_, _| {})

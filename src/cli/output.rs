@@ -70,10 +70,17 @@ pub fn summary(answer: &Answer, load_ms: Option<f64>) -> String {
     }
     let (n, rows) = (answer.tokens.len(), answer.prompt_rows);
     lines.push(format!("tokens        {rows} in, {n} out; ended by {}", stop_text(&answer.stop)));
+    let c = &answer.cache;
+    if c.reused_rows + c.media_reused > 0 {
+        let (reused, media, all) = (c.reused_rows, c.media_reused, c.media_reused + c.media_encoded);
+        let of = if all > 0 { format!(", {media} of {all} pictures and sounds") } else { String::new() };
+        lines.push(format!("reused        {reused} of {rows} rows{of}"));
+    }
     let t: &Timings = &answer.timings;
     let stages = [
         ("load", load_ms.unwrap_or(0.0)),
         ("decode", t.decode_ms),
+        ("cache", t.cache_ms),
         ("tile", t.tile_ms),
         ("vision", t.vision_ms),
         ("filterbank", t.filterbank_ms),

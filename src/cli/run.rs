@@ -25,9 +25,12 @@ const JSON_HELP: &str = "\
   stop           \"end_of_turn\", \"stop_string\", \"max_new_tokens\", \"context\" or \"noise\"
   stop_string    the --stop text that ended the answer, or null
   prompt_rows    rows of the question in the context: tokens, pictures, sounds
-  timings        milliseconds, 0 where a stage did not run: load_ms, decode_ms (files), tile_ms, vision_ms,
-                 filterbank_ms, audio_ms, prefill_ms, first_token_ms (from the decoded question to the token),
-                 per_token_ms (median; null for a single token), total_ms (without load and decode)
+  cache          what was there already: reused_rows of prompt_rows, prefilled_rows the others;
+                 media_reused and media_encoded of the pictures and sounds
+  timings        milliseconds, 0 where a stage did not run: load_ms, decode_ms (files), cache_ms
+                 (comparing with what is kept), tile_ms, vision_ms, filterbank_ms, audio_ms,
+                 prefill_ms, first_token_ms (from the decoded question to the token), per_token_ms
+                 (median; null for a single token), total_ms (without load and decode)
   memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes";
 
 /// Answer one question
@@ -197,6 +200,7 @@ pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> 
     }
     for (name, ms) in [
         ("decode_ms", Some(t.decode_ms)),
+        ("cache_ms", Some(t.cache_ms)),
         ("tile_ms", Some(t.tile_ms)),
         ("vision_ms", Some(t.vision_ms)),
         ("filterbank_ms", Some(t.filterbank_ms)),
@@ -216,6 +220,7 @@ pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> 
         ("stop", json!(stop)),
         ("stop_string", json!(stop_string)),
         ("prompt_rows", json!(answer.prompt_rows)),
+        ("cache", json!(answer.cache)),
         ("timings", timings.into()),
     ] {
         fields.insert(name.into(), value);

@@ -21,6 +21,7 @@ fn json_has_the_documented_fields() {
         "stop",
         "stop_string",
         "prompt_rows",
+        "cache",
         "timings",
         "memory",
     ];
@@ -28,6 +29,7 @@ fn json_has_the_documented_fields() {
     let timings = [
         "load_ms",
         "decode_ms",
+        "cache_ms",
         "tile_ms",
         "vision_ms",
         "filterbank_ms",
@@ -41,6 +43,9 @@ fn json_has_the_documented_fields() {
     for name in timings {
         assert!(json["timings"][name].as_f64().expect("a number") > 0.0, "{name}: {json}");
     }
+    assert_eq!(keys(&json["cache"]), ["reused_rows", "prefilled_rows", "media_reused", "media_encoded"]);
+    assert_eq!(json["cache"]["prefilled_rows"], json["prompt_rows"], "a first question is computed whole");
+    assert_eq!(json["cache"]["media_encoded"], 2);
     assert_eq!(keys(&json["memory"]), ["weights_bytes", "states_bytes", "arenas_bytes", "peak_bytes"]);
     assert!(json["memory"]["weights_bytes"].as_u64() > Some(1_000_000));
     assert_eq!(json["model"], tiny());
@@ -174,6 +179,13 @@ fn a_conversation_in_json_has_a_line_for_every_question_and_every_error() {
         assert_eq!(lines[0][name], alone[name], "{name}");
         assert_eq!(lines[3][name], alone[name], "{name} after /reset");
     }
+    assert_eq!(lines[0]["cache"]["reused_rows"], 0);
+    let rows = lines[3]["prompt_rows"].as_u64().expect("rows");
+    assert_eq!(lines[3]["cache"]["reused_rows"], rows - 1, "all but the last row is there already");
+    let off = vivace_with_stdin(&[&args[..], &["--no-prefix-cache"]].concat(), b"hello\n/reset\nhello\n");
+    let off: Vec<Value> = off.out.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    assert_eq!((off.len(), &off[1]["cache"]["reused_rows"]), (2, &0.into()));
+    assert_eq!((&off[1]["tokens"], &off[1]["text"]), (&lines[3]["tokens"], &lines[3]["text"]));
     assert_eq!(lines[0]["timings"]["filterbank_ms"], 0.0);
     assert!(lines[2]["timings"]["filterbank_ms"].as_f64() > Some(0.0), "{}", lines[2]);
 }

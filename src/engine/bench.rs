@@ -100,7 +100,9 @@ pub fn run(
     let has = |i: &Item| match i {
         Item::Vision(_) => opened.config.vision.is_some(),
         Item::Audio(_) => opened.config.audio.is_some(),
-        Item::FirstToken => opened.config.vision.is_some() && opened.config.audio.is_some(),
+        Item::FirstToken | Item::FirstTokenCached => {
+            opened.config.vision.is_some() && opened.config.audio.is_some()
+        }
         _ => true,
     };
     let items = selected(all.iter().copied().filter(has), filter)?;
@@ -177,7 +179,8 @@ impl Bench {
                 let fbank = test_input(SEED, "bench.fbank", &[frames, 80], 16.0, 4.0);
                 self.graph(Work::Audio { frames }, Step::rows(0, frames, 0), Some(HostData::F32(fbank)))?
             }
-            Item::FirstToken => self.first_token()?,
+            Item::FirstToken => self.first_token(false)?,
+            Item::FirstTokenCached => self.first_token(true)?,
         };
         let Some(time) = time else { crate::bail_runtime!("the device gave no times") };
         let ceilings = if item == Item::Load { None } else { self.ceilings };
@@ -222,30 +225,50 @@ impl Bench {
         noise.into_iter().map(|u| (f64::from(u) * vocab).clamp(0.0, vocab - 1.0) as u32).collect()
     }
 
-    /// The mixed request through a session, as a user asks it. Bytes and flops are those of its three graphs.
-    fn first_token(&mut self) -> Result<(Option<Spread>, Cost)> {
+    /// The mixed request through a session, as a user asks it. Bytes and flops are those of its graphs.
+    ///
+    /// Nothing is known of earlier requests, or, if `cached`, what comes before the question's text: every request then
+    /// has another text and another sound.
+    fn first_token(&mut self, cached: bool) -> Result<(Option<Spread>, Cost)> {
         let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
         let noise = test_input(SEED, "bench.picture", &[size, size, 3], 127.5, 127.5);
         let picture = Picture::new(size, size, noise.into_iter().map(|v| v as u8).collect())?;
         let sound = Sound::new(16_000, test_input(SEED, "bench.sound", &[160_000], 0.0, 0.3))?;
-        let mut question = Question { images: vec![picture], sounds: vec![sound], ..Question::default() };
+        let text = " ".to_owned();
+        let mut question =
+            Question { text, images: vec![picture], sounds: vec![sound], ..Question::default() };
         let (rows, frames) = self.pad_question(&mut question)?;
 
         let once = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
         let mut times_us = Vec::new();
+        let mut computed = rows;
         for i in 0..WARMUP + REPEATS {
+            match cached {
+                // One character of the text at its beginning, one sample of the sound.
+                true => {
+                    let mark = char::from(b'a' + (i % 26) as u8).to_string();
+                    question.text.replace_range(..1, &mark);
+                    question.sounds[0].samples[i] += 0.1;
+                }
+                false => self.engine.clear_cache(),
+            }
             let answer = self.engine.session(Some(SYSTEM))?.ask(&question, &once, &mut |_| true)?;
             if i >= WARMUP {
                 times_us.push(answer.timings.first_token_ms * 1e3);
+                computed = answer.cache.prefilled_rows;
+                // The sound is new always, the picture is where nothing is known.
+                if answer.cache.media_encoded != if cached { 1 } else { 2 } {
+                    crate::bail_runtime!("another part of the request was known than is to be measured");
+                }
             }
         }
         self.filled = 0;
         let model = &self.engine.model;
-        let padded = model.padded_rows(rows);
+        let padded = model.padded_rows(computed);
         let text = Work::Text { rows: padded, kv_len: rows, ids: Ids::Host, head: Head::Greedy };
-        let mut cost = Cost::default();
-        for work in [text, Work::Vision { tiles: 1 }, Work::Audio { frames }] {
-            cost = cost + model.fused(work)?.cost();
+        let mut cost = model.fused(text)?.cost() + model.fused(Work::Audio { frames })?.cost();
+        if !cached {
+            cost = cost + model.fused(Work::Vision { tiles: 1 })?.cost();
         }
         Ok((Spread::of(&times_us), cost))
     }

@@ -21,6 +21,8 @@ pub(super) enum Item {
     Audio(usize),
     /// 1 tile, 10 s of sound and 128 text tokens, from decoded pixels and samples to the first token on the host.
     FirstToken,
+    /// The same where an earlier question had the system text and the picture, but another text and another sound.
+    FirstTokenCached,
 }
 
 pub(super) const FULL_ITEMS: &[Item] = &[
@@ -41,10 +43,18 @@ pub(super) const FULL_ITEMS: &[Item] = &[
     Item::Audio(1000),
     Item::Audio(3000),
     Item::FirstToken,
+    Item::FirstTokenCached,
 ];
 
-pub(super) const SMALL_ITEMS: &[Item] =
-    &[Item::Load, Item::Decode(512), Item::Prefill(128), Item::Vision(1), Item::Audio(300), Item::FirstToken];
+pub(super) const SMALL_ITEMS: &[Item] = &[
+    Item::Load,
+    Item::Decode(512),
+    Item::Prefill(128),
+    Item::Vision(1),
+    Item::Audio(300),
+    Item::FirstToken,
+    Item::FirstTokenCached,
+];
 
 impl Item {
     pub(super) fn name(self) -> String {
@@ -55,6 +65,7 @@ impl Item {
             Item::Vision(n) => format!("vision_{n}"),
             Item::Audio(n) => format!("audio_{n}"),
             Item::FirstToken => "first_token".to_owned(),
+            Item::FirstTokenCached => "first_token_cached".to_owned(),
         }
     }
 
@@ -66,6 +77,7 @@ impl Item {
             Item::Vision(1) => "1 tile".to_owned(),
             Item::Vision(n) => format!("{n} tiles"),
             Item::Audio(n) => format!("{n} frames of sound"),
+            Item::FirstTokenCached => "the same, system text and picture known".to_owned(),
             Item::FirstToken => {
                 format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token")
             }
@@ -78,7 +90,7 @@ impl Item {
             Item::Load | Item::Vision(_) => 64,
             Item::Decode(n) | Item::Prefill(n) => n + 16,
             Item::Audio(n) => n / 8 + 64,
-            Item::FirstToken => MIXED_CONTEXT,
+            Item::FirstToken | Item::FirstTokenCached => MIXED_CONTEXT,
         }
     }
 }

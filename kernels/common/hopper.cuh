@@ -93,15 +93,30 @@ __device__ __forceinline__ void fence_async_proxy() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// --- Clusters. All threads of all CTAs arrive, then wait; what a CTA has initialised before it arrives (and
-// `fence_mbarrier_init`) others may use behind the wait.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+// --- Clusters. A barrier of all threads of all CTAs that have not exited: what a CTA has initialised before it arrives
+// (and `fence_mbarrier_init`) others may use behind the wait. `publish`: so is what was stored before, at the price of a
+// fence for the whole GPU.
+__device__ __forceinline__ void cluster_arrive(bool publish = false) {
+    if (publish)
+        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    else
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // The address in the CTA `rank` of the cluster of what has `address` here.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
     uint32_t remote;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
     return remote;
+}
+// 16 bytes of such a place.
+__device__ __forceinline__ float4 load_cluster(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
 }
 // Stores to a CTA of the cluster; its barrier counts the bytes. Both addresses from `cluster_address`.
 __device__ __forceinline__ void cluster_store(uint32_t dst, float x, float y, uint32_t barrier) {
@@ -146,6 +161,10 @@ __device__ __forceinline__ bool elect_one() {
 template <int ID, int THREADS>
 __device__ __forceinline__ void named_barrier() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
+}
+template <int ID, int THREADS>
+__device__ __forceinline__ void named_arrive() {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 // The same by a computed id (ptxas then reserves all sixteen), and an arrival without waiting.
 template <int THREADS>

@@ -17,6 +17,11 @@ __device__ __forceinline__ void pdl_trigger() {
 #endif
 }
 
+// Asks for the 128 bytes around `address` to be in the L2.
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // The policy of what passes through once: first to leave the L2.
 __device__ __forceinline__ uint64_t streaming_policy() {
     uint64_t policy;

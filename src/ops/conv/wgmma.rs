@@ -326,13 +326,8 @@ pub(super) mod launch {
 mod tests {
     use super::*;
 
-    const H200: Chip = Chip {
-        sm_count: 132,
-        arch: 90,
-        scratch_bytes: 64 << 20,
-        counters: 64 << 10,
-        wanted: None,
-    };
+    const H200: Chip =
+        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
 
     fn extents(height: usize, width: usize) -> Extents2d {
         Extents2d { width, out_height: (height - 3) / 2 + 1, out_width: (width - 3) / 2 + 1 }

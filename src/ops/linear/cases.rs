@@ -55,6 +55,10 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
     for (t, n, k) in [(100, 72, 4864), (1, 40, 18944), (7, 24, 18944), (1, 37, 20488), (1, 3, 3584)] {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
     }
+    // More tiles than a GPU takes at once, few steps each: rings and turns go on from tile to tile.
+    for (t, n, k) in [(4500, 1032, 136), (2900, 1610, 200)] {
+        all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
+    }
     // Rows that are not whole vectors of 8.
     for (t, n, k) in [(1, 40, 77), (5, 33, 27), (50, 20, 100)] {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
@@ -150,6 +154,10 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     ] {
         all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
     }
+    // More tiles than a GPU takes at once.
+    all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
+    all.push(case("scale_residual_t3000_n1540_k8", 3000, 1540, 8, kinds[2].1.clone(), None));
+    all.push(case("swiglu_t3000_n1552_k72", 3000, 1552, 72, swiglu.clone(), None));
     let swiglu_all = op(true, LinearAct::Swiglu, true, true);
     for (t, n, k) in
         [(1, 48, 256), (1, 48, 3584), (1, 48, 4096), (11, 48, 256), (70, 144, 128), (33, 32, 2560)]

@@ -27,22 +27,32 @@ pub(crate) struct Chip {
 }
 
 /// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile and parts of K of the wgmma kernel, such as
-/// `128x256/1`. It holds for the products that have a choice between the two kernels.
+/// `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan that its estimate prefers. It holds for the products that have a choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
+    Teams,
     Wgmma(wgmma::Plan),
 }
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
-        if text == "mma" {
-            return Some(Wanted::Mma);
+        match text {
+            "mma" => return Some(Wanted::Mma),
+            "teams" => return Some(Wanted::Teams),
+            _ => {}
         }
         let (tile, splits) = text.split_once('/')?;
+        let (team, tile) = match tile.split_at_checked(2)? {
+            ("1x", rest) => (wgmma::Team::One, rest),
+            ("2x", rest) => (wgmma::Team::Two, rest),
+            ("cx", rest) => (wgmma::Team::Cluster, rest),
+            _ => (wgmma::Team::Plain, tile),
+        };
         let (bm, bn) = tile.split_once('x')?;
         let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
-        let tile = wgmma::WgmmaTile::ALL.into_iter().find(|t| (t.bm, t.bn) == (bm, bn))?;
+        let mut tiles = wgmma::WgmmaTile::ALL.into_iter().chain(wgmma::WgmmaTile::TEAMS);
+        let tile = tiles.find(|t| (t.team, t.bm, t.bn) == (team, bm, bn))?;
         let splits = splits.parse().ok().filter(|&s| s >= 1)?;
         Some(Wanted::Wgmma(wgmma::Plan { tile, splits }))
     }
@@ -135,12 +145,14 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
             Some(Wanted::Wgmma(plan)) if plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters) => {
                 Config::Wgmma(plan)
             }
-            _ => Config::Wgmma(wgmma::choose(
-                [p.m, p.n, p.k],
-                chip.sm_count,
-                chip.scratch_bytes,
-                chip.counters,
-            )),
+            wanted => {
+                let tiles: &[_] = match wanted {
+                    Some(Wanted::Teams) => &wgmma::WgmmaTile::TEAMS,
+                    _ => &wgmma::WgmmaTile::ALL,
+                };
+                let Chip { sm_count, scratch_bytes, counters, .. } = *chip;
+                Config::Wgmma(wgmma::choose(tiles, [p.m, p.n, p.k], sm_count, scratch_bytes, counters))
+            }
         },
         _ => mma(p, chip),
     }
@@ -255,9 +267,37 @@ mod tests {
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
         assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
-        for bad in ["", "wgmma", "128x256", "128x256/0", "128x250/1", "128x256/1/1"] {
+        for bad in [
+            "",
+            "wgmma",
+            "128x256",
+            "128x256/0",
+            "128x250/1",
+            "128x256/1/1",
+            "0x128x256/1",
+            "3x128x128/1",
+            "x/1",
+        ] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn wanted_teams_are_taken_where_they_fit() {
+        let teams = |text| Chip { wanted: Some(Wanted::parse(text).unwrap()), ..H200 };
+        let taken = |text, m| match choose(&dense(m, 512, 1024), &teams(text)) {
+            Config::Wgmma(plan) => (plan.tile.team, plan.tile.bm, plan.tile.bn, plan.splits),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(taken("1x192x192/2", 300), (wgmma::Team::One, 192, 192, 2));
+        assert_eq!(taken("2x128x128/1", 300), (wgmma::Team::Two, 128, 128, 1));
+        assert_eq!(taken("cx128x128/4", 300), (wgmma::Team::Cluster, 128, 128, 4));
+        // Teams that take turns do not split K; a cluster is two to eight CTAs.
+        for none in ["2x128x128/2", "cx128x128/1", "cx128x128/9"] {
+            assert_eq!(taken(none, 300).0, wgmma::Team::Plain, "{none}");
+        }
+        assert_ne!(taken("teams", 300).0, wgmma::Team::Plain);
+        assert_eq!(choose(&dense(16, 512, 1024), &teams("teams")), Config::Skinny);
     }
 
     #[test]

@@ -112,7 +112,9 @@ fn chip(l: &Launcher<'_>) -> Result<Chip> {
         Err(_) => None,
         Ok(text) => match Wanted::parse(&text) {
             None => {
-                crate::bail_input!("VIVACE_GEMM is {text:?}; it takes mma, or a plan such as 128x256/1")
+                crate::bail_input!(
+                    "VIVACE_GEMM is {text:?}; it takes mma, teams, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4"
+                )
             }
             wanted => wanted,
         },

@@ -1,8 +1,22 @@
-//! `gemm/wgmma.cu`, TMA and wgmma of sm_90a: which tile and split, and the launch.
+//! `gemm/wgmma.cu` and `gemm/wgmma_teams.cu`, TMA and wgmma of sm_90a: which tile and split, and the launch.
 
-/// Tiles of `gemm/wgmma.cu`.
+/// Who multiplies a tile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Team {
+    /// All warpgroups of a CTA of `gemm/wgmma.cu`.
+    Plain,
+    /// The same in `gemm/wgmma_teams.cu`.
+    One,
+    /// One of two warpgroups, in turns.
+    Two,
+    /// A cluster of CTAs, each with a part of K.
+    Cluster,
+}
+
+/// Tiles of the two files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WgmmaTile {
+    pub team: Team,
     pub bm: usize,
     pub bn: usize,
     /// Depth of the ring between copies and products. Part of the kernel symbol, so the two sides cannot disagree.
@@ -12,12 +26,16 @@ pub(crate) struct WgmmaTile {
 }
 
 const fn tile(bm: usize, bn: usize, stages: usize) -> WgmmaTile {
-    WgmmaTile { bm, bn, stages, ctas: if bm * bn <= 64 * 128 { 2 } else { 1 } }
+    team_tile(Team::Plain, bm, bn, stages)
+}
+
+const fn team_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
+    WgmmaTile { team, bm, bn, stages, ctas: if bm * bn <= 64 * 128 { 2 } else { 1 } }
 }
 
 impl WgmmaTile {
     const BK: usize = 64;
-    /// The EXPORT lines of the kernel file.
+    /// The EXPORT lines of `gemm/wgmma.cu`.
     pub const ALL: [WgmmaTile; 7] = [
         tile(128, 256, 4),
         tile(128, 224, 4),
@@ -27,18 +45,45 @@ impl WgmmaTile {
         tile(64, 256, 5),
         tile(64, 128, 4),
     ];
+    /// The EXPORT lines of `gemm/wgmma_teams.cu`.
+    pub const TEAMS: [WgmmaTile; 16] = [
+        team_tile(Team::One, 192, 192, 4),
+        team_tile(Team::One, 192, 144, 4),
+        team_tile(Team::One, 192, 96, 5),
+        team_tile(Team::One, 128, 256, 4),
+        team_tile(Team::One, 128, 224, 4),
+        team_tile(Team::One, 128, 208, 4),
+        team_tile(Team::One, 128, 192, 5),
+        team_tile(Team::One, 128, 144, 6),
+        team_tile(Team::One, 128, 128, 6),
+        team_tile(Team::One, 64, 128, 4),
+        team_tile(Team::Two, 128, 128, 6),
+        team_tile(Team::Two, 64, 256, 5),
+        team_tile(Team::Cluster, 192, 96, 5),
+        team_tile(Team::Cluster, 128, 256, 4),
+        team_tile(Team::Cluster, 128, 144, 6),
+        team_tile(Team::Cluster, 128, 128, 6),
+    ];
+    /// CTAs per cluster that every chip takes.
+    const MOST_CTAS_PER_CLUSTER: usize = 8;
 
     /// Dynamic shared memory: the ring, and what it takes to begin at a multiple of 1024.
     pub fn smem_bytes(&self) -> usize {
         self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
     }
 
-    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`.
+    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`.
     pub fn variant(&self) -> String {
-        format!("_{}x{}x{}", self.bm, self.bn, self.stages)
+        let team = match self.team {
+            Team::Plain => "",
+            Team::One => "1x",
+            Team::Two => "2x",
+            Team::Cluster => "cluster_",
+        };
+        format!("_{team}{}x{}x{}", self.bm, self.bn, self.stages)
     }
 
-    /// Warpgroups that multiply, 64 rows each.
+    /// Warpgroups that multiply one tile where K may be split, 64 rows each.
     fn consumers(&self) -> usize {
         self.bm / 64
     }
@@ -57,26 +102,43 @@ impl Plan {
         m.div_ceil(self.tile.bm) * n.div_ceil(self.tile.bn)
     }
 
-    /// CTAs to launch: as many as are resident, each takes its share of the tiles.
+    /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters one per unit.
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
-        (self.tiles(m, n) * self.splits).min(sm_count * self.tile.ctas)
+        let units = self.tiles(m, n) * self.splits;
+        if self.tile.team == Team::Cluster { units } else { units.min(sm_count * self.tile.ctas) }
+    }
+
+    /// CTAs per cluster; 1: none.
+    pub fn cluster(&self) -> usize {
+        if self.tile.team == Team::Cluster { self.splits } else { 1 }
+    }
+
+    /// Whether parts of K are joined through scratch memory.
+    fn joins(&self) -> bool {
+        self.splits > 1 && self.tile.team != Team::Cluster
     }
 
     /// Bytes of f32 partial sums.
     pub fn partial_bytes(&self, m: usize, n: usize) -> usize {
-        if self.splits == 1 {
+        if !self.joins() {
             return 0;
         }
         4 * self.tiles(m, n) * self.splits * self.tile.bm * self.tile.bn
     }
 
     pub fn counters(&self, m: usize, n: usize) -> usize {
-        if self.splits == 1 { 0 } else { self.tiles(m, n) * self.tile.consumers() }
+        if self.joins() { self.tiles(m, n) * self.tile.consumers() } else { 0 }
     }
 
-    /// Whether K has that many parts, and scratch memory room for them.
+    /// Whether K may have that many parts, and scratch memory room for them.
     pub fn fits(&self, [m, n, k]: [usize; 3], scratch_bytes: usize, counters: usize) -> bool {
-        self.splits <= k.div_ceil(WgmmaTile::BK).max(1)
+        let steps = k.div_ceil(WgmmaTile::BK).max(1);
+        let parts = match self.tile.team {
+            Team::Plain | Team::One => 1..=steps,
+            Team::Two => 1..=1,
+            Team::Cluster => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
+        };
+        parts.contains(&self.splits)
             && self.partial_bytes(m, n) <= scratch_bytes
             && self.counters(m, n) <= counters
     }
@@ -94,6 +156,59 @@ impl Plan {
             bytes: 2 * (n * k + m * k + m * n),
         }
         .clocks(sm_count)
+    }
+
+    /// The same for `gemm/wgmma_teams.cu`, whose constants `tools/gemm-sweep` is to replace: they are read from its
+    /// SASS and from what the other file measures.
+    fn estimate_teams(&self, m: usize, n: usize, k: usize, sm_count: usize) -> f64 {
+        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
+        const L2_BYTES: f64 = 57.0;
+        const HBM_BYTES: f64 = 17.0;
+        const WRITE_BYTES: f64 = 24.0;
+        const READ_BYTES: f64 = 36.0;
+        const TENSOR: f64 = 0.91;
+        // Launch and first loads; epilogue, fixed and per clock of elements.
+        const FILL: f64 = 5000.0;
+        const FINISH: f64 = 1500.0;
+        const FINISH_ELEMENTS: f64 = 9.0;
+        const JOIN: f64 = 2500.0;
+        const CLUSTER_JOIN: f64 = 2500.0;
+        const OVERLAP_LOSS: f64 = 0.1;
+
+        let WgmmaTile { team, bm, bn, ctas, .. } = self.tile;
+        let elements = (bm * bn) as f64;
+        let step = (2.0 * elements * Self::bk() / 4096.0 / TENSOR)
+            .max((bm + bn) as f64 * 2.0 * Self::bk() / L2_BYTES);
+        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
+        let rounds = match team {
+            // Clusters stay within a GPC of 16 SMs or 18.
+            Team::Cluster => {
+                let resident =
+                    if self.splits == 2 { sm_count / 2 } else { sm_count / 16 * (16 / self.splits) };
+                self.tiles(m, n).div_ceil(resident.max(1))
+            }
+            _ => (self.tiles(m, n) * self.splits).div_ceil(sm_count),
+        };
+        let rounds = rounds.max(1) as f64;
+        let finish = FINISH + elements / FINISH_ELEMENTS;
+        let finishes = match team {
+            // In each other's shadow, which is as long as a product; the last stands alone.
+            Team::Two => finish + (rounds - 1.0) * (finish - steps * step).max(0.0),
+            Team::Cluster => rounds * finish / self.splits as f64 + (rounds - 1.0) * FILL,
+            _ => finish * (rounds / ctas as f64).ceil(),
+        };
+        let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
+        let join = match self.splits {
+            1 => 0.0,
+            _ if team == Team::Cluster => rounds * CLUSTER_JOIN,
+            s => JOIN + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
+        };
+        let work = rounds * steps * step + finishes;
+        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
+    }
+
+    fn bk() -> f64 {
+        WgmmaTile::BK as f64
     }
 }
 
@@ -148,17 +263,26 @@ impl Work {
     }
 }
 
-/// The plan with the least estimated time. `scratch_bytes` and `counters` bound the splitting of K.
-pub(crate) fn choose([m, n, k]: [usize; 3], sm_count: usize, scratch_bytes: usize, counters: usize) -> Plan {
+/// The plan of `tiles` with the least estimated time. `scratch_bytes` and `counters` bound the splitting of K.
+pub(crate) fn choose(
+    tiles: &[WgmmaTile],
+    [m, n, k]: [usize; 3],
+    sm_count: usize,
+    scratch_bytes: usize,
+    counters: usize,
+) -> Plan {
     let steps = k.div_ceil(WgmmaTile::BK).max(1);
-    let mut best = (f64::INFINITY, Plan { tile: WgmmaTile::ALL[0], splits: 1 });
-    for tile in WgmmaTile::ALL {
+    let mut best = (f64::INFINITY, Plan { tile: tiles[0], splits: 1 });
+    for &tile in tiles {
         for splits in 1..=steps.min(16) {
             let plan = Plan { tile, splits };
             if !plan.fits([m, n, k], scratch_bytes, counters) {
-                break;
+                continue;
             }
-            let clocks = plan.estimate(m, n, k, sm_count);
+            let clocks = match tile.team {
+                Team::Plain => plan.estimate(m, n, k, sm_count),
+                _ => plan.estimate_teams(m, n, k, sm_count),
+            };
             if clocks < best.0 {
                 best = (clocks, plan);
             }
@@ -169,7 +293,7 @@ pub(crate) fn choose([m, n, k]: [usize; 3], sm_count: usize, scratch_bytes: usiz
 
 #[cfg(feature = "cuda")]
 pub(crate) mod launch {
-    use super::Plan;
+    use super::{Plan, Team};
     use crate::core::Result;
     use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
     use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
@@ -198,6 +322,14 @@ pub(crate) mod launch {
         type Params = WgmmaParams;
     }
 
+    struct TeamsKernel;
+    // SAFETY: `gemm_teams_*` in kernels/gemm/wgmma_teams.cu take one WgmmaParams by value; loading compares the sizes.
+    unsafe impl Kernel for TeamsKernel {
+        const FILE: &'static str = "gemm/wgmma_teams";
+        const SYMBOL: &'static str = "gemm_teams";
+        type Params = WgmmaParams;
+    }
+
     /// `[rows, k]` in boxes of `box_rows` rows and 64 columns.
     fn map(t: GpuTensor<'_>, rows: usize, k: usize, box_rows: usize) -> Result<TensorMap> {
         let dims = [k as u64, rows as u64];
@@ -220,7 +352,7 @@ pub(crate) mod launch {
         let Plan { tile, splits } = plan;
         let (n, k) = (w.rows(), w.cols());
         let (mut partials, mut counters) = (DevicePtr::NULL, DevicePtr::NULL);
-        if splits > 1 {
+        if plan.joins() {
             partials = l.scratch(plan.partial_bytes(m, n))?;
             counters = l.counters(plan.counters(m, n))?;
         }
@@ -236,10 +368,16 @@ pub(crate) mod launch {
             splits: splits as u32,
         };
         let grid = plan.grid(m, n, l.device.sm_count());
-        let geometry = Geometry::grid([grid as u32, 1, 1]).smem(tile.smem_bytes());
+        let geometry =
+            Geometry::grid([grid as u32, 1, 1]).cluster(plan.cluster() as u32).smem(tile.smem_bytes());
         // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
         // all else; partials and counters have the sizes that the plan needs.
-        unsafe { l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p) }
+        unsafe {
+            match tile.team {
+                Team::Plain => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+                _ => l.launch_variant::<TeamsKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+            }
+        }
     }
 }
 
@@ -250,7 +388,11 @@ mod tests {
     const SMS: usize = 132;
 
     fn plan(m: usize, n: usize, k: usize) -> Plan {
-        choose([m, n, k], SMS, 64 << 20, 64 << 10)
+        choose(&WgmmaTile::ALL, [m, n, k], SMS, 64 << 20, 64 << 10)
+    }
+
+    fn team_plan(m: usize, n: usize, k: usize) -> Plan {
+        choose(&WgmmaTile::TEAMS, [m, n, k], SMS, 64 << 20, 64 << 10)
     }
 
     #[test]
@@ -265,9 +407,64 @@ mod tests {
     }
 
     #[test]
-    fn tiles_are_what_the_kernel_is_built_of() {
-        for tile in WgmmaTile::ALL {
+    fn teams_fit_in_shared_memory_and_registers() {
+        for tile in WgmmaTile::TEAMS {
+            let consumers = if tile.team == Team::Two { 2 } else { tile.consumers() };
+            // Staging, and bias and scale of whole chunks of 32 columns; barriers.
+            let declared = consumers * (10240 + 4 * tile.bn.next_multiple_of(32)) + 256;
+            let per_cta = tile.smem_bytes() + declared;
+            assert!(per_cta <= 227 << 10 && tile.ctas * (per_cta + 1024) <= 228 << 10, "{}", tile.variant());
+            // Sums of a thread, beside some forty registers of the epilogue.
+            let sums = tile.bm * tile.bn / (128 * if tile.team == Team::Two { 1 } else { consumers });
+            assert!(sums <= if consumers == 3 { 96 } else { 128 }, "{}", tile.variant());
+        }
+        assert_eq!(WgmmaTile::TEAMS[0].variant(), "_1x192x192x4");
+    }
+
+    #[test]
+    fn tiles_are_what_the_kernels_are_built_of() {
+        for tile in WgmmaTile::ALL.into_iter().chain(WgmmaTile::TEAMS) {
             assert!(tile.bn % 16 == 0 && tile.bm % 64 == 0, "{tile:?}");
+        }
+    }
+
+    #[test]
+    fn one_picture_is_one_wave_of_teams() {
+        for (n, k) in [(3072, 1024), (4096, 1024), (1024, 1024), (1024, 4096)] {
+            let plan = team_plan(1025, n, k);
+            assert!(plan.tiles(1025, n) * plan.splits <= SMS * plan.tile.ctas, "{n} {k}: {plan:?}");
+        }
+    }
+
+    /// `Cursor::skip` of the kernel lands where as many steps do: the teams agree with the producer about the ring.
+    #[test]
+    fn skipped_steps_count_like_steps() {
+        for stages in [5, 6] {
+            for steps in [1, 2, 5, 6, 7, 16, 64] {
+                for units in 1..6 {
+                    // Ring positions in the order in which the teams, in turns, wait for them.
+                    let waits = (0..units).flat_map(|unit| {
+                        let (mut stage, mut phase) = (0, 0);
+                        // Cursor::skip, unit by unit, as both teams do.
+                        for _ in 0..unit {
+                            stage += steps;
+                            phase ^= (stage / stages) % 2;
+                            stage %= stages;
+                        }
+                        (0..steps).map(move |_| {
+                            let at = (stage, phase);
+                            stage += 1;
+                            if stage == stages {
+                                (stage, phase) = (0, phase ^ 1);
+                            }
+                            at
+                        })
+                    });
+                    for (position, (stage, phase)) in waits.enumerate() {
+                        assert_eq!((stage, phase), (position % stages, position / stages % 2));
+                    }
+                }
+            }
         }
     }
 
@@ -294,11 +491,14 @@ mod tests {
                 for k in [8, 80, 1024, 18944] {
                     for (sms, scratch, counters) in [(132, 64 << 20, 64 << 10), (114, 1 << 20, 16), (1, 0, 0)]
                     {
-                        let plan = choose([m, n, k], sms, scratch, counters);
-                        assert!((1..=k.div_ceil(64)).contains(&plan.splits), "{m} {n} {k}: {plan:?}");
-                        assert!(plan.partial_bytes(m, n) <= scratch && plan.counters(m, n) <= counters);
-                        let grid = plan.grid(m, n, sms);
-                        assert!(grid >= 1 && grid <= sms * plan.tile.ctas);
+                        for tiles in [&WgmmaTile::ALL[..], &WgmmaTile::TEAMS[..]] {
+                            let plan = choose(tiles, [m, n, k], sms, scratch, counters);
+                            assert!((1..=k.div_ceil(64)).contains(&plan.splits), "{m} {n} {k}: {plan:?}");
+                            assert!(plan.partial_bytes(m, n) <= scratch && plan.counters(m, n) <= counters);
+                            let grid = plan.grid(m, n, sms);
+                            assert!(grid >= 1 && grid.is_multiple_of(plan.cluster()));
+                            assert!(grid <= sms * plan.tile.ctas || plan.tile.team == Team::Cluster);
+                        }
                     }
                 }
             }

@@ -164,19 +164,44 @@ pub unsafe fn copy_in_2d(
     stream: &Stream,
 ) -> Result<()> {
     debug_assert!(src.len() >= width * rows && pitch >= width);
-    // SAFETY: an all-zero descriptor is valid: null handles, zero offsets.
-    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-    copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-    copy.srcHost = src.as_ptr().cast();
-    copy.srcPitch = width;
-    copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    copy.dstDevice = dst.0;
-    copy.dstPitch = pitch;
-    copy.WidthInBytes = width;
-    copy.Height = rows;
+    let copy = sys::CUDA_MEMCPY2D {
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: src.as_ptr().cast(),
+        srcPitch: width,
+        ..within(DevicePtr::NULL, 0, dst, pitch, width, rows)
+    };
     // SAFETY: the caller's promise.
     let done = unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) };
     check(done.result(), || format!("copying {rows} rows of {width} bytes in"))
+}
+
+/// A copy between strided ranges of the device.
+fn within(
+    src: DevicePtr,
+    src_pitch: usize,
+    dst: DevicePtr,
+    dst_pitch: usize,
+    width: usize,
+    rows: usize,
+) -> sys::CUDA_MEMCPY2D {
+    sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        srcHost: std::ptr::null(),
+        srcDevice: src.0,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: src_pitch,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: dst.0,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: dst_pitch,
+        WidthInBytes: width,
+        Height: rows,
+    }
 }
 
 /// Runs of bytes on the device, `pitch` bytes apart.
@@ -198,16 +223,7 @@ pub unsafe fn copy_within_2d(
     stream: &Stream,
 ) -> Result<()> {
     debug_assert!(dst.pitch >= width && src.pitch >= width);
-    // SAFETY: an all-zero descriptor is valid: null handles, zero offsets.
-    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-    copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    copy.srcDevice = src.ptr.0;
-    copy.srcPitch = src.pitch;
-    copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    copy.dstDevice = dst.ptr.0;
-    copy.dstPitch = dst.pitch;
-    copy.WidthInBytes = width;
-    copy.Height = rows;
+    let copy = within(src.ptr, src.pitch, dst.ptr, dst.pitch, width, rows);
     // SAFETY: the caller's promise.
     let done = unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) };
     check(done.result(), || format!("copying {rows} runs of {width} bytes within the device"))

@@ -24,7 +24,7 @@ struct FlashParams {
     TensorMap q;  // {64, T, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
     TensorMap k;  // {64, keys of a sequence (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
     TensorMap v;  // the same
-    TensorMap bias;  // with BIAS: {H · T} f32, box {BN}, no swizzle
+    TensorMap bias;  // with BIAS: {H · T} f32, box {BN + 4}, no swizzle
     AttentionParams a;
 };
 
@@ -34,8 +34,10 @@ template <int D_, int CONSUMERS_, int BN_, bool BIAS_>
 struct Flash {
     static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
     static constexpr bool BIAS = BIAS_;
-    static constexpr int STAGES = D == 128 || CONSUMERS == 1 ? 5 : BN == 208 ? 6 : 8;
-    static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2, BIAS_BYTES = BIAS ? BN * 4 : 0;
+    static constexpr int STAGES = D == 128 || CONSUMERS == 1 ? 5 : 8;
+    static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
+    // A copy begins at 16 bytes, so it brings the bias of up to 3 keys before the first; the next lands at 128.
+    static constexpr int BIAS_COPY = BIAS ? (BN + 4) * 4 : 0, BIAS_BYTES = (BIAS_COPY + 127) / 128 * 128;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
     static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1;  // per SM
     // What 128 threads of each role hold after they have exchanged registers.
@@ -46,7 +48,6 @@ struct Flash {
     // do not.
     static constexpr int RELEASES = BIAS ? 4 : 1;
     static_assert(Q_BYTES % 1024 == 0 && STAGE_BYTES % 1024 == 0, "operands begin at multiples of 1024");
-    static_assert(BIAS_BYTES % 128 == 0, "where a copy may land");
     static_assert(CTAS * (SMEM_BYTES + 1024) <= 228 * 1024);
     static_assert(D == 64 || CONSUMERS == 2, "registers");
 };
@@ -55,6 +56,11 @@ struct Flash {
 struct Work {
     int m0, head, seq, key0, blocks;
 };
+
+// Where the bias of the first key that a tile sees stands in [head, seq, row].
+__device__ __forceinline__ int first_bias(const AttentionParams& p, const Work& w) {
+    return (w.head * int(p.batch) + w.seq) * int(p.rows) + w.key0;
+}
 
 // The works of this CTA in order. Rows that hold no token come last and see no tile.
 template <class F>
@@ -123,15 +129,15 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
         const Work w = schedule.get(p.a, e);
         if (w.blocks == 0) continue;
         const int group = w.head / int(p.a.group);
-        const int bias0 = (w.head * int(p.a.batch) + w.seq) * int(p.a.rows);
+        const int bias0 = first_bias(p.a, w) & ~3;
         const auto load = [&](const TensorMap& map, int block, bool keys) {
             const uint32_t barrier = s.full + at.stage * 8;
             const int j0 = w.key0 + block * F::BN;
             mbarrier_wait(s.empty + at.stage * 8, at.phase ^ 1);
-            mbarrier_expect_tx(barrier, F::STAGE_BYTES + (keys ? F::BIAS_BYTES : 0));
+            mbarrier_expect_tx(barrier, F::STAGE_BYTES + (keys ? F::BIAS_COPY : 0));
             tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, j0, 0, group, w.seq);
             // Behind the last key of the sequence follows another's: masked.
-            if (F::BIAS && keys) tma_load_1d(s.bias + at.stage * F::BIAS_BYTES, p.bias, barrier, bias0 + j0);
+            if (F::BIAS && keys) tma_load_1d(s.bias + at.stage * F::BIAS_BYTES, p.bias, barrier, bias0 + block * F::BN);
             at.next();
         };
         load(p.k, 0, true);
@@ -195,10 +201,10 @@ __device__ __forceinline__ void stand_by(const Shared& s, Cursor<F>& at, int blo
     }
 }
 
-__device__ __forceinline__ float2 shared_pair(uint32_t address) {
-    float2 pair;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address));
-    return pair;
+__device__ __forceinline__ float shared_float(uint32_t address) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
+    return x;
 }
 
 // One step of the online softmax for row R (of the two that a thread has a part of) of an accumulator: elements
@@ -290,6 +296,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             float x[BN / 2];               // S, then P
             uint32_t probability[BN / 4];  // P as an operand
             float bias[BN / 4];            // of this thread's columns, times log2(e)
+            const uint32_t bias_at = s.bias + t * 8 + (first_bias(p, w) & 3) * 4;
 
             const auto ask_scores = [&](uint32_t stage) {
                 const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
@@ -313,8 +320,8 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 if constexpr (F::BIAS) {
 #pragma unroll
                     for (int n = 0; n < BN / 8; n++) {
-                        const float2 b = shared_pair(s.bias + stage * F::BIAS_BYTES + n * 32 + t * 8);
-                        bias[2 * n] = b.x * LOG2E, bias[2 * n + 1] = b.y * LOG2E;
+                        const uint32_t at = bias_at + stage * F::BIAS_BYTES + n * 32;
+                        bias[2 * n] = shared_float(at) * LOG2E, bias[2 * n + 1] = shared_float(at + 4) * LOG2E;
                     }
                 }
             };

@@ -216,7 +216,7 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
     };
     let dtype = io.outs[0].desc.dtype;
     let k = kv(a.k).map(dtype, op, tile.keys)?;
-    let (all, at_once) = ([(op.heads * op.batch * rows) as u64], [tile.keys as u32]);
+    let (all, at_once) = ([(op.heads * op.batch * rows) as u64], [tile.keys as u32 + 4]);
     let bias = match tile.bias {
         true => TensorMap::encode(DType::F32, a.bias, &all, &[], &at_once, Swizzle::None, L2Promotion::B128)?,
         false => k,

@@ -55,7 +55,7 @@ impl WgmmaTile {
 
     /// Dynamic shared memory: Q, the ring with its biases, and slack to align them to 1 KiB.
     pub fn smem_bytes(&self) -> usize {
-        let bias = if self.bias { self.stages * self.keys * 4 } else { 0 };
+        let bias = if self.bias { self.stages * ((self.keys + 4) * 4).next_multiple_of(128) } else { 0 };
         1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + bias
     }
 

@@ -129,7 +129,7 @@ pub(super) struct Chip {
 impl Chip {
     /// Whether the convolution with one input channel runs on `conv/conv1.cu` too.
     pub fn tensor_conv1(&self) -> bool {
-        matches!(self.wanted, Some(Wanted::Wgmma(_)))
+        self.wanted != Some(Wanted::Mma)
     }
 }
 
@@ -450,8 +450,7 @@ mod tests {
         assert!(choose(&p, &H200).is_some());
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert_eq!(choose(&p, &mma), None);
-        let wgmma = Chip { wanted: Wanted::parse("wgmma"), ..H200 };
-        assert!(wgmma.tensor_conv1() && !mma.tensor_conv1());
+        assert!(H200.tensor_conv1() && !mma.tensor_conv1());
         assert_eq!(choose(&p, &Chip { arch: 100, ..H200 }), None);
         assert_eq!(choose(&Problem { channels: 9, ..p }, &H200), None);
         assert_eq!(choose(&Problem { n: 10, ..p }, &H200), None);

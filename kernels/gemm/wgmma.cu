@@ -11,13 +11,7 @@
 // Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: 650 TFLOP/s from M = 512; the read rate of w
 // below M = 128.
 #include "common/export.cuh"
-#include "gemm/wgmma.cuh"
-
-__host__ __device__ constexpr int divisor_up_to_8(int x) {
-    for (int d = 8; d > 1; d--)
-        if (x % d == 0) return d;
-    return 1;
-}
+#include "gemm/units.cuh"
 
 // A CTA tile. Two CTAs of the 64x128 tile fit on an SM.
 template <int BM_, int BN_, int STAGES_>
@@ -30,71 +24,10 @@ struct WgmmaTile {
     static constexpr int PRODUCER_REGISTERS = THREADS * CTAS > 256 ? 40 : 0;
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 216;
     static constexpr int CHUNK = 32, PITCH = 40, STAGING_BYTES = 4 * CONSUMERS * 16 * PITCH * 4;
-    static constexpr int JOIN_BATCH = divisor_up_to_8(BN / 8);
+    static constexpr int JOIN_BATCH = divisor_up_to(8, BN / 8);
     static_assert(BM % 64 == 0 && BN % 16 == 0 && CONSUMERS <= 2);
     static_assert(CTAS * (STAGES * STAGE_BYTES + STAGING_BYTES + 2304) <= 228 * 1024);
 };
-
-// Units in order: the splits of a tile, then tiles in columns of 16 tile rows, rows first, so that CTAs that run
-// together share x and w in the L2.
-template <class Tile>
-struct Schedule {
-    uint32_t rows, cols, units, steps, unit;
-
-    __device__ __forceinline__ explicit Schedule(const WgmmaParams& p) {
-        rows = (p.m + Tile::BM - 1) / Tile::BM;
-        cols = (p.n + Tile::BN - 1) / Tile::BN;
-        units = rows * cols * p.splits;
-        steps = (p.k + Tile::BK - 1) / Tile::BK;
-        unit = blockIdx.x;
-    }
-    __device__ __forceinline__ bool more() const { return unit < units; }
-    __device__ __forceinline__ void next() { unit += gridDim.x; }
-    __device__ __forceinline__ Unit get(const WgmmaParams& p) const {
-        constexpr uint32_t GROUP = 16;
-        const uint32_t id = unit / p.splits, split = unit % p.splits;
-        const uint32_t top = id / (GROUP * cols) * GROUP, rest = id % (GROUP * cols);
-        const uint32_t height = min(GROUP, rows - top);
-        const uint32_t row = top + rest % height, col = rest / height;
-        // Never empty while splits <= steps.
-        return {row * Tile::BM, col * Tile::BN, id, split, split * steps / p.splits, (split + 1) * steps / p.splits};
-    }
-};
-
-template <class Tile>
-__device__ __forceinline__ void load_w(const WgmmaParams& p, uint32_t ring, uint32_t stage, uint32_t full,
-                                       uint32_t step, uint32_t n0) {
-    const uint32_t to = ring + stage * Tile::STAGE_BYTES + Tile::X_BYTES, barrier = full + stage * 8;
-    mbarrier_expect_tx(barrier, Tile::STAGE_BYTES);
-    tma_load_2d(to, p.w, barrier, step * Tile::BK, n0);
-}
-
-// One thread. The weights of the first stages are asked for before the wait for the kernels that made x.
-template <class Tile>
-__device__ __forceinline__ void produce(const WgmmaParams& p, uint32_t ring, uint32_t full, uint32_t empty) {
-    Schedule<Tile> schedule(p);
-    uint32_t early = 0;
-    if (schedule.more()) {
-        const Unit u = schedule.get(p);
-        early = min(u.last - u.first, uint32_t(Tile::STAGES));
-        for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
-    }
-    pdl_wait();
-    pdl_trigger();
-    Cursor<Tile> at;
-    for (; schedule.more(); schedule.next()) {
-        const Unit u = schedule.get(p);
-        for (uint32_t step = u.first; step < u.last; step++, at.next()) {
-            if (early > 0) {
-                early--;
-            } else {
-                mbarrier_wait(empty + at.stage * 8, at.phase ^ 1);
-                load_w<Tile>(p, ring, at.stage, full, step, u.n0);
-            }
-            tma_load_2d(ring + at.stage * Tile::STAGE_BYTES, p.x, full + at.stage * 8, step * Tile::BK, u.m0);
-        }
-    }
-}
 
 // The 8 sums of a lane that make the outputs at `col`: a row of `staging`, and after SwiGLU two blocks of it.
 template <class T, class Tile>
@@ -211,7 +144,7 @@ __device__ __forceinline__ void consume(const WgmmaParams& p, uint32_t ring, uin
             // does elsewhere: a warp that fell a whole round behind would wait for a phase that is past.
             for (uint32_t step = u.first; step < u.last; step++, at.next()) {
                 mbarrier_wait(full + at.stage * 8, at.phase);
-                consumer_barrier(consumer);
+                consumer_barrier<Tile::CONSUMERS>(consumer);
                 release(empty + at.stage * 8);
             }
             continue;

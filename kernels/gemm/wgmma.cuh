@@ -1,4 +1,4 @@
-// What gemm/wgmma.cu and conv/wgmma.cu share: consumers that multiply out of a ring of TMA stages, the joining of
+// What the kernels of gemm/ on wgmma and conv/wgmma.cu share: consumers that multiply out of a ring of TMA stages, the joining of
 // splits, and the way of the sums through shared memory. `Tile` is a struct of constants:
 //   BM, BN, BK = 64, STAGES, CONSUMERS (warpgroups of 64 rows), STAGE_BYTES
 //   CHUNK, PITCH   columns that a warp finishes together, and the pitch of its 16 rows in shared memory, in floats:
@@ -31,6 +31,11 @@ struct Cursor {
     __device__ __forceinline__ void next() {
         if (++stage == Tile::STAGES) stage = 0, phase ^= 1;
     }
+    __device__ __forceinline__ void skip(uint32_t count) {
+        stage += count;
+        phase ^= stage / Tile::STAGES & 1;
+        stage %= Tile::STAGES;
+    }
 };
 
 // Gives a stage back to the producer. All reads of it by this warpgroup have ended.
@@ -39,7 +44,11 @@ __device__ __forceinline__ void release(uint32_t empty) {
 }
 
 // A barrier of one consumer's threads. The ids are immediates: a computed one would reserve all sixteen.
+template <int CONSUMERS>
 __device__ __forceinline__ void consumer_barrier(uint32_t consumer) {
+    if constexpr (CONSUMERS == 3) {
+        if (consumer == 2) return named_barrier<3, 128>();
+    }
     if (consumer == 0)
         named_barrier<1, 128>();
     else
@@ -61,18 +70,18 @@ __device__ __forceinline__ bool join_splits(float (&acc)[Tile::BN / 2], const Wg
 
     // Who comes last keeps its sums in registers. Only the last can find the counter at splits - 1.
     // The first barrier: everybody has read `arrived` of the unit before.
-    consumer_barrier(consumer);
+    consumer_barrier<Tile::CONSUMERS>(consumer);
     if (thread == 0) arrived = atomicAdd(counter, 0);
-    consumer_barrier(consumer);
+    consumer_barrier<Tile::CONSUMERS>(consumer);
     if (arrived != p.splits - 1) {
         float4* mine = partials + size_t(u.split) * VECTORS * 128;
 #pragma unroll
         for (int i = 0; i < VECTORS; i++)
             __stcg(mine + i * 128, make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
         __threadfence();
-        consumer_barrier(consumer);
+        consumer_barrier<Tile::CONSUMERS>(consumer);
         if (thread == 0) arrived = atomicAdd(counter, 1);
-        consumer_barrier(consumer);
+        consumer_barrier<Tile::CONSUMERS>(consumer);
         if (arrived != p.splits - 1) return false;
     }
     __threadfence();

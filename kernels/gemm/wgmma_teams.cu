@@ -15,7 +15,8 @@
 // the L2 before the product and into registers one round ahead; both vectors of a lane go together, activations are
 // as exact as 16 bits want (common/act.cuh).
 // Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: 700 TFLOP/s from M = 2048; one wave at M = 1025.
-#include "gemm/teams.cuh"
+#include "common/export.cuh"
+#include "gemm/units.cuh"
 
 template <int TEAMS_, int BM_, int BN_, int STAGES_>
 struct TeamTile {
@@ -30,6 +31,8 @@ struct TeamTile {
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
     // As in WgmmaTile. COLUMNS: bias and scale of a tile, in whole chunks.
     static constexpr int CHUNK = 32, PITCH = 40, CHUNKS = (BN + CHUNK - 1) / CHUNK, COLUMNS = CHUNKS * CHUNK;
+    // As registers allow.
+    static constexpr int JOIN_BATCH = divisor_up_to(CONSUMERS == 3 ? 4 : 8, BN / 8);
     static constexpr int STATIC_BYTES = CONSUMERS * (4 * 16 * PITCH * 4 + 2 * COLUMNS * 2) + 256;
     static_assert(BM % 64 == 0 && BN % 16 == 0 && CONSUMERS <= 3 && HALVES * BN <= 256);
     static_assert(CTAS * (STAGES * STAGE_BYTES + STATIC_BYTES + 2048) <= 228 * 1024);

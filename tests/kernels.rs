@@ -2,8 +2,9 @@
 //!
 //! A kernel may err twice as much as rounding the exact result to its type does, plus a floor: tolerance is earned,
 //! not chosen. All failures are printed in one table. Without a GPU nothing is checked, and the test says so;
-//! `VIVACE_REQUIRE_GPU=1` turns that into a failure, `VIVACE_CASES=TEXT` picks cases by name, `VIVACE_SMALL_CASES=1`
-//! leaves out the shapes of the real model (for runs under a sanitizer).
+//! `VIVACE_REQUIRE_GPU=1` turns that into a failure, `VIVACE_CASES=TEXT` picks cases by name, `VIVACE_SHARD=2/8` every
+//! eighth of these from the second on (for processes side by side: most of the time is the reference's),
+//! `VIVACE_SMALL_CASES=1` leaves out the shapes of the real model (for runs under a sanitizer).
 #![cfg(feature = "cuda")]
 
 use std::sync::Arc;
@@ -136,9 +137,20 @@ fn compare(gpu: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Vec<(
     Ok(verdicts)
 }
 
+/// `i/n` of `VIVACE_SHARD`, 1 <= i <= n; all cases without it.
+fn shard() -> (usize, usize) {
+    let Ok(text) = std::env::var("VIVACE_SHARD") else { return (1, 1) };
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parts {
+        Some((i, n)) if 1 <= i && i <= n => (i, n),
+        _ => panic!("VIVACE_SHARD={text}: i/n with 1 <= i <= n expected, such as 2/8"),
+    }
+}
+
 #[test]
 fn every_kernel_matches_its_reference() {
     let Some(mut gpu) = gpu() else { return };
+    let (shard, shards) = shard();
     let wanted = std::env::var("VIVACE_CASES").unwrap_or_default().to_lowercase();
     let small_only = std::env::var_os("VIVACE_SMALL_CASES").is_some();
     let small = |c: &Case<Op>| {
@@ -151,6 +163,8 @@ fn every_kernel_matches_its_reference() {
     for case in Op::all_cases()
         .iter()
         .filter(|c| c.name.to_lowercase().contains(&wanted) && small(c) && flops(c) < MAX_FLOPS)
+        .skip(shard - 1)
+        .step_by(shards)
     {
         for dtype in [DType::BF16, DType::F16] {
             if case.bench && dtype == DType::F16 {
@@ -183,7 +197,7 @@ fn every_kernel_matches_its_reference() {
     }
     println!("{checked} cases checked; most of the budget: {:.2} in {}", most.0, most.1);
     assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
-    assert!(checked > 0, "VIVACE_CASES={wanted}: no case has that in its name");
+    assert!(checked > 0, "VIVACE_CASES={wanted}, shard {shard}/{shards}: no such case");
 }
 
 /// Work of a case, by its op's own count; what breaks its shape rule shows when it runs.

@@ -146,9 +146,9 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
                 Config::Wgmma(plan)
             }
             wanted => {
-                let tiles: &[_] = match wanted {
-                    Some(Wanted::Teams) => &wgmma::WgmmaTile::TEAMS,
-                    _ => &wgmma::WgmmaTile::ALL,
+                let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.k) {
+                    true => &wgmma::WgmmaTile::TEAMS,
+                    false => &wgmma::WgmmaTile::ALL,
                 };
                 let Chip { sm_count, scratch_bytes, counters, .. } = *chip;
                 Config::Wgmma(wgmma::choose(tiles, [p.m, p.n, p.k], sm_count, scratch_bytes, counters))
@@ -156,6 +156,12 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         },
         _ => mma(p, chip),
     }
+}
+
+/// Where `gemm/wgmma_teams.cu` was measured ahead at every shape that was tried: many rows and few steps of K, so that
+/// epilogues count (`gemm/LADDER.md`). Elsewhere its estimate has to be fitted first.
+fn teams_ahead(m: usize, k: usize) -> bool {
+    m >= 1025 && k <= 1024
 }
 
 /// The tile and split with the least estimated time.
@@ -292,6 +298,13 @@ mod tests {
         assert_eq!(taken("1x192x192/2", 300), (wgmma::Team::One, 192, 192, 2));
         assert_eq!(taken("2x128x128/1", 300), (wgmma::Team::Two, 128, 128, 1));
         assert_eq!(taken("cx128x128/4", 300), (wgmma::Team::Cluster, 128, 128, 4));
+        // Unasked where they were measured ahead.
+        for (m, k, ahead) in
+            [(1025, 1024, true), (13325, 1024, true), (1024, 1024, false), (4100, 4096, false)]
+        {
+            let Config::Wgmma(plan) = choose(&dense(m, 4096, k), &H200) else { panic!("{m} {k}") };
+            assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {k}");
+        }
         // Teams that take turns do not split K; a cluster is two to eight CTAs.
         for none in ["2x128x128/2", "cx128x128/1", "cx128x128/9"] {
             assert_eq!(taken(none, 300).0, wgmma::Team::Plain, "{none}");

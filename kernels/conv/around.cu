@@ -6,7 +6,7 @@
 //   assemble:       [cls | x] (+ pos)       x [tiles·P, C] -> [tiles·(P + 1), C]; C % 8 == 0
 //   pixel_shuffle:  s · x, 2x2 patches joined, class rows dropped; x [tiles·(1 + g²), C] -> [tiles·g²/4, 4C]; C % 8 == 0
 //   cmvn:           (fbank - mean) · istd   fbank f32 [T, F], mean and istd of T16 or f32
-// Convolutions with more than one channel are matrix products: kernels/gemm.
+// Convolutions with more than one channel are matrix products: kernels/gemm, conv/wgmma.cu.
 #include "common/export.cuh"
 #include "common/ptx.cuh"
 #include "conv/params.cuh"

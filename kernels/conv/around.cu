@@ -1,58 +1,16 @@
 // What stands around the encoders' matrix products. All move each byte once; T16 = bf16 or f16; one rounding each.
-//   conv1:          y = act(Σ x[2i + r, 2j + s] w[n, 3r + s] + b[n])      x [H, W], w [N, 9], y [H2, W2·N]; N % 8 == 0
-//                   a thread keeps the 72 weights of 8 channels and walks over pixels; 40 MB written at 1000 frames,
-//                   the write rate is the goal
 //   patchify:       pixels f32 [n, 3, S, S] -> [n·P, cols], columns (c, y, x), zeros at the end; cols % 8 == 0
 //   assemble:       [cls | x] (+ pos)       x [tiles·P, C] -> [tiles·(P + 1), C]; C % 8 == 0
 //   pixel_shuffle:  s · x, 2x2 patches joined, class rows dropped; x [tiles·(1 + g²), C] -> [tiles·g²/4, 4C]; C % 8 == 0
 //   cmvn:           (fbank - mean) · istd   fbank f32 [T, F], mean and istd of T16 or f32
-// Convolutions with more than one channel are matrix products: kernels/gemm, conv/wgmma.cu.
+// Convolutions: conv1.cu with one input channel; with more they are matrix products, wgmma.cu or kernels/gemm.
 #include "common/export.cuh"
 #include "common/ptx.cuh"
-#include "conv/params.cuh"
 
 constexpr int CONV_THREADS = 128;
 
 // A launch covers its elements with CTAs of 128; threads beyond the last element leave.
 __device__ __forceinline__ uint32_t thread_index() { return blockIdx.x * CONV_THREADS + threadIdx.x; }
-
-// Grid: slots · channels / 8 threads.
-template <class T>
-__device__ __forceinline__ void conv1(const Conv1Params& p) {
-    const uint32_t groups = p.channels / 8, group = thread_index() % groups, slot = thread_index() / groups;
-    float w[8][9], b[8];
-    const auto* wv = static_cast<const Vec8<T>*>(p.w) + size_t(group) * 9;  // 72 neighbours in memory
-#pragma unroll
-    for (int i = 0; i < 9; i++) {
-        const Vec8<T> v = wv[i];
-#pragma unroll
-        for (int j = 0; j < 8; j++) w[(8 * i + j) / 9][(8 * i + j) % 9] = to_f32(v.v[j]);
-    }
-    const Vec8<T> bv = static_cast<const Vec8<T>*>(p.b)[group];
-#pragma unroll
-    for (int j = 0; j < 8; j++) b[j] = to_f32(bv.v[j]);
-    pdl_wait();
-    pdl_trigger();
-    if (slot >= p.slots) return;
-
-    const auto* x = static_cast<const T*>(p.x);
-    auto* y = static_cast<Vec8<T>*>(p.y);
-    for (uint32_t pixel = slot; pixel < p.pixels; pixel += p.slots) {
-        const T* at = x + (pixel / p.out_width * p.width + pixel % p.out_width) * 2;
-        float window[9];
-#pragma unroll
-        for (int i = 0; i < 9; i++) window[i] = to_f32(at[i / 3 * p.width + i % 3]);
-        Vec8<T> out;
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float sum = b[j];
-#pragma unroll
-            for (int i = 0; i < 9; i++) sum = fmaf(window[i], w[j][i], sum);
-            out.v[j] = from_f32<T>(p.relu && sum < 0.f ? 0.f : sum);
-        }
-        y[size_t(pixel) * groups + group] = out;
-    }
-}
 
 struct PatchifyParams {
     const float* x;
@@ -150,7 +108,6 @@ __device__ __forceinline__ void cmvn(const CmvnParams& p) {
 }
 
 #define EXPORT_CONV(suffix, T)                                                                \
-    EXPORT(conv1_##suffix, Conv1Params, CONV_THREADS, 4, conv1<T>)                            \
     EXPORT(patchify_##suffix, PatchifyParams, CONV_THREADS, 1, patchify<T>)                   \
     EXPORT(assemble_##suffix, AssembleParams, CONV_THREADS, 1, assemble<T>)                   \
     EXPORT(pixel_shuffle_##suffix, PixelShuffleParams, CONV_THREADS, 1, pixel_shuffle<T>)     \

@@ -1,7 +1,7 @@
 // conv1_mma:  y = act(Σ x[2i + r, 2j + s] w[n, 3r + s] + b[n])      x [H, W], w [N, 9], y [H2, W2·N] of T16;
 //             N % 8 == 0, sums in f32, one rounding; act is none or ReLU
 // The 9 taps, and the bias as a tenth whose pixel is 1, are the k of one mma.sync m16n8k16 (the rest are zeros, and
-// tensor cores have time): 16 pixels by 8 channels in one instruction where `conv1` of around.cu needs 36. A warp
+// tensor cores have time): 16 pixels by 8 channels in one instruction, where a lane per output needs 36. A warp
 // keeps the weights of 128 channels in registers and walks over groups of 16 pixels; the pixels of the next group are
 // on their way meanwhile. Channels are dealt to the columns of four mma such that a lane ends up with 8 neighbours:
 // column 2t + c of mma j is channel 8t + 2j + c of 32.
@@ -10,7 +10,16 @@
 #include "common/mma.cuh"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
-#include "conv/params.cuh"
+
+struct Conv1Params {
+    const void* x;
+    const void* w;
+    const void* b;
+    void* y;
+    uint32_t width, out_width, pixels, channels;
+    uint32_t relu;
+    uint32_t slots;  // warps per 128 channels; each takes every slots-th 16 pixels
+};
 
 constexpr int CONV1_THREADS = 128;
 constexpr uint32_t SLAB = 128, BLOCKS = SLAB / 32;  // channels of a warp, in blocks of four mma

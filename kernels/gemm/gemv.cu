@@ -1,7 +1,7 @@
 // gemv:    y = r + s · act(x wᵀ + b)      x [K], w [N, K], y [cols] of T16 (or f32); K % 8 == 0, sums in f32
 // skinny:  the same for x [M, K], 2 <= M <= 16, on tensor cores with w as the 16-row operand
-// Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights before
-// they wait for the kernel before them. x (a few KB) comes through the L1. Sums have a fixed order.
+// Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
+// before they wait for the kernel before them. x (a few KB) comes through the L1. Sums have a fixed order.
 // moves 2·N·K bytes: bandwidth-bound. Goal 92 % of the read rate (4.55 TB/s on H200) from 130 MB up, M = 8 within 1.1x
 // of M = 1
 #include "common/export.cuh"

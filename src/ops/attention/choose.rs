@@ -13,8 +13,8 @@ const SPLIT_KEYS: usize = 64;
 /// CTAs of a cluster of `attention/decode_cluster.cu`, and its most clusters for a kv head and row tile.
 pub(super) const CLUSTER: usize = 8;
 const MOST_CLUSTERS: usize = 8;
-/// Keys up to which one cluster is enough (an estimate): a second one costs a round trip through global memory, about
-/// 1.7 us, and saves as much from 4096 keys on.
+/// Keys up to which one cluster is enough: more cost a round trip through global memory. One and four of them take 4.6
+/// and 5.1 us at 2048 keys, 10.2 and 8.5 at 8192.
 const ONE_CLUSTER_KEYS: usize = 2048;
 /// Keys from which `attention/wgmma.cu` is ahead on Hopper. On an H200 it takes about 6.4 us with 128 keys and 1.4 more
 /// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against

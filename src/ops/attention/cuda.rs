@@ -7,6 +7,7 @@ use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
 use crate::ops::CudaOp;
+use crate::ops::checks::asked;
 
 /// `AttentionParams` of kernels/attention/params.cuh, which says what the fields mean.
 #[repr(C)]
@@ -156,17 +157,6 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
         left: left as i32,
         scale: op.scale,
     })
-}
-
-/// What the variable `name` asks for.
-fn asked<T>(name: &str, parse: fn(&str) -> Option<T>, takes: &str) -> Result<Option<T>> {
-    match std::env::var(name) {
-        Err(_) => Ok(None),
-        Ok(text) => match parse(&text) {
-            None => crate::bail_input!("{name} is {text:?}; it takes {takes}"),
-            wanted => Ok(wanted),
-        },
-    }
 }
 
 fn switches() -> Result<Switches> {

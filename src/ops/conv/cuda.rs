@@ -10,7 +10,6 @@ use crate::ops::linear::cuda::{Product, RowsOf, act_code};
 /// Threads per CTA of every kernel in kernels/conv/around.cu.
 const THREADS: usize = 128;
 
-/// Of kernels/conv/params.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Conv1Params {
@@ -27,16 +26,8 @@ struct Conv1Params {
 }
 
 struct Conv1Kernel;
-// SAFETY: `conv1` in kernels/conv/around.cu takes one Conv1Params by value; loading compares the sizes.
-unsafe impl Kernel for Conv1Kernel {
-    const FILE: &'static str = "conv/around";
-    const SYMBOL: &'static str = "conv1";
-    type Params = Conv1Params;
-}
-
-struct Conv1MmaKernel;
 // SAFETY: `conv1_mma` in kernels/conv/conv1.cu takes one Conv1Params by value; loading compares the sizes.
-unsafe impl Kernel for Conv1MmaKernel {
+unsafe impl Kernel for Conv1Kernel {
     const FILE: &'static str = "conv/conv1";
     const SYMBOL: &'static str = "conv1_mma";
     type Params = Conv1Params;
@@ -254,11 +245,8 @@ impl CudaOp for Conv2d {
         let (pixels, channels) = (e.out_height * e.out_width, w.rows());
         if self.channels == 1 && channels % 8 == 0 {
             one_type("Conv2d", &x, &[&w, &b])?;
-            let on_tensor_cores = wgmma::launch::chip(l)?.tensor_conv1();
-            let groups = channels / 8;
-            // Two rounds of what is resident: 4 CTAs on every SM.
-            let slots = (2 * 4 * l.device.sm_count() * THREADS).div_ceil(groups).min(pixels);
-            let mut p = Conv1Params {
+            let plan = conv1::plan(pixels, channels, l.device.sm_count());
+            let p = Conv1Params {
                 x: x.ptr,
                 w: w.ptr,
                 b: b.ptr,
@@ -268,19 +256,11 @@ impl CudaOp for Conv2d {
                 pixels: pixels as u32,
                 channels: channels as u32,
                 relu: u32::from(self.relu),
-                slots: slots as u32,
+                slots: plan.slots as u32,
             };
-            let dtype = y.desc.dtype;
-            if on_tensor_cores {
-                let plan = conv1::plan(pixels, channels, l.device.sm_count());
-                p.slots = plan.slots as u32;
-                // SAFETY: as below.
-                return unsafe {
-                    l.launch::<Conv1MmaKernel>(dtype, Geometry::grid([plan.ctas as u32, 1, 1]), &p)
-                };
-            }
+            let geometry = Geometry::grid([plan.ctas as u32, 1, 1]);
             // SAFETY: infer() fixed the extents; every window lies inside x; channels % 8 == 0 aligns w and y.
-            return unsafe { l.launch::<Conv1Kernel>(dtype, cover(slots * groups), &p) };
+            return unsafe { l.launch::<Conv1Kernel>(y.desc.dtype, geometry, &p) };
         }
         let act = if self.relu { LinearAct::Relu } else { LinearAct::None };
         let p = wgmma::Problem {

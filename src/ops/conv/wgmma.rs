@@ -126,13 +126,6 @@ pub(super) struct Chip {
     pub wanted: Option<Wanted>,
 }
 
-impl Chip {
-    /// Whether the convolution with one input channel runs on `conv/conv1.cu` too.
-    pub fn tensor_conv1(&self) -> bool {
-        self.wanted != Some(Wanted::Mma)
-    }
-}
-
 /// What `VIVACE_CONV` asks for, to test and to compare: `mma`, `wgmma`, or tile and parts of K of the wgmma kernel,
 /// such as `192x208/1`, which holds where it fits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,6 +200,7 @@ pub(super) mod launch {
     use crate::core::Result;
     use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
     use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
+    use crate::ops::checks::asked;
     use crate::ops::conv::Extents2d;
     use crate::ops::linear::cuda::Epilogue;
     use crate::ops::linear::wgmma::launch::WgmmaParams;
@@ -232,23 +226,12 @@ pub(super) mod launch {
     }
 
     pub fn chip(l: &Launcher<'_>) -> Result<Chip> {
-        let wanted = match std::env::var("VIVACE_CONV") {
-            Err(_) => None,
-            Ok(text) => match Wanted::parse(&text) {
-                None => {
-                    crate::bail_input!(
-                        "VIVACE_CONV is {text:?}; it takes mma, wgmma, or a plan such as 192x208/1"
-                    )
-                }
-                wanted => wanted,
-            },
-        };
         Ok(Chip {
             sm_count: l.device.sm_count(),
             arch: l.device.arch(),
             scratch_bytes: l.scratch.bytes,
             counters: l.scratch.counter_len,
-            wanted,
+            wanted: asked("VIVACE_CONV", Wanted::parse, "mma, wgmma, or a plan such as 192x208/1")?,
         })
     }
 
@@ -450,7 +433,6 @@ mod tests {
         assert!(choose(&p, &H200).is_some());
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert_eq!(choose(&p, &mma), None);
-        assert!(H200.tensor_conv1() && !mma.tensor_conv1());
         assert_eq!(choose(&p, &Chip { arch: 100, ..H200 }), None);
         assert_eq!(choose(&Problem { channels: 9, ..p }, &H200), None);
         assert_eq!(choose(&Problem { n: 10, ..p }, &H200), None);

@@ -69,7 +69,7 @@ pub(crate) enum Config {
     Skinny,
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
-    /// `gemm/wgmma.cu`, sm_90a: TMA and wgmma.
+    /// `gemm/wgmma.cu` or `gemm/wgmma_teams.cu`, sm_90a: TMA and wgmma.
     Wgmma(wgmma::Plan),
 }
 

@@ -5,6 +5,7 @@ use super::{Linear, LinearAct, LinearFused, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
+use crate::ops::checks::asked;
 
 /// `Epilogue` of kernels/gemm/epilogue.cuh.
 #[repr(C)]
@@ -108,23 +109,13 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
 }
 
 fn chip(l: &Launcher<'_>) -> Result<Chip> {
-    let wanted = match std::env::var("VIVACE_GEMM") {
-        Err(_) => None,
-        Ok(text) => match Wanted::parse(&text) {
-            None => {
-                crate::bail_input!(
-                    "VIVACE_GEMM is {text:?}; it takes mma, teams, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4"
-                )
-            }
-            wanted => wanted,
-        },
-    };
+    let takes = "mma, teams, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4";
     Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
-        wanted,
+        wanted: asked("VIVACE_GEMM", Wanted::parse, takes)?,
     })
 }
 

@@ -198,9 +198,10 @@ class Generator:
         return self.collate(pictures, sounds, rows, per_tile)
 
     def lay_out(self, turns: list[Turn], first_tile, per_tile: int, limit: int, sounds: list[Sound]):
-        """Ids and answers of one dialogue, as many of its turns as fit. Rows of sounds are (sound, row) pairs
-        as long as nobody knows how many rows the tiles of the batch take."""
-        t, ids, answers = self.template, [], []
+        """Ids and answers of one dialogue, as many of its turns as fit, and which rows are whose where there are
+        two pictures. Rows of sounds are (sound, row) pairs as long as nobody knows how many rows the tiles of
+        the batch take."""
+        t, ids, answers, whose = self.template, [], [], []
         for turn in turns:
             tiles = [
                 -1 - row
@@ -219,21 +220,26 @@ class Generator:
             answer = t.answer(mark, turn.query.answer)
             if ids and len(ids) + len(prompt) + len(answer) > limit:
                 break
+            if len(turn.pictures) == 2:
+                first = len(ids) + prompt.index(tiles[0])
+                boundary = (first_tile[turn.pictures[0] + 1] - first_tile[turn.pictures[0]]) * per_tile
+                whose = [(first + i, int(i >= boundary)) for i in range(len(tiles))]
             ids += prompt
             answers.append((len(ids), len(ids) + len(answer), turn.query.kind, turn.way))
             ids += answer
             if turn.sound:
                 sounds.append(turn.sound)
-        return ids, answers
+        return ids, answers, whose
 
     def collate(self, pictures, sounds: list[Sound], rows, per_tile: int) -> dict:
         tiles = np.concatenate([p[1] for p in pictures])
         sound_rows = max((rows_of_sound(s.frames) for s in sounds), default=0)
         base = len(tiles) * per_tile
-        length = -(-max(len(ids) for ids, _ in rows) // 32) * 32
+        length = -(-max(len(ids) for ids, *_ in rows) // 32) * 32
         out = np.full((len(rows), length), self.template.pad, np.int32)
-        at, target, owner, kinds, ways = [], [], [], [], []
-        for n, (ids, answers) in enumerate(rows):
+        at, target, owner, kinds, ways, whose = [], [], [], [], [], []
+        for n, (ids, answers, pair) in enumerate(rows):
+            whose += [(n * length + i, which) for i, which in pair]
             flat = [i if not isinstance(i, tuple) else -1 - (base + i[0] * sound_rows + i[1]) for i in ids]
             out[n, : len(flat)] = flat
             for begin, end, kind, way in answers:
@@ -248,10 +254,13 @@ class Generator:
             "tiles": tiles,
             "shown": np.concatenate([p[2] for p in pictures]).astype(np.uint8),
             "centres": np.concatenate([p[3] for p in pictures]).astype(np.uint8),
+            "places": np.concatenate([p[4] for p in pictures]).astype(np.uint8),
             "ids": out,
             "at": np.array(at, np.int32),
             "target": np.array(target, np.int32),
             "owner": np.array(owner, np.int32),
+            # Rows of pairs of pictures, and whether they belong to the second.
+            "whose": np.array(whose, np.int32).reshape(-1, 2),
             "kinds": kinds,
             "ways": np.array(ways, np.int8),
             "clip": np.array([s.clip for s in sounds], np.int32),

@@ -397,10 +397,15 @@ class Vita(nn.Module):
     def think(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Merged rows `[n, T, C]` to hidden states after the final norm. Padding goes on the right, where
         causality keeps it out of what stands before."""
-        cos, sin = rotation or self.rotation(x)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        return self.model.norm(x)
+        return self.think_aloud(x, rotation or self.rotation(x), 0)[0]
+
+    def think_aloud(self, x: Tensor, rotation: tuple[Tensor, Tensor], after: int) -> tuple[Tensor, Tensor]:
+        """The same, and what the rows hold after that many layers."""
+        held = x
+        for n, layer in enumerate(self.model.layers, 1):
+            x = layer(x, *rotation)
+            held = x if n == after else held
+        return self.model.norm(x), held
 
     def logits(self, hidden: Tensor) -> Tensor:
         tied = self.cfg.get("tie_word_embeddings")

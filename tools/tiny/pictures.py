@@ -21,6 +21,8 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 BACKGROUNDS = ((255, 255, 255), (238, 238, 232), (205, 208, 212), (120, 122, 126), (60, 62, 68), (12, 12, 16))
 
 MAX_TILES = 12
+# Rows and columns of a tile as an auxiliary loss names them; every third of a side is a whole number of them.
+PLACES = 12
 _OVERSAMPLING = 3
 
 
@@ -84,9 +86,11 @@ def tile(image: Image.Image, size: int) -> np.ndarray:
     return tiles
 
 
-def label_patches(scene: Scene, size: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the centre of each patch shows (0, or 1 + colour · shapes + shape), and how many centres of things
-    lie in each patch: `[tiles, patches]` both. The truth behind an auxiliary loss."""
+def label_patches(scene: Scene, size: int, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the centre of each patch shows (0, or 1 + colour · shapes + shape), how many centres of things lie in
+    each patch, and in which of PLACES rows and columns of its tile the centre of the shown thing lies (0, or
+    1 + row · PLACES + column; 0 also if it lies in another tile): `[tiles, patches]` each. The truth behind
+    auxiliary losses."""
     columns, rows = choose_grid(scene.width, scene.height, size)
     boxes = [(c / columns, r / rows, 1 / columns, 1 / rows) for r in range(rows) for c in range(columns)]
     if len(boxes) > 1:
@@ -95,17 +99,20 @@ def label_patches(scene: Scene, size: int, patch: int) -> tuple[np.ndarray, np.n
     middle = (np.arange(grid) + 0.5) / grid
     shown = np.zeros((len(boxes), grid, grid), np.int64)
     centres = np.zeros((len(boxes), grid, grid), np.int64)
+    places = np.zeros((len(boxes), grid, grid), np.int64)
     names = list(COLOURS)
     for thing in scene.things:
         what = 1 + names.index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
         rx, ry = thing.radius / scene.width, thing.radius / scene.height
         for i, (left, top, w, h) in enumerate(boxes):
             dx, dy = (left + middle * w - thing.x) / rx, (top + middle * h - thing.y) / ry
-            shown[i][dx[None] ** 2 + dy[:, None] ** 2 < 0.8] = what
+            covered = dx[None] ** 2 + dy[:, None] ** 2 < 0.8
+            shown[i][covered] = what
             u, v = (thing.x - left) / w, (thing.y - top) / h
             if 0 <= u < 1 and 0 <= v < 1:
                 centres[i, int(v * grid), int(u * grid)] += 1
-    return shown.reshape(len(boxes), -1), centres.reshape(len(boxes), -1)
+                places[i][covered] = 1 + int(v * PLACES) * PLACES + int(u * PLACES)
+    return tuple(x.reshape(len(boxes), -1) for x in (shown, centres, places))
 
 
 def _size(rng: random.Random, size: int, tiles: range) -> tuple[int, int]:

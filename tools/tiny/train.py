@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from data import FEW_TILES, LETTERS, MANY_TILES, WAYS, Generator, Loader, mixed, slot_bytes
 from model import Vita, frames_after_convs, init_weights, load, rows_of_sound, save
-from pictures import COLOURS, SHAPES
+from muon import Muon
+from pictures import COLOURS, PLACES, SHAPES
 from speech import RATE, Clips, Filterbank
 from tokenizer import Template
 
@@ -80,7 +81,9 @@ EMA = 0.998
 SAVE_SECONDS = 20
 EVALUATION_BATCHES = 12
 # Shares of the losses that exist only in training.
-WEIGHT_PATCHES, WEIGHT_PLACES, WEIGHT_WORDS, WEIGHT_LETTERS = 0.5, 0.1, 0.3, 0.3
+WEIGHT_PATCHES, WEIGHT_ROWS, WEIGHT_WHOSE, WEIGHT_WORDS, WEIGHT_LETTERS = 0.5, 0.5, 0.2, 0.3, 0.3
+# The layer of the language model after which the rows of a picture shall know which picture is theirs.
+KNOWS_WHOSE = 2
 
 
 class Helpers(nn.Module):
@@ -89,30 +92,44 @@ class Helpers(nn.Module):
 
     def __init__(self, cfg: dict):
         super().__init__()
-        vision = cfg["vision_config"]
-        self.patches = nn.Linear(vision["hidden_size"], 2 + len(COLOURS) * len(SHAPES))
-        # Rows and columns of four patches, as the pixel shuffle makes them.
-        self.side = vision["image_size"] // vision["patch_size"] // 2
-        self.places = nn.Linear(cfg["hidden_size"], 2 * self.side)
+        self.sees = 2 + len(COLOURS) * len(SHAPES) + 2 * PLACES
+        self.patches = nn.Linear(cfg["vision_config"]["hidden_size"], self.sees)
+        # The pixel shuffle makes a row of four patches.
+        self.rows = nn.Linear(cfg["hidden_size"], 4 * self.sees)
+        self.whose = nn.Linear(cfg["hidden_size"], 2)
         self.letters = nn.Linear(cfg["audio_config"]["hidden_size"], 1 + len(LETTERS))
         self.blank = nn.Parameter(torch.zeros(cfg["hidden_size"]))
 
-    def patch_loss(self, hidden: Tensor, shown: Tensor, centres: Tensor) -> Tensor:
-        """What each patch shows, and whether it holds the centre of something."""
-        y = self.patches(hidden[:, 1:]).float()
-        weight = torch.where(shown > 0, 1.0, 0.2)
-        what = (
-            F.cross_entropy(y[..., 1:].flatten(0, 1), shown.flatten().long(), reduction="none")
-            * weight.flatten()
-        ).sum() / weight.sum()
-        return what + F.binary_cross_entropy_with_logits(y[..., 0], centres.clamp(max=1).float())
+    def picture_loss(self, hidden: Tensor, rows: Tensor, b: dict[str, Tensor]) -> Tensor:
+        """What is seen, by the tower's patches and again by the rows that the language model gets. Nothing else
+        would teach the vertical early, of which few questions ask."""
+        seen = torch.stack([b["shown"], b["centres"], b["places"]], -1)
+        of_rows = shuffled(seen).flatten(0, 2)
+        y = self.rows(rows).view(-1, self.sees)
+        return WEIGHT_PATCHES * self.seen_loss(self.patches(hidden[:, 1:]).flatten(0, 1), seen.flatten(0, 1)) + (
+            WEIGHT_ROWS * self.seen_loss(y, of_rows)
+        )
 
-    def place_loss(self, rows: Tensor) -> Tensor:
-        """Where in its tile a row stands. Nothing else would keep the vertical, of which few questions ask."""
-        y = self.places(rows).float().view(-1, self.side, self.side, 2, self.side)
-        at = torch.arange(self.side, device=y.device).expand(len(y), self.side, self.side)
-        down, across = (z.flatten(0, 2) for z in y.unbind(3))
-        return F.cross_entropy(down, at.mT.flatten()) + F.cross_entropy(across, at.flatten())
+    def seen_loss(self, y: Tensor, seen: Tensor) -> Tensor:
+        """What a patch shows, whether it holds the centre of something, and where in its tile the centre of
+        what it shows lies."""
+        shown, centres, places = seen.long().unbind(-1)
+        centre, what, down, across = y.float().split([1, self.sees - 1 - 2 * PLACES, PLACES, PLACES], -1)
+        weight = torch.where(shown > 0, 1.0, 0.2)
+        of_what = (F.cross_entropy(what, shown, reduction="none") * weight).sum() / weight.sum()
+        of_centres = F.binary_cross_entropy_with_logits(centre[:, 0], centres.clamp(max=1).float())
+        placed = (places > 0).float()
+        place = (places - 1).clamp(min=0)
+        of_places = F.cross_entropy(down, place // PLACES, reduction="none") + F.cross_entropy(
+            across, place % PLACES, reduction="none"
+        )
+        return of_what + of_centres + 0.2 * (of_places * placed).sum() / placed.sum().clamp(min=1)
+
+    def whose_loss(self, held: Tensor, whose: Tensor) -> Tensor:
+        """Which of two pictures a row belongs to: "the first picture" can be asked for only when rows know."""
+        at, which = whose.long().unbind(1)
+        rows = held.flatten(0, 1).index_select(0, at)
+        return F.cross_entropy(self.whose(F.rms_norm(rows, rows.shape[-1:])).float(), which)
 
     def speech_loss(self, vita: Vita, encoded: Tensor, rows: Tensor, b: dict[str, Tensor]) -> Tensor:
         """Letters from the encoder's frames; words from the rows that the language model gets, by its own
@@ -124,6 +141,14 @@ class Helpers(nn.Module):
         return WEIGHT_WORDS * ctc(
             words, rows_of_sound(frames), 1 + b["words"][some], words_length
         ) + WEIGHT_LETTERS * ctc(letters, frames_after_convs(frames), b["letters"][some], letters_length)
+
+
+def shuffled(seen: Tensor) -> Tensor:
+    """Labels of patches `[n, grid², l]` as those of the pixel shuffle's rows: `[n, grid² / 4, 4, l]`."""
+    n, t, labels = seen.shape
+    grid = math.isqrt(t)
+    x = seen.view(n, grid // 2, 2, grid // 2, 2, labels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, t // 4, 4, labels)
 
 
 def ctc(scores: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
@@ -213,6 +238,13 @@ def to_device(arrays: dict, device: torch.device) -> dict:
     return b
 
 
+def is_matrix(name: str, p: Tensor) -> bool:
+    """What Muon takes: the weights of layers between others. Tables, biases and what reads pixels and sounds are
+    left to AdamW."""
+    first = ("patch_embedding", "conv.0.", "embed_tokens", "position_embedding", "class_embedding", "pos_bias")
+    return p.dim() > 1 and not any(part in name for part in first)
+
+
 class Trainer:
     def __init__(self, cfg: dict, clips: Clips, device: torch.device, rate: float, compiled: bool):
         self.cfg, self.device, self.peak_rate = cfg, device, rate
@@ -222,17 +254,23 @@ class Trainer:
         self.vita.to(device), self.helpers.to(device)
         self.vita.model.audio_encoder.encoder.enc[0].core.conv.to(memory_format=torch.channels_last)
         self.ears = Ears(clips, device)
-        self.see, self.hear, self.think = self.vita.see, self.vita.hear, self.vita.think
+        self.see, self.hear, self.think = self.vita.see, self.vita.hear, self.vita.think_aloud
         if compiled:
             self.see, self.think = (torch.compile(f) for f in (self.see, self.think))
-        decayed = [p for p in self.parameters() if p.dim() > 1]
-        others = [p for p in self.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-            lr=rate,
-            betas=(0.9, 0.98),
-            fused=device.type == "cuda",
-        )
+        matrices = [p for name, p in self.vita.named_parameters() if is_matrix(name, p)]
+        rest = [p for p in self.parameters() if not any(p is m for m in matrices)]
+        self.optimizers = [
+            Muon(matrices, rate, WEIGHT_DECAY),
+            torch.optim.AdamW(
+                [
+                    {"params": [p for p in rest if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+                    {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+                ],
+                lr=rate,
+                betas=(0.9, 0.98),
+                fused=device.type == "cuda",
+            ),
+        ]
         self.ema = deepcopy(self.vita).requires_grad_(False)
         self.step = 0
         self.started = False
@@ -264,10 +302,11 @@ class Trainer:
                 _, encoded, heard = self.hear(fbank, b["frames"])
                 media = torch.cat([media, heard[:, : b["sound_rows"]].flatten(0, 1)])
             x = self.vita.merge(b["ids"], media)
-            y = self.think(x, self.vita.rotation(x)).flatten(0, 1).index_select(0, b["at"])
-            logits = self.vita.logits(y)
-            patch = self.helpers.patch_loss(settled(hidden), b["shown"], b["centres"])
-            patch = WEIGHT_PATCHES * patch + WEIGHT_PLACES * self.helpers.place_loss(settled(rows))
+            y, held = self.think(x, self.vita.rotation(x), KNOWS_WHOSE)
+            logits = self.vita.logits(y.flatten(0, 1).index_select(0, b["at"]))
+            patch = self.helpers.picture_loss(settled(hidden), settled(rows), b)
+            if len(b["whose"]):
+                patch = patch + WEIGHT_WHOSE * self.helpers.whose_loss(settled(held), b["whose"])
         if fbank is not None:
             encoded, heard = settled(encoded.float()), settled(heard.float())
             speech = self.helpers.speech_loss(self.vita, encoded, heard, b)
@@ -281,14 +320,15 @@ class Trainer:
             * 0.5
             * (1 + math.cos(math.pi * min(progress, 1)))
         )
-        for group in self.optimizer.param_groups:
+        for group in (g for o in self.optimizers for g in o.param_groups):
             group["lr"] = rate
         answer, patch, speech, right = self.losses(b)
         loss = answer.mean() + patch + speech
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         keep = min(EMA, self.step / (self.step + 20))
         with torch.no_grad():
@@ -305,13 +345,15 @@ class Trainer:
             "vita": self.vita.state_dict(),
             "helpers": self.helpers.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
         }
 
     def load_state(self, state: dict):
-        for name in ("vita", "helpers", "ema", "optimizer"):
+        for name in ("vita", "helpers", "ema"):
             getattr(self, name).load_state_dict(state[name])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(kept)
         self.step = state["step"]
 
     @torch.no_grad()

@@ -183,6 +183,7 @@ class Clips:
         """The pack, and `noises` noises (a tenth of them held out)."""
         from multiprocessing import get_context
 
+        need("soundfile")  # a worker of the pool that ends is only started again
         index = json.loads((folder / "speech.json").read_text())
         files = [folder / f"speech-{k}.ogg" for k in range(1 + max(c["file"] for c in index))]
         with get_context("fork").Pool(jobs) as pool:

@@ -89,7 +89,7 @@ def tables(engine: dict, torch: dict) -> str:
         n, mark = engine["ways"][way], engine["marks"][way]
         cells = [way, cell(n), percent(*n), percent(*mark), cell(of_torch), percent(*of_torch)]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Marks, by the engine:", "", "| taken for | written | spoken | noise |", "| --- | --- | --- | --- |"]
+    lines += ["", "Marks, by the engine:", "", "| should be | taken for written | for spoken | for noise |", "| --- | --- | --- | --- |"]
     for way, came in engine["came"].items():
         lines.append(f"| {way} | {came['written']} | {came['spoken']} | {came['noise']} |")
     lines += ["", "By kind of question, by the engine:", ""]

@@ -1,6 +1,6 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, Problem, Wanted, choose};
+use super::choose::{Chip, Config, Problem, Wishes, choose};
 use super::{Linear, LinearAct, LinearFused, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -108,14 +108,15 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
     }
 }
 
-fn chip(l: &Launcher<'_>) -> Result<Chip> {
-    let takes = "mma, teams, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4";
+fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
+    let takes = "mma, teams, encoders, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4; for one shape alone \
+                 MxNxK=PLAN; several of them separated by commas";
     Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
-        wanted: asked("VIVACE_GEMM", Wanted::parse, takes)?,
+        wanted: asked("VIVACE_GEMM", Wishes::parse, takes)?.and_then(|wishes| wishes.of(shape)),
     })
 }
 
@@ -181,7 +182,7 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l)?);
+        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l, [m, n, k])?);
         match config {
             Config::Gemv(_) | Config::Skinny => self.launch_gemv(l, config),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),

@@ -94,7 +94,7 @@ __device__ __forceinline__ void ask_residual(const WgmmaParams& p, uint32_t row0
         if (row >= p.m) continue;
 #pragma unroll 1
         for (uint32_t col = (n0 >> halved) + lane % 2 * 64; col < end; col += 128)
-            prefetch_l2(static_cast<const T*>(e.residual) + size_t(row) * e.cols + col);
+            if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
     }
 }
 
@@ -176,9 +176,9 @@ __device__ __forceinline__ void finish_as(Sums& sums, const WgmmaParams& p, cons
     const auto ask = [&](uint32_t row, uint32_t col, uint4(&r)[VECTORS]) {
 #pragma unroll
         for (int i = 0; i < VECTORS; i++)
-            if (e.residual != nullptr && whole && row + 8 * i < p.m && col < end)
-                r[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(e.residual) +
-                                                       size_t(row + 8 * i) * e.cols + col);
+            if (const T* from = residual_at<T>(e, row + 8 * i, col);
+                from != nullptr && whole && row + 8 * i < p.m && col < end)
+                r[i] = *reinterpret_cast<const uint4*>(from);
     };
 
     uint4 residual[VECTORS] = {};

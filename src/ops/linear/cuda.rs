@@ -20,6 +20,9 @@ pub(crate) struct Epilogue {
     /// As the enum there: see [`act_code`].
     pub act: u32,
     pub out_f32: u32,
+    /// Columns of `residual`, and the one that the first of them is added to.
+    pub residual_first: u32,
+    pub residual_cols: u32,
     pub unused: u32,
 }
 
@@ -95,6 +98,8 @@ pub(crate) struct Product<'a> {
     pub act: LinearAct,
     pub scale: Option<GpuTensor<'a>>,
     pub residual: Option<GpuTensor<'a>>,
+    /// As [`LinearFused::table_at`].
+    pub table_at: Option<usize>,
     pub y: GpuTensor<'a>,
 }
 
@@ -167,6 +172,8 @@ impl Product<'_> {
             cols: (self.w.rows() / self.act.rows_per_col()) as u32,
             act: act_code(self.act),
             out_f32: u32::from(self.y.desc.dtype == DType::F32),
+            residual_first: self.table_at.unwrap_or(0) as u32,
+            residual_cols: self.residual.map_or(0, |r| r.cols()) as u32,
             unused: 0,
         }
     }
@@ -263,6 +270,7 @@ impl CudaOp for Linear {
             act: LinearAct::None,
             scale: false,
             residual: false,
+            table_at: None,
             out_f32: self.out_f32,
         };
         op.launch(l, io)
@@ -274,6 +282,7 @@ impl CudaOp for LinearFused {
         let [bias, scale, residual] = self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
         let (a, w) = (io.ins[0], io.ins[1]);
         let rows = RowsOf::Matrix { pitch: w.cols() };
-        Product { a, rows, m: a.rows(), w, bias, act: self.act, scale, residual, y: io.outs[0] }.launch(l)
+        let (m, act, table_at, y) = (a.rows(), self.act, self.table_at, io.outs[0]);
+        Product { a, rows, m, w, bias, act, scale, residual, table_at, y }.launch(l)
     }
 }

@@ -310,10 +310,10 @@ pub(crate) fn of_encoders([m, n, k]: [usize; 3]) -> Option<Plan> {
         (0, 1024, 4096) => (Cluster, 64, 128, 4),   // 128, 16
         (0, 1024, 19456) => (Cluster, 128, 128, 8), // 128, 38
         // 30 s, 4 row blocks of 192 or 6 of 128.
-        (1, 3072, 1024) => (One, 128, 144, 1),             // 132, 16
-        (1, 4096, 1024) => (One, 192, 128, 1),             // 128, 16
-        (1, 1024, 1024 | 4096) => (Cluster, 192, 128, 4),  // 128, 4 or 16
-        (1, 1024, 19456) => (Cluster, 192, 128, 4),        // 128, 76
+        (1, 3072, 1024) => (One, 128, 144, 1),            // 132, 16
+        (1, 4096, 1024) => (One, 192, 128, 1),            // 128, 16
+        (1, 1024, 1024 | 4096) => (Cluster, 192, 128, 4), // 128, 4 or 16
+        (1, 1024, 19456) => (Cluster, 192, 128, 4),       // 128, 76
         // One picture, 6 row blocks of 192. With 192 x 96 all 66 pairs of SMs would have to be free for clusters.
         (2, 3072, 1024) => (One, 192, 144, 1),            // 132, 16
         (2, 4096, 1024) => (One, 192, 192, 1),            // 132, 16
@@ -480,16 +480,22 @@ mod tests {
                 assert!(plan.fits([m, n, k], 0, 0), "{m} {n} {k}: no scratch is needed");
                 // Clusters stay within a GPC, of 16 SMs at least: 8 GPCs.
                 let clusters = units / plan.cluster();
-                assert!(plan.cluster() == 1 || clusters <= 8 * (16 / plan.cluster()), "{m} {n} {k}: {plan:?}");
+                assert!(
+                    plan.cluster() == 1 || clusters <= 8 * (16 / plan.cluster()),
+                    "{m} {n} {k}: {plan:?}"
+                );
                 // No plan of the two files moves fewer bytes per SM by more than a third.
                 let bytes = |p: &Plan| {
-                    (p.tile.bm + p.tile.bn) * 128 * k.div_ceil(64).div_ceil(p.splits)
+                    (p.tile.bm + p.tile.bn)
+                        * 128
+                        * k.div_ceil(64).div_ceil(p.splits)
                         * (p.tiles(m, n) * p.splits).div_ceil(SMS)
                 };
                 if m % 64 != 0 && [249, 749, 1025].contains(&m) {
-                    let least = WgmmaTile::TEAMS.iter().filter(|t| t.team == plan.tile.team).map(|&tile| {
-                        bytes(&Plan { tile, splits: plan.splits })
-                    });
+                    let least = WgmmaTile::TEAMS
+                        .iter()
+                        .filter(|t| t.team == plan.tile.team)
+                        .map(|&tile| bytes(&Plan { tile, splits: plan.splits }));
                     assert!(bytes(&plan) * 2 <= least.min().unwrap() * 3, "{m} {n} {k}: {plan:?}");
                 }
             }

@@ -150,7 +150,7 @@ __device__ __forceinline__ void gemv(const GemvParams& p) {
     }
     pdl_wait();
     pdl_trigger();
-    if (writes && e.residual) residual = static_cast<const T*>(e.residual)[col];
+    if (const T* r = residual_at<T>(e, 0, col); writes && r != nullptr) residual = *r;
 
     const auto* x = static_cast<const uint4*>(p.x);
     float sums[R] = {};

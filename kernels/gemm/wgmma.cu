@@ -76,14 +76,13 @@ __device__ __forceinline__ void finish(float (&acc)[Tile::BN / 2], const WgmmaPa
     const uint32_t row = row0 + lane / per_row, col0 = (n0 >> halved) + lane % per_row * 8;
     // The last chunk may reach beyond the tile.
     const uint32_t end = min((n0 + Tile::BN) >> halved, e.cols), pitch = 8 * per_row;
-    const bool vectors = e.cols % 8 == 0, read = e.residual != nullptr && vectors;
+    const bool vectors = e.cols % 8 == 0;
     const auto inside = [&](int i, uint32_t col) { return (i == 0 || !halved) && row + 8 * i < p.m && col < end; };
     const auto ask = [&](uint32_t col, uint4 (&r)[2]) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            if (read && inside(i, col))
-                r[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(e.residual) +
-                                                       size_t(row + 8 * i) * e.cols + col);
+            if (const T* from = residual_at<T>(e, row + 8 * i, col); from != nullptr && vectors && inside(i, col))
+                r[i] = *reinterpret_cast<const uint4*>(from);
     };
 
     uint4 residual[2] = {};

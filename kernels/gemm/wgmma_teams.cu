@@ -94,7 +94,7 @@ __device__ __forceinline__ void ask_residual(const WgmmaParams& p, uint32_t row0
         if (row >= p.m) continue;
 #pragma unroll 1
         for (uint32_t col = (n0 >> halved) + lane % 2 * 64; col < end; col += 128)
-            prefetch_l2(static_cast<const T*>(e.residual) + size_t(row) * e.cols + col);
+            if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
     }
 }
 
@@ -135,13 +135,25 @@ struct ClusterSums {
     }
     __device__ __forceinline__ Float8 take(uint32_t row, uint32_t col, bool upper_first) const {
         const uint32_t at = from + (row * Tile::PITCH + col) * 4, first = upper_first ? 16 : 0;
-        float4 a = make_float4(0.f, 0.f, 0.f, 0.f), b = a;
-#pragma unroll 2
-        for (uint32_t rank = 0; rank < splits; rank++) {
-            const uint32_t there = cluster_address(at, rank);
-            const float4 c = load_cluster(there + first), d = load_cluster(there + (16 - first));
-            a.x += c.x, a.y += c.y, a.z += c.z, a.w += c.w;
-            b.x += d.x, b.y += d.y, b.z += d.z, b.w += d.w;
+        const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
+        float4 a = zero, b = zero;
+        // A read of another CTA's memory takes as long as one of the L2: four on their way together.
+        constexpr uint32_t TOGETHER = 4;
+#pragma unroll 1
+        for (uint32_t rank = 0; rank < splits; rank += TOGETHER) {
+            float4 c[TOGETHER], d[TOGETHER];
+#pragma unroll
+            for (uint32_t i = 0; i < TOGETHER; i++) {
+                c[i] = d[i] = zero;
+                if (rank + i >= splits) continue;
+                const uint32_t there = cluster_address(at, rank + i);
+                c[i] = load_cluster(there + first), d[i] = load_cluster(there + (16 - first));
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < TOGETHER; i++) {
+                a.x += c[i].x, a.y += c[i].y, a.z += c[i].z, a.w += c[i].w;
+                b.x += d[i].x, b.y += d[i].y, b.z += d[i].z, b.w += d[i].w;
+            }
         }
         const float4 lo = upper_first ? b : a, hi = upper_first ? a : b;
         return {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
@@ -164,9 +176,9 @@ __device__ __forceinline__ void finish_as(Sums& sums, const WgmmaParams& p, cons
     const auto ask = [&](uint32_t row, uint32_t col, uint4(&r)[VECTORS]) {
 #pragma unroll
         for (int i = 0; i < VECTORS; i++)
-            if (e.residual != nullptr && whole && row + 8 * i < p.m && col < end)
-                r[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(e.residual) +
-                                                       size_t(row + 8 * i) * e.cols + col);
+            if (const T* from = residual_at<T>(e, row + 8 * i, col);
+                from != nullptr && whole && row + 8 * i < p.m && col < end)
+                r[i] = *reinterpret_cast<const uint4*>(from);
     };
 
     uint4 residual[VECTORS] = {};
@@ -429,6 +441,7 @@ __device__ __forceinline__ void gemm_teams(const WgmmaParams& p) {
 
 EXPORT_TEAMS(1, 192, 192, 4)
 EXPORT_TEAMS(1, 192, 144, 4)
+EXPORT_TEAMS(1, 192, 128, 4)
 EXPORT_TEAMS(1, 192, 96, 5)
 EXPORT_TEAMS(1, 128, 256, 4)
 EXPORT_TEAMS(1, 128, 224, 4)
@@ -437,9 +450,12 @@ EXPORT_TEAMS(1, 128, 192, 5)
 EXPORT_TEAMS(1, 128, 144, 6)
 EXPORT_TEAMS(1, 128, 128, 6)
 EXPORT_TEAMS(1, 64, 128, 4)
+EXPORT_TEAMS(1, 64, 96, 5)
 EXPORT_TEAMS(2, 128, 128, 6)
 EXPORT_TEAMS(2, 64, 256, 5)
+EXPORT_CLUSTER(192, 128, 4)
 EXPORT_CLUSTER(192, 96, 5)
 EXPORT_CLUSTER(128, 256, 4)
 EXPORT_CLUSTER(128, 144, 6)
 EXPORT_CLUSTER(128, 128, 6)
+EXPORT_CLUSTER(64, 128, 4)

@@ -20,6 +20,7 @@ use crate::core::{Cost, HostData, Result, Step};
 use crate::exec::{Ceilings, MemoryUse};
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
+use crate::media::tiles::Tiles;
 use crate::models::config::{Hints, ModelConfig, Opened, open_model, synthetic};
 use crate::models::qwen2::{Head, Ids};
 use crate::weights::test_input;
@@ -172,8 +173,14 @@ impl Bench {
             }
             Item::Vision(tiles) => {
                 let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
-                let pixels = test_input(SEED, "bench.pixel_values", &[tiles, 3, size, size], 0.0, 1.0);
-                self.graph(Work::Vision { tiles }, Step::rows(0, tiles, 0), Some(HostData::F32(pixels)))?
+                let noise = test_input(SEED, "bench.pixels", &[tiles, size, size, 3], 127.5, 127.5);
+                let data = noise.into_iter().map(|x| x as u8).collect();
+                let picture = Tiles { size, count: tiles, grid: (1, tiles), data };
+                let Some((tiles, pixels)) = self.engine.model.batches(&picture)?.pop() else {
+                    crate::bail_runtime!("a picture without tiles")
+                };
+                let work = Work::Vision { tiles, bytes: matches!(pixels, HostData::U32(_)) };
+                self.graph(work, Step::rows(0, tiles, 0), Some(pixels))?
             }
             Item::Audio(frames) => {
                 let fbank = test_input(SEED, "bench.fbank", &[frames, 80], 16.0, 4.0);
@@ -268,7 +275,7 @@ impl Bench {
         let text = Work::Text { rows: padded, kv_len: rows, ids: Ids::Host, head: Head::Greedy };
         let mut cost = model.fused(text)?.cost() + model.fused(Work::Audio { frames })?.cost();
         if !cached {
-            cost = cost + model.fused(Work::Vision { tiles: 1 })?.cost();
+            cost = cost + model.fused(Work::Vision { tiles: 1, bytes: true })?.cost();
         }
         Ok((Spread::of(&times_us), cost))
     }

@@ -10,9 +10,10 @@ use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
 use crate::media::fbank::rows_for_frames;
+use crate::media::tiles::{MEAN, STD, Tiles};
 use crate::models::config::ModelConfig;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
-use crate::models::{intern_vit, whale};
+use crate::models::{intern_vit, intern_vit::Pixels, whale};
 use crate::weights::Source;
 
 /// Ids with this bit are rows of the media state.
@@ -33,7 +34,7 @@ pub struct Model {
     source: Arc<dyn Source>,
     fusion: Fusion,
     text: Graphs<TextKey, TextIo>,
-    vision: Graphs<usize, EncoderIo>,
+    vision: Graphs<(usize, bool), EncoderIo>,
     audio: Graphs<(usize, usize), EncoderIo>,
     text_states: Vec<StateId>,
     /// What the KV cache and the media state hold. Whoever writes to these states says so here first.
@@ -46,6 +47,16 @@ pub struct Model {
     positions: usize,
     /// Keep intermediate results of the encoders readable, for comparisons.
     observe: bool,
+    /// Pictures go to the device as normalised f32, not as bytes: four times as much (`VIVACE_PIXELS=f32`).
+    pixel_values: bool,
+}
+
+/// How tiles come into the vision graph.
+fn pixels(bytes: bool) -> Pixels {
+    match bytes {
+        true => Pixels::Bytes { mean: MEAN, std: STD },
+        false => Pixels::Values,
+    }
 }
 
 /// One of the graphs of a model.
@@ -58,8 +69,10 @@ pub(super) enum Work {
         ids: Ids,
         head: Head,
     },
+    /// Tiles as bytes, or as normalised values.
     Vision {
         tiles: usize,
+        bytes: bool,
     },
     Audio {
         frames: usize,
@@ -99,6 +112,7 @@ impl Model {
             position_states: Vec::new(),
             positions: 0,
             observe,
+            pixel_values: std::env::var_os("VIVACE_PIXELS").is_some_and(|v| v == "f32"),
         };
         let recipes = model.recipes()?;
         let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
@@ -132,7 +146,7 @@ impl Model {
         let cfg = &self.cfg;
         add(qwen2::build(&cfg.text, &self.sizes, self.dtype, key(Ids::Host, Head::All))?.graph)?;
         if let Some(vision) = &cfg.vision {
-            add(intern_vit::build(vision, &cfg.text, self.dtype, 1)?.graph)?;
+            add(intern_vit::build(vision, &cfg.text, self.dtype, 1, Pixels::Values)?.graph)?;
         }
         if let Some(audio) = &cfg.audio {
             add(whale::build(audio, &cfg.text, self.dtype, 64, 64)?.graph)?;
@@ -189,8 +203,8 @@ impl Model {
                 let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
                 Ok(qwen2::build(text, &self.sizes, dtype, key)?.graph)
             }
-            Work::Vision { tiles } => match &self.cfg.vision {
-                Some(vision) => Ok(intern_vit::build(vision, text, dtype, tiles)?.graph),
+            Work::Vision { tiles, bytes } => match &self.cfg.vision {
+                Some(vision) => Ok(intern_vit::build(vision, text, dtype, tiles, pixels(bytes))?.graph),
                 None => crate::bail_input!("this model has no vision tower: it cannot take pictures"),
             },
             Work::Audio { frames } => match &self.cfg.audio {
@@ -216,7 +230,9 @@ impl Model {
                 let (exe, io) = self.text_graph(rows, kv_len, ids, head)?;
                 Ok((exe, io.ids))
             }
-            Work::Vision { tiles } => self.vision_graph(tiles).map(|(exe, io)| (exe, Some(io.input))),
+            Work::Vision { tiles, bytes } => {
+                self.vision_graph(tiles, bytes).map(|(exe, io)| (exe, Some(io.input)))
+            }
             Work::Audio { frames } => self.audio_graph(frames).map(|(exe, io)| (exe, Some(io.input))),
         }
     }
@@ -336,14 +352,14 @@ impl Model {
         rows_for_frames(frames) + self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows)
     }
 
-    /// The prepared vision graph for `tiles` tiles.
-    pub(super) fn vision_graph(&mut self, tiles: usize) -> Result<(ExeId, EncoderIo)> {
+    /// The prepared vision graph for `tiles` tiles, of bytes or of normalised values.
+    pub(super) fn vision_graph(&mut self, tiles: usize, bytes: bool) -> Result<(ExeId, EncoderIo)> {
         let Some(vision) = &self.cfg.vision else {
             crate::bail_input!("this model has no vision tower: it cannot take pictures")
         };
         let (text, dtype, observe) = (&self.cfg.text, self.dtype, self.observe);
-        self.vision.get(self.backend.as_mut(), &self.fusion, &[], tiles, || {
-            let mut v = intern_vit::build(vision, text, dtype, tiles)?;
+        self.vision.get(self.backend.as_mut(), &self.fusion, &[], (tiles, bytes), || {
+            let mut v = intern_vit::build(vision, text, dtype, tiles, pixels(bytes))?;
             let inner = vec![("last_hidden_state", v.last_hidden), ("features", v.features)];
             if observe {
                 inner.iter().for_each(|(_, t)| v.graph.output(*t));
@@ -352,24 +368,54 @@ impl Model {
         })
     }
 
-    /// Enqueues tiles, f32 `[n, 3, S, S]`, and puts their rows into the media state from `first_row` on.
-    pub fn encode_tiles(&mut self, pixels: &[f32], first_row: usize) -> Result<()> {
-        let Some(vision) = &self.cfg.vision else {
-            crate::bail_input!("this model has no vision tower: it cannot take pictures")
-        };
-        let tile_len = 3 * vision.image_size * vision.image_size;
-        let rows = pixels.len() / tile_len * self.rows_per_tile();
-        self.cache.media.overwritten(first_row..first_row + rows);
+    /// The tiles of a picture as the vision graph takes them, a batch at a time: their number and the input.
+    pub(super) fn batches(&self, tiles: &Tiles) -> Result<Vec<(usize, HostData)>> {
+        let tile_len = 3 * tiles.size * tiles.size;
+        let count = |len: usize| len / tile_len;
+        if self.cfg.vision.as_ref().is_some_and(intern_vit::takes_bytes) && !self.pixel_values {
+            let word = |b: &[u8; 4]| u32::from_le_bytes(*b);
+            let batch = |b: &[u8]| HostData::U32(b.as_chunks::<4>().0.iter().map(word).collect());
+            return Ok(tiles
+                .data
+                .chunks(TILES_AT_ONCE * tile_len)
+                .map(|b| (count(b.len()), batch(b)))
+                .collect());
+        }
+        let values = tiles.pixel_values()?;
+        let batch = |b: &[f32]| (count(b.len()), HostData::F32(b.to_vec()));
+        Ok(values.chunks(TILES_AT_ONCE * tile_len).map(batch).collect())
+    }
+
+    /// Enqueues the tiles of a picture and puts their rows into the media state from `first_row` on.
+    pub fn encode_picture(&mut self, tiles: &Tiles, first_row: usize) -> Result<()> {
         let mut row = first_row;
-        for batch in pixels.chunks(TILES_AT_ONCE * tile_len) {
-            let tiles = batch.len() / tile_len;
-            let (exe, io) = self.vision_graph(tiles)?;
-            self.backend.write(exe, io.input, &HostData::F32(batch.to_vec()))?;
-            self.backend.run(exe, Step::rows(0, tiles, 0))?;
-            self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], row, usize::MAX)?;
+        for (tiles, batch) in self.batches(tiles)? {
+            self.encode_batch(tiles, &batch, row)?;
             row += tiles * self.rows_per_tile();
         }
         Ok(())
+    }
+
+    /// The same with normalised values, f32 `[n, 3, S, S]`.
+    pub fn encode_tiles(&mut self, pixels: &[f32], first_row: usize) -> Result<()> {
+        let size = self.cfg.vision.as_ref().map_or(0, |v| v.image_size);
+        let tile_len = (3 * size * size).max(1);
+        let mut row = first_row;
+        for batch in pixels.chunks(TILES_AT_ONCE * tile_len) {
+            let tiles = batch.len() / tile_len;
+            self.encode_batch(tiles, &HostData::F32(batch.to_vec()), row)?;
+            row += tiles * self.rows_per_tile();
+        }
+        Ok(())
+    }
+
+    /// Enqueues a batch of tiles, bytes or values.
+    pub(super) fn encode_batch(&mut self, tiles: usize, pixels: &HostData, first_row: usize) -> Result<()> {
+        let (exe, io) = self.vision_graph(tiles, matches!(pixels, HostData::U32(_)))?;
+        self.cache.media.overwritten(first_row..first_row + tiles * self.rows_per_tile());
+        self.backend.write(exe, io.input, pixels)?;
+        self.backend.run(exe, Step::rows(0, tiles, 0))?;
+        self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
     }
 
     /// The prepared audio graph for `frames` frames.

@@ -29,8 +29,7 @@ pub struct Session<'e> {
 
 /// What the model gets of a question.
 pub(super) struct Inputs {
-    /// f32 `[tiles, 3, S, S]` per picture.
-    pub pixels: Vec<Vec<f32>>,
+    pub pictures: Vec<Tiles>,
     pub sounds: Vec<Fbank>,
     pub ids: Vec<u32>,
 }
@@ -160,10 +159,10 @@ impl<'e> Session<'e> {
             placed.push(Placed { content: m.content, first_row, wanted: true });
             first_row += m.rows;
         }
-        let mut inputs = Inputs { pixels: Vec::new(), sounds: Vec::new(), ids: ids(&keys, &placed)? };
+        let mut inputs = Inputs { pictures: Vec::new(), sounds: Vec::new(), ids: ids(&keys, &placed)? };
         for made in media.into_iter().filter_map(|m| m.made) {
             match made {
-                Made::Tiles(tiles) => inputs.pixels.push(tiles.pixel_values()?),
+                Made::Tiles(tiles) => inputs.pictures.push(tiles),
                 Made::Sound(fbank) => inputs.sounds.push(fbank),
             }
         }
@@ -331,7 +330,7 @@ impl<'e> Session<'e> {
                     from = Some(model.backend_mut().mark(lane)?);
                 }
                 match &m.made {
-                    Some(Made::Tiles(tiles)) => model.encode_tiles(&tiles.pixel_values()?, p.first_row)?,
+                    Some(Made::Tiles(tiles)) => model.encode_picture(tiles, p.first_row)?,
                     Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row)?,
                     None => {}
                 }

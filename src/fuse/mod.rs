@@ -6,11 +6,11 @@ mod assemble_tokens;
 mod conv_relu;
 mod embed_splice;
 mod linear_act;
+mod linear_keys;
 mod linear_residual;
 mod norm_act;
 mod qkv_rope;
 mod swiglu;
-mod whale_qkv;
 
 use crate::core::{Place, Recipe, Result, Tensor};
 use crate::graph::{Graph, Node};
@@ -39,7 +39,7 @@ pub trait Rule: Sync {
 /// Every rule, in the order of application: what swallows whole patterns first, what takes the rest last.
 pub const RULES: &[&dyn Rule] = &[
     &qkv_rope::QkvRope,
-    &whale_qkv::WhaleQkv,
+    &linear_keys::LinearKeys,
     &swiglu::Swiglu,
     &norm_act::NormAct,
     &conv_relu::ConvRelu,

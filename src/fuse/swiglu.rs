@@ -48,6 +48,7 @@ impl Rule for Swiglu {
             bias: false,
             scale: false,
             residual: false,
+            table_at: None,
             out_f32: false,
         };
         let node = Node { op: op.into(), ins: vec![x, w], outs: g.nodes[at].outs.clone() };

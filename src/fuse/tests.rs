@@ -43,7 +43,7 @@ fn graphs() -> Vec<(&'static str, Graph)> {
         ("prefill", text(key(17, qwen2::Ids::Host, qwen2::Head::Greedy))),
         ("decode", text(key(1, qwen2::Ids::LastToken, qwen2::Head::Sample))),
         ("verify", text(key(9, qwen2::Ids::Host, qwen2::Head::All))),
-        ("vision", intern_vit::build(vision, &cfg.text, dtype, 3).unwrap().graph),
+        ("vision", intern_vit::build(vision, &cfg.text, dtype, 3, intern_vit::Pixels::Values).unwrap().graph),
         ("audio", whale::build(audio, &cfg.text, dtype, 137, 64).unwrap().graph),
         ("positions", whale::position_tables(audio, dtype, 64).unwrap()),
     ]

@@ -6,13 +6,14 @@ use super::config::{TextConfig, VisionConfig};
 use crate::core::{DType, Recipe, Result, Tensor};
 use crate::graph::Graph;
 use crate::ops::attention::{Attention, Mask, Source};
+pub use crate::ops::conv::Pixels;
 use crate::ops::conv::{Patchify, PixelShuffle, PrependClass};
 use crate::ops::elementwise::{Act, AddTable, RowScale, Unary};
 
 /// A vision graph and the tensors that the host touches.
 pub struct VisionGraph {
     pub graph: Graph,
-    /// f32 `[tiles, 3, S, S]`, normalised pixels.
+    /// The tiles, as their [`Pixels`] say.
     pub pixels: Tensor,
     /// `[tiles · (1 + P), C]`, output of the last layer, class token included.
     pub last_hidden: Tensor,
@@ -27,8 +28,19 @@ pub fn rows_per_tile(cfg: &VisionConfig) -> usize {
     (cfg.image_size / cfg.patch_size).pow(2) / 4
 }
 
+/// Whether tiles may come as bytes: rows of them are whole u32.
+pub fn takes_bytes(cfg: &VisionConfig) -> bool {
+    (3 * cfg.image_size).is_multiple_of(4)
+}
+
 /// Builds the graph for `tiles` tiles.
-pub fn build(cfg: &VisionConfig, text: &TextConfig, dtype: DType, tiles: usize) -> Result<VisionGraph> {
+pub fn build(
+    cfg: &VisionConfig,
+    text: &TextConfig,
+    dtype: DType,
+    tiles: usize,
+    pixels: Pixels,
+) -> Result<VisionGraph> {
     const TOWER: &str = "model.vision_tower.vision_tower";
     let mut b = Builder::new(dtype);
     let (c, p, s) = (cfg.hidden_size, cfg.patch_size, cfg.image_size);
@@ -38,10 +50,13 @@ pub fn build(cfg: &VisionConfig, text: &TextConfig, dtype: DType, tiles: usize) 
     let eps = cfg.layer_norm_eps;
 
     let at = |what: &str| format!("{TOWER}.embeddings.{what}");
-    let pixels = b.g.input("pixel_values", DType::F32, &[tiles, 3, s, s]);
+    let input = match pixels {
+        Pixels::Values => b.g.input("pixel_values", DType::F32, &[tiles, 3, s, s]),
+        Pixels::Bytes { .. } => b.g.input("pixels", DType::U32, &[tiles, s, 3 * s / 4]),
+    };
     // K = 3·14·14 = 588 is padded with zeros to a multiple of 16: whole tensor-core steps, 16-byte rows.
     let k = (3 * p * p).next_multiple_of(16);
-    let x = b.push1(&at("patches"), Patchify { patch: p, padded_cols: k, dtype }, &[pixels])?;
+    let x = b.push1(&at("patches"), Patchify { pixels, patch: p, padded_cols: k, dtype }, &[input])?;
     let w = b.g.weight(Recipe::padded_cols(&at("patch_embedding.weight"), dtype, &[c, 3, p, p], k));
     let x = b.linear_with(&at("patch_embedding"), x, w, c, true)?;
     let class = b.g.weight(Recipe::viewed(&at("class_embedding"), dtype, &[1, 1, c], &[c]));
@@ -87,5 +102,5 @@ pub fn build(cfg: &VisionConfig, text: &TextConfig, dtype: DType, tiles: usize) 
     let y = b.push1("model.mm_projector.1", Unary { act: Act::Gelu }, &[y])?;
     let projected = b.linear("model.mm_projector.2", y, text.hidden_size, true)?;
     b.g.output(projected);
-    Ok(VisionGraph { graph: b.g, pixels, last_hidden: x, features, projected })
+    Ok(VisionGraph { graph: b.g, pixels: input, last_hidden: x, features, projected })
 }

@@ -5,9 +5,10 @@ use super::builder::Builder;
 use super::config::{AudioConfig, TextConfig};
 use crate::core::{DType, Recipe, Result, Tensor};
 use crate::graph::Graph;
-use crate::ops::attention::{Attention, KeyBias, Mask, SinTable, Source};
+use crate::ops::attention::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::ops::conv::{Cmvn, Conv1d, Conv2d};
-use crate::ops::elementwise::{Act, Scale, Unary};
+use crate::ops::elementwise::{Act, Add, Scale, Unary};
+use crate::ops::linear::Linear;
 
 const ENCODER: &str = "model.audio_encoder.encoder";
 const ADAPTER: &str = "model.audio_encoder.adpter";
@@ -31,30 +32,80 @@ pub fn encoder_frames(frames: usize) -> usize {
     half(half(frames))
 }
 
-/// `scale · (q + u)·k + scale · (q + v)·p = scale · q·(k + p) + scale · (u·k + v·p)`: there is no relative shift, so
-/// `p` depends on weights and position only. It is computed once, by this graph, into one state per layer.
-///
-/// `cap` is the number of positions; the states are those of [`build`].
+/// What a layer's attention adds to a sound, from weights and positions alone:
+/// `scale · (q + u)·k + scale · (q + v)·p = scale · (q + u)·(k + p) + scale · (v - u)·p`, since there is no relative
+/// shift.
+struct Positions {
+    /// `[cap, C]`: p.
+    keys: Tensor,
+    /// `[3 C]`: the biases of q, k and v, with u in that of q.
+    bias: Tensor,
+    /// f32 `[heads, cap]`: `scale · (v - u)·p`.
+    scores: Tensor,
+}
+
+impl Positions {
+    /// The states of every layer, `cap` positions long: the same ones in all graphs.
+    fn states(b: &mut Builder, cfg: &AudioConfig, cap: usize) -> Vec<Positions> {
+        let (c, heads) = (cfg.hidden_size, cfg.num_attention_heads);
+        (0..cfg.num_hidden_layers)
+            .map(|n| Positions {
+                keys: b.g.state(&format!("audio.p.{n}"), b.dtype, &[cap, c]),
+                bias: b.g.state(&format!("audio.bias.{n}"), b.dtype, &[3 * c]),
+                scores: b.g.state(&format!("audio.scores.{n}"), DType::F32, &[heads, cap]),
+            })
+            .collect()
+    }
+}
+
+fn layer(n: usize, what: &str) -> String {
+    format!("{ENCODER}.enc.1.encoders.{n}.{what}")
+}
+
+fn score_scale(cfg: &AudioConfig) -> f32 {
+    1.0 / ((cfg.hidden_size / cfg.num_attention_heads) as f32).sqrt()
+}
+
+/// Rows of the tensors `linear_q`, `linear_k`, `linear_v` of layer n one after another.
+fn qkv(dtype: DType, n: usize, what: &str, shape: &[usize]) -> Result<Recipe> {
+    let one = |x| Recipe::plain(&layer(n, &format!("self_attn.linear_{x}.{what}")), dtype, shape);
+    let all = ["q", "k", "v"].map(one);
+    match Recipe::stack(&all.each_ref()) {
+        Some(recipe) => Ok(recipe),
+        None => crate::bail_runtime!("{} and those of k and v do not stack", all[0].name()),
+    }
+}
+
+/// Fills the states of [`build`] for `cap` positions: it runs once.
 pub fn position_tables(cfg: &AudioConfig, dtype: DType, cap: usize) -> Result<Graph> {
     let mut b = Builder::new(dtype);
-    let c = cfg.hidden_size;
-    let tables = position_states(&mut b, cfg, cap);
+    let (c, heads) = (cfg.hidden_size, cfg.num_attention_heads);
+    let head_dim = c / heads;
+    let positions = Positions::states(&mut b, cfg, cap);
     let pe = b.push1("pe", SinTable { rows: cap, width: c, dtype }, &[])?;
-    for (n, &table) in tables.iter().enumerate() {
-        let name = format!("{ENCODER}.enc.1.encoders.{n}.self_attn.linear_pos");
-        let p = b.linear(&name, pe, c, false)?;
-        b.g.store(p, table)?;
+    for (n, states) in positions.iter().enumerate() {
+        let at = |what: &str| layer(n, what);
+        let p = b.linear(&at("self_attn.linear_pos"), pe, c, false)?;
+        b.g.store(p, states.keys)?;
+
+        let name = at("self_attn.pos_bias_u");
+        let in_q = b.g.weight(Recipe::padded(&name, dtype, &[heads, head_dim], 3 * c));
+        let biases = b.g.weight(qkv(dtype, n, "bias", &[c])?);
+        let bias = b.push1(&at("self_attn.bias"), Add, &[biases, in_q])?;
+        b.g.store(bias, states.bias)?;
+
+        let u = b.g.weight(Recipe::viewed(&name, dtype, &[heads, head_dim], &[c]));
+        let less_u = b.push1(&at("self_attn.less_u"), Scale { by: -1.0 }, &[u])?;
+        let v = Recipe::viewed(&at("self_attn.pos_bias_v"), dtype, &[heads, head_dim], &[c]);
+        let v = b.g.weight(v);
+        let op = KeyBias { heads, head_dim, scale: score_scale(cfg) };
+        let made = b.g.push(&at("self_attn.scores"), op, &[p, p, less_u, v])?;
+        b.g.store(made[1], states.scores)?;
     }
     Ok(b.g)
 }
 
-fn position_states(b: &mut Builder, cfg: &AudioConfig, cap: usize) -> Vec<Tensor> {
-    (0..cfg.num_hidden_layers)
-        .map(|n| b.g.state(&format!("audio.p.{n}"), b.dtype, &[cap, cfg.hidden_size]))
-        .collect()
-}
-
-/// Builds the graph for exactly `frames` frames, with position tables of `cap` rows.
+/// Builds the graph for exactly `frames` frames, with the states of `cap` positions that [`position_tables`] fills.
 pub fn build(
     cfg: &AudioConfig,
     text: &TextConfig,
@@ -66,7 +117,7 @@ pub fn build(
     let (c, heads) = (cfg.hidden_size, cfg.num_attention_heads);
     let d = c / heads;
     let eps = 1e-5;
-    let tables = position_states(&mut b, cfg, cap);
+    let positions = Positions::states(&mut b, cfg, cap);
 
     let fbank = b.g.input("fbank", DType::F32, &[frames, cfg.input_dim]);
     let mean = b.weight(&format!("{ENCODER}.global_cmvn.mean"), &[cfg.input_dim]);
@@ -98,29 +149,25 @@ pub fn build(
         size if size > 0 => Mask::Chunk { size: size as usize, left: cfg.left_chunks },
         _ => Mask::Full,
     };
-    for (n, &p) in tables.iter().enumerate() {
-        let at = |what: &str| format!("{ENCODER}.enc.1.encoders.{n}.{what}");
+    for (n, states) in positions.iter().enumerate() {
+        let at = |what: &str| layer(n, what);
 
         let y = b.layer_norm(&at("norm1"), x, eps)?;
-        let q = b.linear(&at("self_attn.linear_q"), y, c, true)?;
-        let k = b.linear(&at("self_attn.linear_k"), y, c, true)?;
-        let v = b.linear(&at("self_attn.linear_v"), y, c, true)?;
-        let u_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_u"), dtype, &[heads, d], &[c]));
-        let v_bias = b.g.weight(Recipe::viewed(&at("self_attn.pos_bias_v"), dtype, &[heads, d], &[c]));
-        let scale = 1.0 / (d as f32).sqrt();
-        let key_bias = KeyBias { heads, head_dim: d, scale };
-        let keys = b.g.push(&at("self_attn.keys"), key_bias, &[k, p, u_bias, v_bias])?;
+        let w = b.g.weight(qkv(dtype, n, "weight", &[c, c])?);
+        let linear = Linear { bias: true, out_f32: false };
+        let y = b.push1(&at("self_attn.linear_qkv"), linear, &[y, w, states.bias])?;
+        let y = b.push1(&at("self_attn.keys"), AddKeys, &[y, states.keys])?;
         let attention = Attention {
             heads,
             kv_heads: heads,
             head_dim: d,
-            scale,
+            scale: score_scale(cfg),
             mask,
-            source: Source::Separate,
+            source: Source::Packed,
             batch: 1,
             bias: true,
         };
-        let y = b.push1(&at("self_attn.attn"), attention, &[q, keys[0], v, keys[1]])?;
+        let y = b.push1(&at("self_attn.attn"), attention, &[y, states.scores])?;
         let y = b.linear(&at("self_attn.linear_out"), y, c, true)?;
         x = b.add(&at("self_attn.residual"), x, y)?;
 

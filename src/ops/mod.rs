@@ -152,7 +152,7 @@ ops! {
     conv::Conv1d,
     attention::Attention,
     attention::KeyBias,
-    attention::FoldKeys,
+    attention::AddKeys,
     attention::SinTable,
 }
 

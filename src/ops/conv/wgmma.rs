@@ -282,6 +282,8 @@ pub(super) mod launch {
                     cols: n as u32,
                     act,
                     out_f32: 0,
+                    residual_first: 0,
+                    residual_cols: 0,
                     unused: 0,
                 },
                 partials,

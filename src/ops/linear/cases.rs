@@ -119,7 +119,14 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         }
         case
     };
-    let op = |bias, act, scale, residual| LinearFused { bias, act, scale, residual, out_f32: false };
+    let op = |bias, act, scale, residual| LinearFused {
+        bias,
+        act,
+        scale,
+        residual,
+        table_at: None,
+        out_f32: false,
+    };
     let swiglu = op(false, LinearAct::Swiglu, false, false);
     let kinds = [
         ("gelu", op(true, LinearAct::Gelu, false, false)),
@@ -154,6 +161,29 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     ] {
         all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
     }
+    // A table on some columns: (rows, N, K, rows of the table, its first column, its columns).
+    let table = |name: &str, [t, n, k]: [usize; 3], [rows, at, cols]: [usize; 3], fill: Option<Fill>| {
+        let plain = case(name, t, n, k, op(true, LinearAct::None, false, false), fill);
+        let op = LinearFused { residual: true, table_at: Some(at), ..plain.op.clone() };
+        let case = Case { op, ..plain };
+        match fill {
+            Some(fill) => case.act_with(&[rows, cols], fill),
+            None => case.act(&[rows, cols]),
+        }
+    };
+    for (shape, [rows, at, cols]) in [
+        ([1, 96, 896], [3, 32, 32]),
+        ([1, 48, 18944], [1, 8, 16]),
+        ([7, 192, 80], [9, 64, 64]),
+        ([16, 120, 592], [16, 0, 40]),
+        ([65, 120, 80], [70, 40, 40]),
+        ([129, 528, 592], [200, 176, 176]),
+        ([300, 1536, 1024], [512, 512, 512]),
+    ] {
+        let [t, n, k] = shape;
+        all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None));
+    }
+    all.push(table("table_ints_t70_n144_k128", [70, 144, 128], [80, 48, 48], Some(Fill::SmallInts)));
     // More tiles than a GPU takes at once.
     all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
     all.push(case("scale_residual_t3000_n1540_k8", 3000, 1540, 8, kinds[2].1.clone(), None));
@@ -172,6 +202,19 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         let down = op(false, LinearAct::None, false, true);
         all.push(case(&format!("down_t{t}"), t, 3584, 18944, down.clone(), None).bench());
         all.push(case(&format!("o_t{t}"), t, 3584, 3584, down, None).bench());
+    }
+    // The layers of the audio encoder.
+    for t in [74, 249, 749] {
+        all.push(table(&format!("whale_qkv_t{t}"), [t, 3072, 1024], [1024, 1024, 1024], None).bench());
+        let relu = op(true, LinearAct::Relu, false, false);
+        all.push(case(&format!("whale_w1_t{t}"), t, 4096, 1024, relu, None).bench());
+        let residual = op(true, LinearAct::None, false, true);
+        all.push(case(&format!("whale_w2_t{t}"), t, 1024, 4096, residual.clone(), None).bench());
+        all.push(case(&format!("whale_out_t{t}"), t, 1024, 1024, residual, None).bench());
+    }
+    // Beside 1025 rows: one row block of 192 less, and rows of x and w that are no power of two bytes apart.
+    for (name, t, k) in [("vit_fc2_t960", 960, 4096), ("vit_fc2_k4160_t1025", 1025, 4160)] {
+        all.push(case(name, t, 1024, k, op(true, LinearAct::None, true, true), None).bench());
     }
     for t in [1025, 4100, 13325] {
         let gelu = op(true, LinearAct::Gelu, false, false);

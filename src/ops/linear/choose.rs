@@ -26,13 +26,46 @@ pub(crate) struct Chip {
     pub wanted: Option<Wanted>,
 }
 
-/// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile and parts of K of the wgmma kernel, such as
-/// `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan that its estimate prefers. It holds for the products that have a choice between the two kernels.
+/// What may be asked for instead of the choice made here, to test and to compare: `mma`, or tile and parts of K of the
+/// wgmma kernel, such as `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan
+/// that its estimate prefers; `encoders` for [`wgmma::of_encoders`]. It holds for the products that have a choice
+/// between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
     Teams,
+    Encoders,
     Wgmma(wgmma::Plan),
+}
+
+/// What `VIVACE_GEMM` says, separated by commas: `MxNxK=WANTED` for one shape, `WANTED` for all others.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Wishes {
+    shapes: Vec<([usize; 3], Wanted)>,
+    others: Option<Wanted>,
+}
+
+impl Wishes {
+    pub fn parse(text: &str) -> Option<Wishes> {
+        let mut wishes = Wishes::default();
+        for item in text.split(',') {
+            match item.split_once('=') {
+                Some((shape, wanted)) => {
+                    let sizes: Vec<usize> =
+                        shape.split('x').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+                    wishes.shapes.push((sizes.try_into().ok()?, Wanted::parse(wanted)?));
+                }
+                None if wishes.others.is_none() => wishes.others = Some(Wanted::parse(item)?),
+                None => return None,
+            }
+        }
+        Some(wishes)
+    }
+
+    /// What holds for a product of that shape.
+    pub fn of(&self, shape: [usize; 3]) -> Option<Wanted> {
+        self.shapes.iter().find(|(s, _)| *s == shape).map(|(_, wanted)| *wanted).or(self.others)
+    }
 }
 
 impl Wanted {
@@ -40,6 +73,7 @@ impl Wanted {
         match text {
             "mma" => return Some(Wanted::Mma),
             "teams" => return Some(Wanted::Teams),
+            "encoders" => return Some(Wanted::Encoders),
             _ => {}
         }
         let (tile, splits) = text.split_once('/')?;
@@ -146,7 +180,13 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
                 Config::Wgmma(plan)
             }
             wanted => {
-                let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.k) {
+                if wanted == Some(Wanted::Encoders)
+                    && let Some(plan) = wgmma::of_encoders([p.m, p.n, p.k])
+                    && plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters)
+                {
+                    return Config::Wgmma(plan);
+                }
+                let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.n, p.k) {
                     true => &wgmma::WgmmaTile::TEAMS,
                     false => &wgmma::WgmmaTile::ALL,
                 };
@@ -159,9 +199,11 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
 }
 
 /// Where `gemm/wgmma_teams.cu` was measured ahead at every shape that was tried: many rows and few steps of K, so that
-/// epilogues count (`gemm/LADDER.md`). Elsewhere its estimate has to be fitted first.
-fn teams_ahead(m: usize, k: usize) -> bool {
-    m >= 1025 && k <= 1024
+/// epilogues count; and at N = 1024, K = 4096 with 1025 rows (26.0 against 32.5 us) and with 13325 (166 against 203),
+/// though not with 4100 (64.4 against 54.1) (`gemm/LADDER.md`). Elsewhere its estimate has to be fitted first.
+fn teams_ahead(m: usize, n: usize, k: usize) -> bool {
+    let narrow_and_deep = n <= 1024 && k <= 4096 && (m <= 1152 || m >= 8192);
+    m >= 1025 && (k <= 1024 || narrow_and_deep)
 }
 
 /// The tile and split with the least estimated time.
@@ -299,11 +341,33 @@ mod tests {
         assert_eq!(taken("2x128x128/1", 300), (wgmma::Team::Two, 128, 128, 1));
         assert_eq!(taken("cx128x128/4", 300), (wgmma::Team::Cluster, 128, 128, 4));
         // Unasked where they were measured ahead.
-        for (m, k, ahead) in
-            [(1025, 1024, true), (13325, 1024, true), (1024, 1024, false), (4100, 4096, false)]
+        for (m, n, k, ahead) in [
+            (1025, 4096, 1024, true),
+            (13325, 4096, 1024, true),
+            (1024, 4096, 1024, false),
+            (1025, 1024, 4096, true),
+            (4100, 1024, 4096, false),
+            (13325, 1024, 4096, true),
+            (1025, 3584, 4096, false),
+            (2048, 3584, 18944, false),
+        ] {
+            let Config::Wgmma(plan) = choose(&dense(m, n, k), &H200) else { panic!("{m} {n} {k}") };
+            assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {n} {k}");
+        }
+        // By shape, beside a plan for all others.
+        let wishes = Wishes::parse("300x512x1024=cx64x128/4,1x64x96/1").unwrap();
+        let by_shape =
+            |m| match choose(&dense(m, 512, 1024), &Chip { wanted: wishes.of([m, 512, 1024]), ..H200 }) {
+                Config::Wgmma(plan) => (plan.tile.team, plan.tile.bm, plan.tile.bn, plan.splits),
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(by_shape(300), (wgmma::Team::Cluster, 64, 128, 4));
+        assert_eq!(by_shape(301), (wgmma::Team::One, 64, 96, 1));
+        assert_eq!(Wishes::parse("300x512x1024=mma").unwrap().of([1, 1, 1]), None);
+        for bad in
+            ["", "mma,teams", "300x512=mma", "300x512x1024=", "300x512x1024x1=mma", "axbxc=mma", "mma,"]
         {
-            let Config::Wgmma(plan) = choose(&dense(m, 4096, k), &H200) else { panic!("{m} {k}") };
-            assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {k}");
+            assert_eq!(Wishes::parse(bad), None, "{bad}");
         }
         // Teams that take turns do not split K; a cluster is two to eight CTAs.
         for none in ["2x128x128/2", "cx128x128/1", "cx128x128/9"] {

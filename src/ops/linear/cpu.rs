@@ -30,6 +30,8 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let (n, m) = (w.shape().rows(), w.shape().rows() / op.act.rows_per_col());
     let rows = io.ins.extent(0).0;
     let residual = r.map(|r| io.ins.f32s(r)).transpose()?;
+    // The columns that it is added to.
+    let (first, width) = (op.table_at.unwrap_or(0), r.map_or(0, |r| io.ins.extent(r).1));
     let mut sums = vec![0.0; rows * n];
     gemm(Rows::dense(x, w.shape().cols()), w, &mut sums);
     let y = io.outs.f32s(0)?;
@@ -46,7 +48,7 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
                 y.iter_mut().zip(s).for_each(|(y, s)| *y *= s);
             }
             if let Some(r) = residual {
-                add(y, &r[t * m..][..m]);
+                add(&mut y[first..first + width], &r[t * width..][..width]);
             }
         },
     );

@@ -1,6 +1,6 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, Problem, Wanted, choose};
+use super::choose::{Chip, Config, Problem, Wishes, choose};
 use super::{Linear, LinearAct, LinearFused, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -20,6 +20,9 @@ pub(crate) struct Epilogue {
     /// As the enum there: see [`act_code`].
     pub act: u32,
     pub out_f32: u32,
+    /// Columns of `residual`, and the one that the first of them is added to.
+    pub residual_first: u32,
+    pub residual_cols: u32,
     pub unused: u32,
 }
 
@@ -95,6 +98,8 @@ pub(crate) struct Product<'a> {
     pub act: LinearAct,
     pub scale: Option<GpuTensor<'a>>,
     pub residual: Option<GpuTensor<'a>>,
+    /// As [`LinearFused::table_at`].
+    pub table_at: Option<usize>,
     pub y: GpuTensor<'a>,
 }
 
@@ -108,14 +113,15 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
     }
 }
 
-fn chip(l: &Launcher<'_>) -> Result<Chip> {
-    let takes = "mma, teams, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4";
+fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
+    let takes = "mma, teams, encoders, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4; for one shape alone \
+                 MxNxK=PLAN; several of them separated by commas";
     Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
-        wanted: asked("VIVACE_GEMM", Wanted::parse, takes)?,
+        wanted: asked("VIVACE_GEMM", Wishes::parse, takes)?.and_then(|wishes| wishes.of(shape)),
     })
 }
 
@@ -166,6 +172,8 @@ impl Product<'_> {
             cols: (self.w.rows() / self.act.rows_per_col()) as u32,
             act: act_code(self.act),
             out_f32: u32::from(self.y.desc.dtype == DType::F32),
+            residual_first: self.table_at.unwrap_or(0) as u32,
+            residual_cols: self.residual.map_or(0, |r| r.cols()) as u32,
             unused: 0,
         }
     }
@@ -181,7 +189,7 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l)?);
+        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l, [m, n, k])?);
         match config {
             Config::Gemv(_) | Config::Skinny => self.launch_gemv(l, config),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
@@ -262,6 +270,7 @@ impl CudaOp for Linear {
             act: LinearAct::None,
             scale: false,
             residual: false,
+            table_at: None,
             out_f32: self.out_f32,
         };
         op.launch(l, io)
@@ -273,6 +282,7 @@ impl CudaOp for LinearFused {
         let [bias, scale, residual] = self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
         let (a, w) = (io.ins[0], io.ins[1]);
         let rows = RowsOf::Matrix { pitch: w.cols() };
-        Product { a, rows, m: a.rows(), w, bias, act: self.act, scale, residual, y: io.outs[0] }.launch(l)
+        let (m, act, table_at, y) = (a.rows(), self.act, self.table_at, io.outs[0]);
+        Product { a, rows, m, w, bias, act, scale, residual, table_at, y }.launch(l)
     }
 }

@@ -47,13 +47,16 @@ impl LinearAct {
 /// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end.
 ///
 /// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`; outs: y `[T, M]`
-/// with M = N, or N / 2 after SwiGLU. r may share memory with y.
+/// with M = N, or N / 2 after SwiGLU. r may share memory with y, unless it is a table: see `table_at`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearFused {
     pub bias: bool,
     pub act: LinearAct,
     pub scale: bool,
     pub residual: bool,
+    /// r is a table `[R >= T, W]`, the same in every run: its row t is added to columns `table_at ..` of row t. A
+    /// multiple of 8, as W and M then are.
+    pub table_at: Option<usize>,
     pub out_f32: bool,
 }
 
@@ -122,7 +125,13 @@ impl LinearFused {
         for (given, what) in [
             (self.bias, "b [N]".to_owned()),
             (self.scale, format!("s [{m}]")),
-            (self.residual, format!("r [T, {m}]")),
+            (self.residual && self.table_at.is_none(), format!("r [T, {m}]")),
+            (
+                self.table_at.is_some(),
+                self.table_at.map_or(String::new(), |at| {
+                    format!("r [R >= T, W] with {at} + W <= {m}, all three multiples of 8")
+                }),
+            ),
         ] {
             if given {
                 wants = format!("{wants}, {what}");
@@ -146,7 +155,17 @@ impl OpDef for LinearFused {
         let fits = (self.act != LinearAct::Swiglu || n.is_multiple_of(16))
             && b.is_none_or(|b| ins[b].shape.dims() == [n])
             && s.is_none_or(|s| ins[s].shape.dims() == [out.cols()])
-            && r.is_none_or(|r| ins[r].shape == out && ins[r].dtype == ins[0].dtype);
+            && match (r, self.table_at) {
+                (None, None) => true,
+                (None, Some(_)) => false,
+                (Some(r), None) => ins[r].shape == out && ins[r].dtype == ins[0].dtype,
+                (Some(r), Some(at)) => {
+                    let (table, m) = (ins[r], out.cols());
+                    let whole = [at, table.cols(), m].iter().all(|n| n.is_multiple_of(8));
+                    let inside = table.rows() >= ins[0].rows() && at + table.cols() <= m;
+                    table.shape.rank() == 2 && whole && inside && table.dtype == ins[0].dtype
+                }
+            };
         if !fits {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
@@ -154,11 +173,20 @@ impl OpDef for LinearFused {
     }
 
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
-        cost(ins, outs)
+        let all = cost(ins, outs);
+        match (self.optional_inputs()[2], self.table_at) {
+            // Of a table the rows of this run.
+            (Some(r), Some(_)) => {
+                let unread =
+                    ins[r].rows().saturating_sub(ins[0].rows()) * ins[r].cols() * ins[r].dtype.bytes();
+                Cost { read_bytes: all.read_bytes - unread as u64, ..all }
+            }
+            _ => all,
+        }
     }
 
     fn reuse(&self) -> &'static [(usize, usize)] {
-        match self.optional_inputs()[2] {
+        match self.optional_inputs()[2].filter(|_| self.table_at.is_none()) {
             Some(2) if !self.out_f32 => &[(2, 0)],
             Some(3) if !self.out_f32 => &[(3, 0)],
             Some(4) if !self.out_f32 => &[(4, 0)],

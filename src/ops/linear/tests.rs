@@ -66,8 +66,14 @@ fn linear_by_hand() {
 fn fused_is_its_parts_in_order() {
     let plain = Linear { bias: true, out_f32: false };
     let sums = run(&plain, &[3, 8], &[&[32, 8], &[32]], None);
-    let swiglu =
-        LinearFused { bias: true, act: LinearAct::Swiglu, scale: false, residual: false, out_f32: false };
+    let swiglu = LinearFused {
+        bias: true,
+        act: LinearAct::Swiglu,
+        scale: false,
+        residual: false,
+        table_at: None,
+        out_f32: false,
+    };
     let y = run(&swiglu, &[3, 8], &[&[32, 8], &[32]], None);
     assert_eq!(y.len(), 3 * 16);
     for t in 0..3 {
@@ -81,6 +87,38 @@ fn fused_is_its_parts_in_order() {
     let value = |i: usize, seed: usize| ((i * 7 + seed) % 11) as f32 / 8.0 - 0.5;
     for (i, y) in y.iter().enumerate() {
         assert_eq!(*y, value(i, 5) + value(i % 32, 3) * sums[i].max(0.0));
+    }
+}
+
+#[test]
+fn a_table_is_added_to_its_columns() {
+    let plain = run(&Linear { bias: true, out_f32: false }, &[3, 8], &[&[32, 8], &[32]], None);
+    let op = |at| LinearFused {
+        bias: true,
+        act: LinearAct::None,
+        scale: false,
+        residual: true,
+        table_at: Some(at),
+        out_f32: false,
+    };
+    let y = run(&op(16), &[3, 8], &[&[32, 8], &[32]], Some(&[5, 8]));
+    for (i, y) in y.iter().enumerate() {
+        let (t, col) = (i / 32, i % 32);
+        let at = t * 8 + col % 8;
+        let added = if (16..24).contains(&col) { ((at * 7 + 5) % 11) as f32 / 8.0 - 0.5 } else { 0.0 };
+        assert_eq!(*y, plain[i] + added, "{t} {col}");
+    }
+    assert!(op(16).reuse().is_empty());
+    let of = |at: usize, table: &[usize]| {
+        let ins = [desc("x", &[3, 8], DType::BF16), desc("w", &[32, 8], DType::BF16)];
+        let (b, r) = (desc("b", &[32], DType::BF16), desc("r", table, DType::BF16));
+        op(at).infer(&[&ins[0], &ins[1], &b, &r])
+    };
+    assert!(of(24, &[3, 8]).is_ok());
+    // Beyond the last column, no whole vectors, too few rows.
+    for (at, table) in [(32, [3, 8]), (24, [3, 16]), (12, [3, 8]), (16, [3, 4]), (16, [2, 8])] {
+        let message = of(at, &table).unwrap_err().to_string();
+        assert!(message.contains(&format!("r [R >= T, W] with {at} + W <= 32")), "{message}");
     }
 }
 
@@ -99,8 +137,14 @@ fn shapes_and_messages() {
         message,
         "Linear wants x [T, K], w [N, K], b [N]; got x [5, 64] bf16, layers.3.w [40, 60] bf16, b [40] bf16"
     );
-    let swiglu =
-        LinearFused { bias: false, act: LinearAct::Swiglu, scale: false, residual: true, out_f32: false };
+    let swiglu = LinearFused {
+        bias: false,
+        act: LinearAct::Swiglu,
+        scale: false,
+        residual: true,
+        table_at: None,
+        out_f32: false,
+    };
     let message = swiglu.infer(&[&x, &w, &b]).unwrap_err().to_string();
     assert!(
         message.starts_with("LinearFused wants x [T, K], w [N, K], r [T, N/2] with N % 16 == 0; got x"),

@@ -46,9 +46,10 @@ impl WgmmaTile {
         tile(64, 128, 4),
     ];
     /// The EXPORT lines of `gemm/wgmma_teams.cu`.
-    pub const TEAMS: [WgmmaTile; 16] = [
+    pub const TEAMS: [WgmmaTile; 20] = [
         team_tile(Team::One, 192, 192, 4),
         team_tile(Team::One, 192, 144, 4),
+        team_tile(Team::One, 192, 128, 4),
         team_tile(Team::One, 192, 96, 5),
         team_tile(Team::One, 128, 256, 4),
         team_tile(Team::One, 128, 224, 4),
@@ -57,12 +58,15 @@ impl WgmmaTile {
         team_tile(Team::One, 128, 144, 6),
         team_tile(Team::One, 128, 128, 6),
         team_tile(Team::One, 64, 128, 4),
+        team_tile(Team::One, 64, 96, 5),
         team_tile(Team::Two, 128, 128, 6),
         team_tile(Team::Two, 64, 256, 5),
+        team_tile(Team::Cluster, 192, 128, 4),
         team_tile(Team::Cluster, 192, 96, 5),
         team_tile(Team::Cluster, 128, 256, 4),
         team_tile(Team::Cluster, 128, 144, 6),
         team_tile(Team::Cluster, 128, 128, 6),
+        team_tile(Team::Cluster, 64, 128, 4),
     ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
@@ -291,6 +295,35 @@ pub(crate) fn choose(
     best.1
 }
 
+/// Plans by arithmetic for the layers of the two encoders, 1024 wide with 4096 in between, where their rows are few
+/// enough to be one round on 132 SMs. The bytes that an SM draws from the L2, at some 57 a clock, are what counts:
+/// `(bm + bn) · 128` a step. Right of each plan its CTAs, and the steps of one.
+pub(crate) fn of_encoders([m, n, k]: [usize; 3]) -> Option<Plan> {
+    use Team::{Cluster, One};
+    let rows = [256, 768, 1152].into_iter().position(|most| m <= most)?;
+    let (team, bm, bn, splits) = match (rows, n, k) {
+        // 10 s of sound, 4 row blocks of 64. Two CTAs fit on an SM: the next kernel's are set up, and have asked for
+        // their weights, while these multiply.
+        (0, 3072, 1024) => (One, 64, 96, 1),        // 128, 16
+        (0, 4096, 1024) => (One, 64, 128, 1),       // 128, 16
+        (0, 1024, 1024) => (Cluster, 64, 128, 4),   // 128, 4: all of them on their way at once
+        (0, 1024, 4096) => (Cluster, 64, 128, 4),   // 128, 16
+        (0, 1024, 19456) => (Cluster, 128, 128, 8), // 128, 38
+        // 30 s, 4 row blocks of 192 or 6 of 128.
+        (1, 3072, 1024) => (One, 128, 144, 1),            // 132, 16
+        (1, 4096, 1024) => (One, 192, 128, 1),            // 128, 16
+        (1, 1024, 1024 | 4096) => (Cluster, 192, 128, 4), // 128, 4 or 16
+        (1, 1024, 19456) => (Cluster, 192, 128, 4),       // 128, 76
+        // One picture, 6 row blocks of 192. With 192 x 96 all 66 pairs of SMs would have to be free for clusters.
+        (2, 3072, 1024) => (One, 192, 144, 1),            // 132, 16
+        (2, 4096, 1024) => (One, 192, 192, 1),            // 132, 16
+        (2, 1024, 1024 | 4096) => (Cluster, 192, 128, 2), // 96, 8 or 32
+        _ => return None,
+    };
+    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == (team, bm, bn))?;
+    Some(Plan { tile, splits })
+}
+
 #[cfg(feature = "cuda")]
 pub(crate) mod launch {
     use super::{Plan, Team};
@@ -433,6 +466,42 @@ mod tests {
         for (n, k) in [(3072, 1024), (4096, 1024), (1024, 1024), (1024, 4096)] {
             let plan = team_plan(1025, n, k);
             assert!(plan.tiles(1025, n) * plan.splits <= SMS * plan.tile.ctas, "{n} {k}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn layers_of_the_encoders_are_one_round() {
+        let layer = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)];
+        for m in [17, 74, 249, 256, 257, 749, 768, 769, 1025, 1152] {
+            for (n, k) in layer {
+                let plan = of_encoders([m, n, k]).unwrap();
+                let units = plan.tiles(m, n) * plan.splits;
+                assert!(units <= SMS, "{m} {n} {k}: {plan:?}");
+                assert!(plan.fits([m, n, k], 0, 0), "{m} {n} {k}: no scratch is needed");
+                // Clusters stay within a GPC, of 16 SMs at least: 8 GPCs.
+                let clusters = units / plan.cluster();
+                assert!(
+                    plan.cluster() == 1 || clusters <= 8 * (16 / plan.cluster()),
+                    "{m} {n} {k}: {plan:?}"
+                );
+                // No plan of the two files moves fewer bytes per SM by more than a third.
+                let bytes = |p: &Plan| {
+                    (p.tile.bm + p.tile.bn)
+                        * 128
+                        * k.div_ceil(64).div_ceil(p.splits)
+                        * (p.tiles(m, n) * p.splits).div_ceil(SMS)
+                };
+                if m % 64 != 0 && [249, 749, 1025].contains(&m) {
+                    let least = WgmmaTile::TEAMS
+                        .iter()
+                        .filter(|t| t.team == plan.tile.team)
+                        .map(|&tile| bytes(&Plan { tile, splits: plan.splits }));
+                    assert!(bytes(&plan) * 2 <= least.min().unwrap() * 3, "{m} {n} {k}: {plan:?}");
+                }
+            }
+        }
+        for other in [[1153, 1024, 1024], [249, 3584, 2048], [13325, 3072, 1024]] {
+            assert_eq!(of_encoders(other), None, "{other:?}");
         }
     }
 

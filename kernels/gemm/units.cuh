@@ -43,9 +43,19 @@ __device__ __forceinline__ void load_w(const WgmmaParams& p, uint32_t ring, uint
     tma_load_2d(to, p.w, barrier, step * Tile::BK, n0);
 }
 
+// Rows of x: those of a matrix. `load` asks for 64 columns of them, those of k step `step`.
+struct DenseRows {
+    const TensorMap& x;
+
+    __device__ __forceinline__ void load(uint32_t to, uint32_t barrier, uint32_t step, uint32_t m0) const {
+        tma_load_2d(to, x, barrier, step * 64, m0);
+    }
+};
+
 // One thread. The weights of the first stages are asked for before the wait for the kernels that made x.
-template <class Tile>
-__device__ __forceinline__ void produce(const WgmmaParams& p, uint32_t ring, uint32_t full, uint32_t empty) {
+template <class Tile, class Rows>
+__device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, uint32_t ring, uint32_t full,
+                                        uint32_t empty) {
     Schedule<Tile> schedule(p);
     uint32_t early = 0;
     if (schedule.more()) {
@@ -65,7 +75,7 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, uint32_t ring, uin
                 mbarrier_wait(empty + at.stage * 8, at.phase ^ 1);
                 load_w<Tile>(p, ring, at.stage, full, step, u.n0);
             }
-            tma_load_2d(ring + at.stage * Tile::STAGE_BYTES, p.x, full + at.stage * 8, step * Tile::BK, u.m0);
+            rows.load(ring + at.stage * Tile::STAGE_BYTES, full + at.stage * 8, step, u.m0);
         }
     }
 }

@@ -193,7 +193,7 @@ __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
 
     if (warpgroup == 0) {
         if constexpr (Tile::PRODUCER_REGISTERS > 0) give_registers<Tile::PRODUCER_REGISTERS>();
-        if (threadIdx.x < 32 && elect_one()) produce<Tile>(p, ring, full, empty);
+        if (threadIdx.x < 32 && elect_one()) produce<Tile>(p, DenseRows{p.x}, ring, full, empty);
         return;
     }
     if constexpr (Tile::PRODUCER_REGISTERS > 0) take_registers<Tile::CONSUMER_REGISTERS>();

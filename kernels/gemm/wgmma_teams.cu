@@ -1,6 +1,8 @@
 // archs: 90a
 // gemm_teams:  y = r + s · act(x wᵀ + b)      as gemm_wgmma: x [M, K], w [N, K], y [M, cols] of T16 (or f32);
 //              K % 8 == 0, any M and N; sums in f32, one rounding
+// gemm_windows: the same for a convolution over rows with stride 2: row m of x is rows 2m, 2m + 1, .. of a matrix
+//              [T, C], C % 64 == 0, one after another, and zeros behind its last
 // CTA = one producer warpgroup + two or three consumer warpgroups around a ring of STAGES stages, persistent, as in
 // wgmma.cu. The consumers form teams:
 //   one team:  its warpgroups share a tile, 64 rows each. Three of them make 192 rows, which fits 1025 rows of a
@@ -392,9 +394,28 @@ __device__ __forceinline__ void consume_in_cluster(const WgmmaParams& p, uint32_
     cluster_wait();
 }
 
+// The even rows of the matrix and the odd ones are a matrix each: so tap t of window m is row m + t / 2 of one of them.
+struct WindowParams {
+    WgmmaParams g;  // x: {C, even rows}, box {64, BM}
+    TensorMap odd;
+    uint32_t chunks;  // of 64 columns in C
+};
+
+struct WindowRows {
+    const WindowParams& p;
+
+    __device__ __forceinline__ void load(uint32_t to, uint32_t barrier, uint32_t step, uint32_t m0) const {
+        const uint32_t tap = step / p.chunks, chunk = step % p.chunks;
+        if (tap % 2 == 0)
+            tma_load_2d(to, p.g.x, barrier, chunk * 64, m0 + tap / 2);
+        else
+            tma_load_2d(to, p.odd, barrier, chunk * 64, m0 + tap / 2);
+    }
+};
+
 // Any grid; CLUSTER: one CTA per unit, clusters of p.splits. Dynamic shared memory: STAGES · STAGE_BYTES + 1024.
-template <class T, class Tile, bool CLUSTER>
-__device__ __forceinline__ void gemm_teams(const WgmmaParams& p) {
+template <class T, class Tile, bool CLUSTER, class Rows>
+__device__ __forceinline__ void gemm_rows(const WgmmaParams& p, const Rows& rows) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full_[Tile::STAGES], empty_[Tile::STAGES];
     __shared__ alignas(16) float staging[CLUSTER ? 1 : Tile::CONSUMERS][64 * Tile::PITCH];
@@ -415,7 +436,7 @@ __device__ __forceinline__ void gemm_teams(const WgmmaParams& p) {
 
     if (warpgroup == 0) {
         give_registers<Tile::PRODUCER_REGISTERS>();
-        if (threadIdx.x < 32 && elect_one()) produce<Tile>(p, ring, full, empty);
+        if (threadIdx.x < 32 && elect_one()) produce<Tile>(p, rows, ring, full, empty);
         return;
     }
     take_registers<Tile::CONSUMER_REGISTERS>();
@@ -428,6 +449,15 @@ __device__ __forceinline__ void gemm_teams(const WgmmaParams& p) {
     }
 }
 
+template <class T, class Tile, bool CLUSTER>
+__device__ __forceinline__ void gemm_teams(const WgmmaParams& p) {
+    gemm_rows<T, Tile, CLUSTER>(p, DenseRows{p.x});
+}
+template <class T, class Tile>
+__device__ __forceinline__ void gemm_windows(const WindowParams& p) {
+    gemm_rows<T, Tile, true>(p.g, WindowRows{p});
+}
+
 #define EXPORT_TEAMS_AS(name, cluster, teams, bm, bn, stages)                                                \
     EXPORT(name##_bf16, WgmmaParams, (TeamTile<teams, bm, bn, stages>::THREADS),                             \
            (TeamTile<teams, bm, bn, stages>::CTAS),                                                          \
@@ -438,6 +468,11 @@ __device__ __forceinline__ void gemm_teams(const WgmmaParams& p) {
     EXPORT_TEAMS_AS(gemm_teams_##teams##x##bm##x##bn##x##stages, false, teams, bm, bn, stages)
 #define EXPORT_CLUSTER(bm, bn, stages) \
     EXPORT_TEAMS_AS(gemm_teams_cluster_##bm##x##bn##x##stages, true, 1, bm, bn, stages)
+#define EXPORT_WINDOWS(bm, bn, stages)                                                                       \
+    EXPORT(gemm_windows_##bm##x##bn##x##stages##_bf16, WindowParams, (TeamTile<1, bm, bn, stages>::THREADS), \
+           (TeamTile<1, bm, bn, stages>::CTAS), gemm_windows<__nv_bfloat16, TeamTile<1, bm, bn, stages>>)    \
+    EXPORT(gemm_windows_##bm##x##bn##x##stages##_f16, WindowParams, (TeamTile<1, bm, bn, stages>::THREADS),  \
+           (TeamTile<1, bm, bn, stages>::CTAS), gemm_windows<__half, TeamTile<1, bm, bn, stages>>)
 
 EXPORT_TEAMS(1, 192, 192, 4)
 EXPORT_TEAMS(1, 192, 144, 4)
@@ -459,3 +494,5 @@ EXPORT_CLUSTER(128, 256, 4)
 EXPORT_CLUSTER(128, 144, 6)
 EXPORT_CLUSTER(128, 128, 6)
 EXPORT_CLUSTER(64, 128, 4)
+EXPORT_WINDOWS(128, 128, 6)
+EXPORT_WINDOWS(64, 128, 4)

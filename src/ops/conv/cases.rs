@@ -130,6 +130,8 @@ pub(super) fn conv1d() -> Vec<Case<Conv1d>> {
     };
     let mut all =
         vec![case(1, 128, 256), case(2, 8, 16), case(37, 128, 256), case(130, 72, 136), case(139, 64, 40)];
+    // Windows out of even rows and odd ones: two rows, an even number, rows behind the first tile of 64.
+    all.extend([(2, 64, 24), (38, 128, 250), (300, 192, 136)].map(|(t, c, n)| case(t, c, n)));
     let ints = Case::new("ints_t45_c16_n40", Conv1d { kernel: 5, stride: 2, pad_right: 4 })
         .act_with(&[45, 16], Fill::SmallInts)
         .weight_with(&[40, 80], Fill::SmallInts)

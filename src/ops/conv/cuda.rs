@@ -297,19 +297,22 @@ impl CudaOp for Conv1d {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([a, w, b], [y]) = io.take()?;
         let rows = RowsOf::Matrix { pitch: self.stride * a.cols() };
-        let act = LinearAct::None;
-        Product {
+        let product = Product {
             a,
             rows,
             m: y.rows(),
             w,
             bias: Some(b),
-            act,
+            act: LinearAct::None,
             scale: None,
             residual: None,
             table_at: None,
             y,
+        };
+        let chip = wgmma::launch::chip(l)?;
+        match wgmma::windows(&chip, self.stride, [a.rows(), a.cols()], [y.rows(), w.rows(), w.cols()]) {
+            Some(plan) => product.launch_windows(l, plan),
+            None => product.launch(l),
         }
-        .launch(l)
     }
 }

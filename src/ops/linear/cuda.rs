@@ -200,6 +200,17 @@ impl Product<'_> {
         }
     }
 
+    /// Records the same for the windows of `a` with stride 2, on sm_90a.
+    pub fn launch_windows(&self, l: &mut Launcher<'_>, plan: wgmma::Plan) -> Result<()> {
+        self.check()?;
+        let (t, c) = (self.a.rows(), self.a.cols());
+        if t < 2 || c % 64 != 0 {
+            crate::bail_runtime!("{}: windows of {t} rows of {c}: 2 and a multiple of 64", self.y.name());
+        }
+        // SAFETY: infer() fixed the extents of all operands, check() their types; T and C are as wanted.
+        unsafe { wgmma::launch::launch_windows(l, plan, (self.a, self.m), self.w, self.epilogue()) }
+    }
+
     fn launch_gemv(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
         let e = self.epilogue();
         let (n, k) = (self.w.rows(), self.w.cols());

@@ -87,6 +87,11 @@ impl WgmmaTile {
         format!("_{team}{}x{}x{}", self.bm, self.bn, self.stages)
     }
 
+    /// The EXPORT_WINDOWS lines of `gemm/wgmma_teams.cu`.
+    fn takes_windows(&self) -> bool {
+        self.team == Team::Cluster && matches!((self.bm, self.bn), (128, 128) | (64, 128))
+    }
+
     /// Warpgroups that multiply one tile where K may be split, 64 rows each.
     fn consumers(&self) -> usize {
         self.bm / 64
@@ -295,6 +300,12 @@ pub(crate) fn choose(
     best.1
 }
 
+/// How a convolution over rows with stride 2 is carried out; `None` where no plan has parts of K enough.
+pub(crate) fn of_windows([m, n, k]: [usize; 3], sm_count: usize) -> Option<Plan> {
+    let tiles: Vec<WgmmaTile> = WgmmaTile::TEAMS.into_iter().filter(WgmmaTile::takes_windows).collect();
+    Some(choose(&tiles, [m, n, k], sm_count, 0, 0)).filter(|plan| plan.fits([m, n, k], 0, 0))
+}
+
 /// Plans by arithmetic for the layers of the two encoders, 1024 wide with 4096 in between, where their rows are few
 /// enough to be one round on 132 SMs. The bytes that an SM draws from the L2, at some 57 a clock, are what counts:
 /// `(bm + bn) · 128` a step. Right of each plan its CTAs, and the steps of one.
@@ -363,12 +374,76 @@ pub(crate) mod launch {
         type Params = WgmmaParams;
     }
 
+    /// `WindowParams` of kernels/gemm/wgmma_teams.cu.
+    #[repr(C, align(128))]
+    #[derive(Clone, Copy)]
+    struct WindowParams {
+        g: WgmmaParams,
+        odd: TensorMap,
+        chunks: u32,
+    }
+
+    struct WindowsKernel;
+    // SAFETY: `gemm_windows_*` in kernels/gemm/wgmma_teams.cu take one WindowParams by value; loading compares sizes.
+    unsafe impl Kernel for WindowsKernel {
+        const FILE: &'static str = "gemm/wgmma_teams";
+        const SYMBOL: &'static str = "gemm_windows";
+        type Params = WindowParams;
+    }
+
     /// `[rows, k]` in boxes of `box_rows` rows and 64 columns.
     fn map(t: GpuTensor<'_>, rows: usize, k: usize, box_rows: usize) -> Result<TensorMap> {
+        map_rows(t, (0, 1), rows, k, box_rows)
+    }
+
+    /// The same of every `step`-th row of `t` from row `first` on.
+    fn map_rows(
+        t: GpuTensor<'_>,
+        (first, step): (usize, usize),
+        rows: usize,
+        k: usize,
+        box_rows: usize,
+    ) -> Result<TensorMap> {
         let dims = [k as u64, rows as u64];
         let boxes = [super::WgmmaTile::BK as u32, box_rows as u32];
-        let pitch = 2 * k as u64;
-        TensorMap::encode(t.desc.dtype, t.ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
+        let (pitch, ptr) = (2 * (k * step) as u64, t.ptr.offset(2 * first * k));
+        TensorMap::encode(t.desc.dtype, ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
+    }
+
+    /// Records the product of the windows of x `[T, C]`, with stride 2, and w `[N, kernel·C]`, into m rows. No window
+    /// begins behind the last row of x.
+    ///
+    /// # Safety
+    /// The addresses in `e` are valid for m rows of `e.cols` columns and N biases; T >= 2, C % 64 == 0.
+    pub unsafe fn launch_windows(
+        l: &mut Launcher<'_>,
+        plan: Plan,
+        (x, m): (GpuTensor<'_>, usize),
+        w: GpuTensor<'_>,
+        e: Epilogue,
+    ) -> Result<()> {
+        let Plan { tile, splits } = plan;
+        let (t, c, n, k) = (x.rows(), x.cols(), w.rows(), w.cols());
+        let g = WgmmaParams {
+            x: map_rows(x, (0, 2), t.div_ceil(2), c, tile.bm)?,
+            w: map(w, n, k, tile.bn)?,
+            e,
+            partials: DevicePtr::NULL,
+            counters: DevicePtr::NULL,
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            splits: splits as u32,
+        };
+        let chunks = (c / super::WgmmaTile::BK) as u32;
+        let p = WindowParams { g, odd: map_rows(x, (1, 2), t / 2, c, tile.bm)?, chunks };
+        let geometry = Geometry::grid([plan.grid(m, n, l.device.sm_count()) as u32, 1, 1])
+            .cluster(plan.cluster() as u32)
+            .smem(tile.smem_bytes());
+        let variant = format!("_{}x{}x{}", tile.bm, tile.bn, tile.stages);
+        // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
+        // all else.
+        unsafe { l.launch_variant::<WindowsKernel>(&variant, x.desc.dtype, geometry, &p) }
     }
 
     /// Records the product of x `[m, K]` and w `[N, K]`.
@@ -466,6 +541,31 @@ mod tests {
         for (n, k) in [(3072, 1024), (4096, 1024), (1024, 1024), (1024, 4096)] {
             let plan = team_plan(1025, n, k);
             assert!(plan.tiles(1025, n) * plan.splits <= SMS * plan.tile.ctas, "{n} {k}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn windows_share_k_in_clusters_without_scratch() {
+        for (shape, clusters) in [([125, 2048, 5120], 16), ([375, 2048, 5120], 48), ([1, 256, 640], 4)] {
+            let plan = of_windows(shape, SMS).unwrap();
+            assert!(plan.tile.takes_windows() && plan.tiles(shape[0], shape[1]) <= clusters, "{plan:?}");
+            assert_eq!(plan.partial_bytes(shape[0], shape[1]), 0);
+        }
+        assert_eq!(of_windows([10, 64, 64], SMS), None);
+    }
+
+    /// `WindowRows` of the kernel: row m + tap / 2 of the even rows or the odd ones is row 2 m + tap of all.
+    #[test]
+    fn taps_alternate_between_even_and_odd_rows() {
+        for rows in [2usize, 7, 249] {
+            for m in 0..rows {
+                for tap in 0..5 {
+                    let (odd, at) = (tap % 2, m + tap / 2);
+                    let held = if odd == 1 { rows / 2 } else { rows.div_ceil(2) };
+                    let row = (at < held).then_some(2 * at + odd);
+                    assert_eq!(row, Some(2 * m + tap).filter(|row| *row < rows), "{rows} {m} {tap}");
+                }
+            }
         }
     }
 

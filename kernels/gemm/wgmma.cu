@@ -15,7 +15,7 @@
 
 // A CTA tile. Two CTAs of the 64x128 tile fit on an SM.
 template <int BM_, int BN_, int STAGES_>
-struct WgmmaTile {
+struct WgmmaTile : Alone {
     static constexpr int BM = BM_, BN = BN_, BK = 64, STAGES = STAGES_;
     static constexpr int CONSUMERS = BM / 64, THREADS = 128 * (1 + CONSUMERS);
     static constexpr int CTAS = BM * BN <= 64 * 128 ? 2 : 1;

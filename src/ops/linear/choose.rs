@@ -77,6 +77,11 @@ impl Wanted {
             _ => {}
         }
         let (tile, splits) = text.split_once('/')?;
+        let (shared, tile) = match tile.split_at_checked(1)? {
+            ("w", rest) => (wgmma::Shared::W, rest),
+            ("x", rest) => (wgmma::Shared::X, rest),
+            _ => (wgmma::Shared::Nothing, tile),
+        };
         let (team, tile) = match tile.split_at_checked(2)? {
             ("1x", rest) => (wgmma::Team::One, rest),
             ("2x", rest) => (wgmma::Team::Two, rest),
@@ -85,8 +90,10 @@ impl Wanted {
         };
         let (bm, bn) = tile.split_once('x')?;
         let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
-        let mut tiles = wgmma::WgmmaTile::ALL.into_iter().chain(wgmma::WgmmaTile::TEAMS);
-        let tile = tiles.find(|t| (t.team, t.bm, t.bn) == (team, bm, bn))?;
+        let [all, teams, pairs] =
+            [&wgmma::WgmmaTile::ALL[..], &wgmma::WgmmaTile::TEAMS, &wgmma::WgmmaTile::PAIRS];
+        let mut tiles = all.iter().chain(teams).chain(pairs);
+        let tile = *tiles.find(|t| (t.shared, t.team, t.bm, t.bn) == (shared, team, bm, bn))?;
         let splits = splits.parse().ok().filter(|&s| s >= 1)?;
         Some(Wanted::Wgmma(wgmma::Plan { tile, splits }))
     }

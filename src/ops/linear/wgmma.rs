@@ -13,10 +13,21 @@ pub(crate) enum Team {
     Cluster,
 }
 
-/// Tiles of the two files.
+/// What two CTAs on neighbouring tiles have in common (`gemm/wgmma_pairs.cu`): each loads half of it for both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shared {
+    Nothing,
+    /// Tiles below one another.
+    W,
+    /// Tiles side by side.
+    X,
+}
+
+/// Tiles of the three files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WgmmaTile {
     pub team: Team,
+    pub shared: Shared,
     pub bm: usize,
     pub bn: usize,
     /// Depth of the ring between copies and products. Part of the kernel symbol, so the two sides cannot disagree.
@@ -30,7 +41,12 @@ const fn tile(bm: usize, bn: usize, stages: usize) -> WgmmaTile {
 }
 
 const fn team_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
-    WgmmaTile { team, bm, bn, stages, ctas: if bm * bn <= 64 * 128 { 2 } else { 1 } }
+    let ctas = if bm * bn <= 64 * 128 { 2 } else { 1 };
+    WgmmaTile { team, shared: Shared::Nothing, bm, bn, stages, ctas }
+}
+
+const fn pair_tile(shared: Shared, team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
+    WgmmaTile { team, shared, bm, bn, stages, ctas: 1 }
 }
 
 impl WgmmaTile {
@@ -68,6 +84,19 @@ impl WgmmaTile {
         team_tile(Team::Cluster, 128, 128, 6),
         team_tile(Team::Cluster, 64, 128, 4),
     ];
+    /// The EXPORT lines of `gemm/wgmma_pairs.cu`.
+    pub const PAIRS: [WgmmaTile; 10] = [
+        pair_tile(Shared::W, Team::One, 128, 256, 4),
+        pair_tile(Shared::W, Team::One, 128, 192, 5),
+        pair_tile(Shared::W, Team::One, 128, 128, 6),
+        pair_tile(Shared::W, Team::Two, 128, 128, 6),
+        pair_tile(Shared::W, Team::One, 192, 192, 4),
+        pair_tile(Shared::W, Team::One, 192, 96, 5),
+        pair_tile(Shared::X, Team::One, 128, 256, 4),
+        pair_tile(Shared::X, Team::One, 128, 128, 6),
+        pair_tile(Shared::X, Team::Two, 128, 128, 6),
+        pair_tile(Shared::X, Team::One, 192, 96, 5),
+    ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
 
@@ -76,7 +105,8 @@ impl WgmmaTile {
         self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
     }
 
-    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`.
+    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`, `_w1x128x256x4` of
+    /// `gemm_pairs_w1x128x256x4_bf16`.
     pub fn variant(&self) -> String {
         let team = match self.team {
             Team::Plain => "",
@@ -84,7 +114,27 @@ impl WgmmaTile {
             Team::Two => "2x",
             Team::Cluster => "cluster_",
         };
-        format!("_{team}{}x{}x{}", self.bm, self.bn, self.stages)
+        let shared = match self.shared {
+            Shared::Nothing => "",
+            Shared::W => "w",
+            Shared::X => "x",
+        };
+        format!("_{shared}{team}{}x{}x{}", self.bm, self.bn, self.stages)
+    }
+
+    /// Tiles of a pair below one another, and side by side.
+    fn paired(&self) -> (usize, usize) {
+        match self.shared {
+            Shared::Nothing => (1, 1),
+            Shared::W => (2, 1),
+            Shared::X => (1, 2),
+        }
+    }
+
+    /// Rows that one copy loads, of x and of w.
+    fn boxes(&self) -> (usize, usize) {
+        let (below, beside) = self.paired();
+        (self.bm / beside, self.bn / below)
     }
 
     /// The EXPORT_WINDOWS lines of `gemm/wgmma_teams.cu`.
@@ -107,19 +157,30 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Those of a pair count both, also where one lies outside.
     fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(self.tile.bm) * n.div_ceil(self.tile.bn)
+        let (below, beside) = self.tile.paired();
+        m.div_ceil(self.tile.bm * below) * below * n.div_ceil(self.tile.bn * beside) * beside
     }
 
-    /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters one per unit.
+    /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters that share K one per
+    /// unit. Pairs fit wherever an even number of SMs is free: they are those of a TPC.
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
         let units = self.tiles(m, n) * self.splits;
-        if self.tile.team == Team::Cluster { units } else { units.min(sm_count * self.tile.ctas) }
+        match self.tile.team {
+            Team::Cluster => units,
+            _ if self.tile.shared != Shared::Nothing => units.min(sm_count & !1),
+            _ => units.min(sm_count * self.tile.ctas),
+        }
     }
 
     /// CTAs per cluster; 1: none.
     pub fn cluster(&self) -> usize {
-        if self.tile.team == Team::Cluster { self.splits } else { 1 }
+        match self.tile.team {
+            Team::Cluster => self.splits,
+            _ if self.tile.shared != Shared::Nothing => 2,
+            _ => 1,
+        }
     }
 
     /// Whether parts of K are joined through scratch memory.
@@ -337,7 +398,7 @@ pub(crate) fn of_encoders([m, n, k]: [usize; 3]) -> Option<Plan> {
 
 #[cfg(feature = "cuda")]
 pub(crate) mod launch {
-    use super::{Plan, Team};
+    use super::{Plan, Shared, Team};
     use crate::core::Result;
     use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
     use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
@@ -363,6 +424,14 @@ pub(crate) mod launch {
     unsafe impl Kernel for WgmmaKernel {
         const FILE: &'static str = "gemm/wgmma";
         const SYMBOL: &'static str = "gemm_wgmma";
+        type Params = WgmmaParams;
+    }
+
+    struct PairsKernel;
+    // SAFETY: `gemm_pairs_*` in kernels/gemm/wgmma_pairs.cu take one WgmmaParams by value; loading compares the sizes.
+    unsafe impl Kernel for PairsKernel {
+        const FILE: &'static str = "gemm/wgmma_pairs";
+        const SYMBOL: &'static str = "gemm_pairs";
         type Params = WgmmaParams;
     }
 
@@ -465,8 +534,8 @@ pub(crate) mod launch {
             counters = l.counters(plan.counters(m, n))?;
         }
         let p = WgmmaParams {
-            x: map(x, m, k, tile.bm)?,
-            w: map(w, n, k, tile.bn)?,
+            x: map(x, m, k, tile.boxes().0)?,
+            w: map(w, n, k, tile.boxes().1)?,
             e,
             partials,
             counters,
@@ -483,6 +552,9 @@ pub(crate) mod launch {
         unsafe {
             match tile.team {
                 Team::Plain => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+                _ if tile.shared != Shared::Nothing => {
+                    l.launch_variant::<PairsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+                }
                 _ => l.launch_variant::<TeamsKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
             }
         }

@@ -118,7 +118,7 @@ fn a_table_is_added_to_its_columns() {
     // Beyond the last column, no whole vectors, too few rows.
     for (at, table) in [(32, [3, 8]), (24, [3, 16]), (12, [3, 8]), (16, [3, 4]), (16, [2, 8])] {
         let message = of(at, &table).unwrap_err().to_string();
-        assert!(message.contains(&format!("r [R >= T, W] with {at} + W <= 32")), "{message}");
+        assert!(message.contains(&format!("r [R >= T, W] with {at} + W <= N")), "{message}");
     }
 }
 

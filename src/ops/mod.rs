@@ -143,6 +143,7 @@ ops! {
     sample::Sample,
     linear::Linear,
     linear::LinearFused,
+    linear::LinearRope,
     conv::Patchify,
     conv::PrependClass,
     conv::AssembleTokens,

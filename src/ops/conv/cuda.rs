@@ -276,7 +276,7 @@ impl CudaOp for Conv2d {
         }
         let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
         let bias = Some(b);
-        Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, y }.launch(l)
+        Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, norm: None, y }.launch(l)
     }
 }
 
@@ -285,6 +285,7 @@ impl CudaOp for Conv1d {
         let ([a, w, b], [y]) = io.take()?;
         let rows = RowsOf::Matrix { pitch: self.stride * a.cols() };
         let act = LinearAct::None;
-        Product { a, rows, m: y.rows(), w, bias: Some(b), act, scale: None, residual: None, y }.launch(l)
+        Product { a, rows, m: y.rows(), w, bias: Some(b), act, scale: None, residual: None, norm: None, y }
+            .launch(l)
     }
 }

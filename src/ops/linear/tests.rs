@@ -66,8 +66,14 @@ fn linear_by_hand() {
 fn fused_is_its_parts_in_order() {
     let plain = Linear { bias: true, out_f32: false };
     let sums = run(&plain, &[3, 8], &[&[32, 8], &[32]], None);
-    let swiglu =
-        LinearFused { bias: true, act: LinearAct::Swiglu, scale: false, residual: false, out_f32: false };
+    let swiglu = LinearFused {
+        bias: true,
+        act: LinearAct::Swiglu,
+        scale: false,
+        residual: false,
+        norm: None,
+        out_f32: false,
+    };
     let y = run(&swiglu, &[3, 8], &[&[32, 8], &[32]], None);
     assert_eq!(y.len(), 3 * 16);
     for t in 0..3 {
@@ -99,8 +105,14 @@ fn shapes_and_messages() {
         message,
         "Linear wants x [T, K], w [N, K], b [N]; got x [5, 64] bf16, layers.3.w [40, 60] bf16, b [40] bf16"
     );
-    let swiglu =
-        LinearFused { bias: false, act: LinearAct::Swiglu, scale: false, residual: true, out_f32: false };
+    let swiglu = LinearFused {
+        bias: false,
+        act: LinearAct::Swiglu,
+        scale: false,
+        residual: true,
+        norm: None,
+        out_f32: false,
+    };
     let message = swiglu.infer(&[&x, &w, &b]).unwrap_err().to_string();
     assert!(
         message.starts_with("LinearFused wants x [T, K], w [N, K], r [T, N/2] with N % 16 == 0; got x"),

@@ -7,7 +7,9 @@ mod conv_relu;
 mod embed_splice;
 mod linear_act;
 mod linear_residual;
+mod linear_rope;
 mod norm_act;
+mod norm_linear;
 mod qkv_rope;
 mod swiglu;
 mod whale_qkv;
@@ -29,6 +31,11 @@ pub trait Rule: Sync {
     /// What it saves, for `--help` and dumps.
     fn about(&self) -> &'static str;
 
+    /// Rules whose results it takes: without them it finds nothing in the models.
+    fn needs(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The rewrite anchored at node `at`, if the pattern is there.
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite>;
 
@@ -39,6 +46,7 @@ pub trait Rule: Sync {
 /// Every rule, in the order of application: what swallows whole patterns first, what takes the rest last.
 pub const RULES: &[&dyn Rule] = &[
     &qkv_rope::QkvRope,
+    &linear_rope::LinearRope,
     &whale_qkv::WhaleQkv,
     &swiglu::Swiglu,
     &norm_act::NormAct,
@@ -46,6 +54,7 @@ pub const RULES: &[&dyn Rule] = &[
     &linear_act::LinearActRule,
     &linear_residual::LinearResidual,
     &add_norm::AddNorm,
+    &norm_linear::NormLinear,
     &embed_splice::EmbedSplice,
     &assemble_tokens::AssembleTokens,
 ];

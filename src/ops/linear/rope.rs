@@ -70,7 +70,7 @@ impl OpDef for LinearRope {
 
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
         let (t, k, n) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
-        let appended = 2 * t * self.kv_heads * self.head_dim * outs[1].dtype.bytes();
+        let appended = 2 * t * self.kv_heads * self.head_dim * ins[3].dtype.bytes();
         let read = |i: &[&Desc]| i.iter().map(|d| d.bytes()).sum::<u64>();
         Cost {
             flops: (2 * t * k * n + 3 * t * (self.heads + self.kv_heads) * self.head_dim) as u64,

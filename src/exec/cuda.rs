@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
 use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
@@ -147,7 +147,7 @@ impl Cuda {
             states: Vec::new(),
             tokens: Tokens {
                 ring: PinnedBuffer::new(TOKENS * 4)?,
-                events: (0..TOKENS).map(|_| Event::untimed()).collect::<Result<_>>()?,
+                events: (0..TOKENS).map(|_| Event::sleeping()).collect::<Result<_>>()?,
                 next: 0,
             },
             marks: (0..MARKS).map(|_| Event::timed()).collect::<Result<_>>()?,
@@ -235,19 +235,35 @@ impl Cuda {
         Ok(program)
     }
 
-    /// Brings the exe's addresses up to date and sends the step; the program is then ready to be enqueued.
-    fn start(&mut self, id: ExeId, step: Step) -> Result<()> {
+    /// Brings the exe's addresses up to date, where the arena is another since it was recorded.
+    fn record_again(&mut self, id: ExeId) -> Result<()> {
         let exe = self.exe(id)?;
-        let lane = exe.lane;
-        if exe.arena != self.lane(lane).generation {
+        let arena = self.lane(exe.lane).generation;
+        if exe.arena != arena {
             let program = self.record(exe)?;
-            let arena = self.lane(lane).generation;
             let exe = self.exe_mut(id)?;
             (exe.program, exe.captured, exe.arena, exe.runs) = (program, None, arena, 0);
         }
+        Ok(())
+    }
+
+    /// Makes a graph of the exe's program, if there is none yet.
+    fn capture_run(&mut self, id: ExeId) -> Result<()> {
+        let exe = self.exe(id)?;
+        if exe.captured.is_none() {
+            let captured = self.lane(exe.lane).stream.capture(|| self.enqueue(exe))?;
+            self.exe_mut(id)?.captured = Some(captured);
+        }
+        Ok(())
+    }
+
+    /// Brings the exe's addresses up to date and sends the step; the program is then ready to be enqueued.
+    fn start(&mut self, id: ExeId, step: Step) -> Result<()> {
+        self.record_again(id)?;
         if self.poison {
             self.poison_arena(id)?;
         }
+        let lane = self.exe(id)?.lane;
         self.lanes[lane as usize].send_step(step)
     }
 
@@ -437,6 +453,23 @@ impl Backend for Cuda {
         }
     }
 
+    fn warm(&mut self, id: ExeId) -> Result<()> {
+        self.record_again(id)?;
+        if self.capture {
+            self.capture_run(id)?;
+            let exe = self.exe(id)?;
+            if let Some(captured) = &exe.captured {
+                captured.upload(&self.lane(exe.lane).stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, lane: Lane, arena_bytes: usize) -> Result<()> {
+        self.device.make_current()?;
+        self.grow_arena(lane, arena_bytes)
+    }
+
     fn release(&mut self, exe: ExeId) {
         if let Some(slot) = self.exes.get_mut(exe.0)
             && let Some(exe) = slot.take()
@@ -456,10 +489,8 @@ impl Backend for Cuda {
 
     fn run(&mut self, id: ExeId, step: Step) -> Result<()> {
         self.start(id, step)?;
-        let exe = self.exe(id)?;
-        if self.capture && exe.runs > 0 && exe.captured.is_none() {
-            let captured = self.lane(exe.lane).stream.capture(|| self.enqueue(exe))?;
-            self.exe_mut(id)?.captured = Some(captured);
+        if self.capture && self.exe(id)?.runs > 0 {
+            self.capture_run(id)?;
         }
         let exe = self.exe(id)?;
         match &exe.captured {
@@ -542,12 +573,15 @@ impl Backend for Cuda {
         Ok(Ticket(ticket))
     }
 
-    fn wait_token(&mut self, ticket: Ticket) -> Result<u32> {
+    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32> {
         if ticket.0 + (TOKENS as u64) <= self.tokens.next {
             crate::bail_runtime!("token {} was overwritten by later ones", ticket.0);
         }
         let at = (ticket.0 % TOKENS as u64) as usize;
-        self.tokens.events[at].sync()?;
+        match wait {
+            Wait::Busy => self.tokens.events[at].spin()?,
+            Wait::Asleep => self.tokens.events[at].sync()?,
+        }
         let b = &self.tokens.ring.bytes()[at * 4..][..4];
         Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }

@@ -143,25 +143,43 @@ pub fn expand(mut g: Graph) -> Result<Graph> {
     }
 }
 
-/// Who writes and who reads each tensor, by node index.
+/// Who writes and who reads each tensor, by node index. Made again after every rewrite, so in three allocations.
 pub struct Uses {
     writer: Vec<Option<usize>>,
-    readers: Vec<Vec<usize>>,
+    /// Readers of tensor t are `readers[ends[t - 1]..ends[t]]`.
+    readers: Vec<usize>,
+    ends: Vec<usize>,
 }
 
 impl Uses {
     pub fn of(g: &Graph) -> Uses {
-        let mut uses =
-            Uses { writer: vec![None; g.tensors.len()], readers: vec![Vec::new(); g.tensors.len()] };
+        let mut writer = vec![None; g.tensors.len()];
+        let mut ends = vec![0; g.tensors.len()];
         for (at, node) in g.nodes.iter().enumerate() {
-            node.ins.iter().for_each(|t| uses.readers[t.0 as usize].push(at));
-            node.outs.iter().for_each(|t| uses.writer[t.0 as usize] = Some(at));
+            node.ins.iter().for_each(|t| ends[t.0 as usize] += 1);
+            node.outs.iter().for_each(|t| writer[t.0 as usize] = Some(at));
         }
-        uses
+        // From counts to where each tensor's readers begin; filling moves the beginnings to the ends.
+        let mut begin = 0;
+        for end in &mut ends {
+            begin += std::mem::replace(end, begin);
+        }
+        let mut readers = vec![0; begin];
+        for (at, node) in g.nodes.iter().enumerate() {
+            for t in &node.ins {
+                let next = &mut ends[t.0 as usize];
+                readers[*next] = at;
+                *next += 1;
+            }
+        }
+        Uses { writer, readers, ends }
     }
 
     pub fn readers(&self, t: Tensor) -> &[usize] {
-        self.readers.get(t.0 as usize).map_or(&[], Vec::as_slice)
+        let t = t.0 as usize;
+        let begin = t.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        // A tensor made since has none.
+        self.ends.get(t).map_or(&[], |&end| &self.readers[begin..end])
     }
 
     pub fn writer(&self, t: Tensor) -> Option<usize> {

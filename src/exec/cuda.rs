@@ -11,11 +11,12 @@ use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
 use crate::gpu::launch::{DevicePtr, GpuIo, GpuTensor, Launch, Launcher, Scratch};
 use crate::gpu::memory::{
-    DeviceBuffer, Meter, PinnedBuffer, Pitched, copy_in, copy_out, copy_within, copy_within_2d,
+    DeviceBuffer, Meter, PinnedBuffer, Pitched, copy_in, copy_out, copy_within, copy_within_2d, write_words,
 };
 use crate::gpu::modules::Modules;
 use crate::gpu::staging::Uploader;
 use crate::gpu::stream::{Captured, Event, Stream};
+use crate::ops::checks::asked;
 use crate::plan::Plan;
 use crate::weights::Source;
 
@@ -42,6 +43,7 @@ pub struct Cuda {
     capture: bool,
     poison: bool,
     pdl: bool,
+    write_step: bool,
     modules: Modules,
     device: Device,
 }
@@ -157,6 +159,14 @@ impl Cuda {
             poison: false,
             // The switch that tells a race between overlapping kernels from every other error.
             pdl: std::env::var_os("VIVACE_PDL").is_none_or(|v| v != "0"),
+            // How the step of a run comes to the device: by the copy engine, which waits for the run before and is waited
+            // for, or by the stream itself.
+            write_step: asked(
+                "VIVACE_STEP",
+                |way| ["copy", "write"].contains(&way).then_some(way == "write"),
+                "copy or write",
+            )?
+            .unwrap_or(false),
             modules,
             device,
         })
@@ -264,6 +274,11 @@ impl Cuda {
             self.poison_arena(id)?;
         }
         let lane = self.exe(id)?.lane;
+        if self.write_step {
+            let lane = self.lane(lane);
+            // SAFETY: the buffer holds a Step, which is two words, and is aligned to 256 bytes.
+            return unsafe { write_words(lane.step.ptr, bytemuck::cast(step), &lane.stream) };
+        }
         self.lanes[lane as usize].send_step(step)
     }
 

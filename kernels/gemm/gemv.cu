@@ -4,6 +4,8 @@
 //          products, sums are of w · gain · x, and the root is a factor of theirs at the end
 // *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256: q and k are turned as by rope (rope.cu) and
 //          rounded once, q to y [M, H·D], k and v of rows below step.valid_rows to kv [2, G, S_max, D] at step.pos + m
+// *_arg_max: gemv, and beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its
+//          largest to one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
 // Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
 // before they wait for the kernel before them. x (a few KB) comes through the L1. Sums have a fixed order.
 // moves 2·N·K bytes: bandwidth-bound. Goal 92 % of the read rate (4.55 TB/s on H200) from 130 MB up, M = 8 within 1.1x
@@ -11,15 +13,17 @@
 #include "common/export.cuh"
 #include "common/mma.cuh"
 #include "common/ptx.cuh"
+#include "common/rank.cuh"
 #include "common/reduce.cuh"
 #include "common/step.cuh"
 #include "common/vec.cuh"
 #include "gemm/epilogue.cuh"
 
 constexpr int ROPE_PAIRS = 128;  // D <= 256
+constexpr int ARG_SLOTS = 128;
 
 struct GemvParams {
-    static constexpr bool ROPE = false;
+    static constexpr bool ROPE = false, ARG_MAX = false;
     const void* x;
     const void* w;
     const void* gain;  // [K] of T16, *_norm alone
@@ -30,7 +34,7 @@ struct GemvParams {
 };
 
 struct GemvRopeParams {
-    static constexpr bool ROPE = true;
+    static constexpr bool ROPE = true, ARG_MAX = false;
     GemvParams product;  // of its epilogue bias and y = q
     void* kv;
     const Step* step;
@@ -41,7 +45,20 @@ struct GemvRopeParams {
     float inv_freq[ROPE_PAIRS];
 };
 
+struct GemvArgMaxParams {
+    static constexpr bool ROPE = false, ARG_MAX = true;
+    GemvParams product;
+    u64* slots;  // [ARG_SLOTS], zero
+    uint32_t limit;
+};
+
+struct GemvArgMaxEndParams {
+    u64* slots;
+    uint32_t* id;
+};
+
 __device__ __forceinline__ const GemvParams& product_of(const GemvParams& p) { return p; }
+__device__ __forceinline__ const GemvParams& product_of(const GemvArgMaxParams& p) { return p.product; }
 __device__ __forceinline__ const GemvParams& product_of(const GemvRopeParams& p) { return p.product; }
 
 constexpr int SKINNY_THREADS = 256, SKINNY_WARPS = SKINNY_THREADS / 32;
@@ -291,29 +308,59 @@ __device__ __forceinline__ void gemv(const Params& params) {
         if (group == 0 && lane == 0) part[way][ROWS] = squares;  // every group has the same
     }
     __syncthreads();
-    if (!writes) return;
+    u64 best = 0;
+    if constexpr (Params::ARG_MAX) {
+        if (tid >= 32) return;
+    }
+    if (!writes && !Params::ARG_MAX) return;
     const auto total = [&](uint32_t i) {
         float s = part[0][i];
 #pragma unroll
         for (int j = 1; j < WAYS; j++) s += part[j][i];
         return s;
     };
-    float s = total(tid), second = ROPE || gated ? total(tid + width) : 0.f;
-    if constexpr (NORM) {
-        const float root = rsqrtf(total(ROWS) * p.inv_k + p.eps);
-        s *= root, second *= root;
+    if (writes) {
+        float s = total(tid), second = ROPE || gated ? total(tid + width) : 0.f;
+        if constexpr (NORM) {
+            const float root = rsqrtf(total(ROWS) * p.inv_k + p.eps);
+            s *= root, second *= root;
+        }
+        s += bias, second += second_bias;
+        if constexpr (ROPE) {
+            if (FIT != EXACT) turn.find(params, blockIdx.y, 0, col);
+            turn.put(params, col, s, second);
+        } else {
+            const float v = (gated ? silu(s) * second : activate(e.act, s)) * scale + to_f32(residual);
+            if (e.out_f32)
+                static_cast<float*>(e.y)[col] = v;
+            else
+                static_cast<T*>(e.y)[col] = from_f32<T>(v);
+            if constexpr (Params::ARG_MAX) {
+                if (col < params.limit) best = ranked(v, col);
+            }
+        }
     }
-    s += bias, second += second_bias;
-    if constexpr (ROPE) {
-        if (FIT != EXACT) turn.find(params, blockIdx.y, 0, col);
-        turn.put(params, col, s, second);
-    } else {
-        const float v = (gated ? silu(s) * second : activate(e.act, s)) * scale + to_f32(residual);
-        if (e.out_f32)
-            static_cast<float*>(e.y)[col] = v;
-        else
-            static_cast<T*>(e.y)[col] = from_f32<T>(v);
+    if constexpr (Params::ARG_MAX) {
+#pragma unroll
+        for (int d = 8; d > 0; d >>= 1) best = max(best, __shfl_xor_sync(0xffffffffu, best, d));  // of 16 rows at most
+        if (tid == 0) atomicMax(params.slots + blockIdx.x % ARG_SLOTS, best);
     }
+}
+
+__device__ __forceinline__ void arg_max_end(const GemvArgMaxEndParams& p) {
+    __shared__ u64 part[ARG_SLOTS / 32];
+    pdl_wait();
+    pdl_trigger();
+    u64 best = __ldcg(&p.slots[threadIdx.x]);
+    p.slots[threadIdx.x] = 0;
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) best = max(best, __shfl_xor_sync(0xffffffffu, best, d));
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = best;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+#pragma unroll
+    for (int i = 1; i < ARG_SLOTS / 32; i++) best = max(best, part[i]);
+    *p.id = index_of(best);
 }
 
 // A CTA owns 16 rows of w (with rope 8 in the first and 8 in the second half of a head); its 8 warps share K in runs of
@@ -420,7 +467,11 @@ using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
     EXPORT(gemv_rope_##name##_bf16, GemvRopeParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, false>)         \
     EXPORT(gemv_rope_##name##_f16, GemvRopeParams, form::THREADS, ctas, gemv<__half, form, false>)                 \
     EXPORT(gemv_rope_##name##_norm_bf16, GemvRopeParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, true>)     \
-    EXPORT(gemv_rope_##name##_norm_f16, GemvRopeParams, form::THREADS, ctas, gemv<__half, form, true>)
+    EXPORT(gemv_rope_##name##_norm_f16, GemvRopeParams, form::THREADS, ctas, gemv<__half, form, true>)             \
+    EXPORT(gemv_arg_max_##name##_bf16, GemvArgMaxParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, false>)    \
+    EXPORT(gemv_arg_max_##name##_f16, GemvArgMaxParams, form::THREADS, ctas, gemv<__half, form, false>)            \
+    EXPORT(gemv_arg_max_##name##_norm_bf16, GemvArgMaxParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, true>) \
+    EXPORT(gemv_arg_max_##name##_norm_f16, GemvArgMaxParams, form::THREADS, ctas, gemv<__half, form, true>)
 
 #define EXPORT_SKINNY(name, tokens, refill, ctas)                                                                 \
     EXPORT(gemv_##name##_bf16, GemvParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)            \
@@ -435,3 +486,4 @@ EXPORT_SKINNY(m8, 1, false, 3)
 EXPORT_SKINNY(m16, 2, false, 2)
 EXPORT_SKINNY(m8_refill, 1, true, 3)
 EXPORT_SKINNY(m16_refill, 2, true, 2)
+EXPORT(gemv_arg_max_end_u32, GemvArgMaxEndParams, ARG_SLOTS, 1, arg_max_end)

@@ -6,6 +6,7 @@ mod assemble_tokens;
 mod conv_relu;
 mod embed_splice;
 mod linear_act;
+mod linear_arg_max;
 mod linear_residual;
 mod linear_rope;
 mod norm_act;
@@ -55,6 +56,7 @@ pub const RULES: &[&dyn Rule] = &[
     &linear_residual::LinearResidual,
     &add_norm::AddNorm,
     &norm_linear::NormLinear,
+    &linear_arg_max::LinearArgMax,
     &embed_splice::EmbedSplice,
     &assemble_tokens::AssembleTokens,
 ];

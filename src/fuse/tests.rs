@@ -85,7 +85,10 @@ fn fusing_keeps_the_flops_of_matrix_products_and_moves_fewer_bytes() {
         assert!(fused.cost().bytes() < g.cost().bytes(), "{name}");
         let gemm = |g: &Graph| -> u64 {
             let linear = |n: &usize| {
-                matches!(g.nodes[*n].op.name(), "Linear" | "LinearFused" | "LinearRope" | "Conv2d" | "Conv1d")
+                matches!(
+                    g.nodes[*n].op.name(),
+                    "Linear" | "LinearFused" | "LinearRope" | "LinearArgMax" | "Conv2d" | "Conv1d"
+                )
             };
             (0..g.nodes.len()).filter(linear).map(|n| gemm_flops(g, n)).sum()
         };

@@ -144,6 +144,7 @@ ops! {
     linear::Linear,
     linear::LinearFused,
     linear::LinearRope,
+    linear::LinearArgMax,
     conv::Patchify,
     conv::PrependClass,
     conv::AssembleTokens,

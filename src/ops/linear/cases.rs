@@ -1,6 +1,6 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
-use super::{Linear, LinearAct, LinearFused, LinearRope};
+use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
 use crate::ops::{Case, Fill};
 
 /// The matrices of the models, `(name, N, K)`.
@@ -245,5 +245,36 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         case(false, (8, 8), (28, 4, 128), 3584, 4096, 500).bench(),
         case(false, (16, 16), (28, 4, 128), 3584, 4096, 500).bench(),
     ]);
+    all
+}
+
+pub(super) fn linear_arg_max() -> Vec<Case<LinearArgMax>> {
+    // Whole numbers: sums are exact and many are equal, so the lowest index decides, in whatever order they are taken.
+    let ints = |v: usize, k: usize, limit: u32| {
+        Case::new(format!("ints_v{v}_k{k}_below{limit}"), LinearArgMax { norm: None, limit })
+            .act_with(&[1, k], Fill::SmallInts)
+            .weight_with(&[v, k], Fill::SmallInts)
+    };
+    // Two largest logits are far enough apart, at these seeds, for any order of sums.
+    let normed = |v: usize, k: usize, limit: u32| {
+        Case::new(format!("normed_v{v}_k{k}_below{limit}"), LinearArgMax { norm: Some(1e-6), limit })
+            .act(&[1, k])
+            .weight(&[v, k])
+            .weight(&[k])
+    };
+    let mut all = vec![
+        ints(515, 8, 515),
+        ints(4099, 64, 4000),
+        ints(3, 80, 1),
+        ints(70, 4096, 70),
+        ints(1031, 3584, 1000),
+    ];
+    all.extend([
+        normed(515, 896, 515),
+        normed(1031, 3584, 1000),
+        normed(45, 4096, 45),
+        normed(37, 20488, 36),
+    ]);
+    all.push(normed(151665, 3584, 151665).bench());
     all
 }

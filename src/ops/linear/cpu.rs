@@ -1,11 +1,11 @@
 //! References of the matrix products: one blocked f32 product, then the rest row by row.
 
-use super::{Linear, LinearFused, LinearRope};
+use super::{Linear, LinearArgMax, LinearFused, LinearRope};
 use crate::core::Result;
 use crate::cpu::gemm::{Rows, gemm};
 use crate::ops::CpuIo;
 use crate::ops::elementwise::Act;
-use crate::ops::{norm, rope};
+use crate::ops::{norm, rope, sample};
 use rayon::prelude::*;
 
 pub(super) fn linear(op: &Linear, io: &mut CpuIo<'_>) -> Result<()> {
@@ -68,6 +68,14 @@ pub(super) fn linear_rope(op: &LinearRope, io: &mut CpuIo<'_>) -> Result<()> {
     gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut qkv);
     qkv.chunks_mut(bias.len()).for_each(|row| add(row, &bias));
     rope::rotate_and_append(&op.rope(), &qkv, io.step, &io.ins.descs[3].name, &mut io.outs)
+}
+
+pub(super) fn linear_arg_max(op: &LinearArgMax, io: &mut CpuIo<'_>) -> Result<()> {
+    linear_fused(&op.parts().0, io)?;
+    let (v, mut ids) = (io.ins.extent(1).0, vec![0; io.ins.extent(0).0]);
+    sample::arg_max_rows(&op.parts().1, io.outs.f32s(0)?, v, &mut ids);
+    io.outs.u32s(1)?.copy_from_slice(&ids);
+    Ok(())
 }
 
 /// `y = silu(gate) · up` from blocks of 8 gates and 8 ups.

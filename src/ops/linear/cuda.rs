@@ -1,7 +1,7 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
 use super::choose::{Chip, Config, FewRows, Gemv, Problem, Wanted, choose};
-use super::{Linear, LinearAct, LinearFused, LinearRope, wgmma};
+use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
@@ -99,6 +99,40 @@ unsafe impl Kernel for GemvRopeKernel {
     const FILE: &'static str = "gemm/gemv";
     const SYMBOL: &'static str = "gemv_rope";
     type Params = GemvRopeParams;
+}
+
+/// `ARG_SLOTS` of kernels/gemm/gemv.cu.
+const ARG_SLOTS: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemvArgMaxParams {
+    product: GemvParams,
+    slots: DevicePtr,
+    limit: u32,
+}
+
+struct GemvArgMaxKernel;
+// SAFETY: `gemv_arg_max_*` but its end take one GemvArgMaxParams by value; loading compares the sizes.
+unsafe impl Kernel for GemvArgMaxKernel {
+    const FILE: &'static str = "gemm/gemv";
+    const SYMBOL: &'static str = "gemv_arg_max";
+    type Params = GemvArgMaxParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemvArgMaxEndParams {
+    slots: DevicePtr,
+    id: DevicePtr,
+}
+
+struct GemvArgMaxEndKernel;
+// SAFETY: `gemv_arg_max_end` in kernels/gemm/gemv.cu takes one GemvArgMaxEndParams by value; loading compares the sizes.
+unsafe impl Kernel for GemvArgMaxEndKernel {
+    const FILE: &'static str = "gemm/gemv";
+    const SYMBOL: &'static str = "gemv_arg_max_end";
+    type Params = GemvArgMaxEndParams;
 }
 
 /// How the rows of A lie in memory.
@@ -370,5 +404,37 @@ impl CudaOp for LinearRope {
         // halves of a head whole blocks of the CTAs, and the head no wider than inv_freq; rows of the cache at or
         // beyond `max_rows` are not written.
         unsafe { l.launch_variant::<GemvRopeKernel>(&variant, a.desc.dtype, geometry, &p) }
+    }
+}
+
+impl CudaOp for LinearArgMax {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([a, w], [y, id]) = match io.ins[..] {
+            [a, w, ..] => ([a, w], [io.outs[0], io.outs[1]]),
+            _ => crate::bail_runtime!("LinearArgMax wants 2 inputs, its node has {}", io.ins.len()),
+        };
+        let (m, k) = (a.rows(), w.cols());
+        crate::ensure_input!(
+            LinearArgMax::takes(m, k),
+            "{}: LinearArgMax wants one row of a multiple of 8 elements on the GPU; got {} {}",
+            y.name(),
+            a.name(),
+            a.desc.brief()
+        );
+        let norm = self.norm.zip(io.ins.get(2)).map(|(eps, &gain)| Norm { gain, eps });
+        let rows = RowsOf::Matrix { pitch: k };
+        let act = LinearAct::None;
+        let product = Product { a, rows, m, w, bias: None, act, scale: None, residual: None, norm, y };
+        product.check()?;
+        let gemv = Gemv::choose(k);
+        let slots = l.counters(2 * ARG_SLOTS)?;
+        let p = GemvArgMaxParams { product: product.gemv_params(), slots, limit: self.limit };
+        let geometry = Geometry::grid([w.rows().div_ceil(gemv.rows) as u32, 1, 1]);
+        let variant = product.gemv_variant(gemv.variant);
+        // SAFETY: as for gemv; the slots are ARG_SLOTS zeroed words of 64 bits, at the beginning of the counters.
+        unsafe { l.launch_variant::<GemvArgMaxKernel>(&variant, a.desc.dtype, geometry, &p)? };
+        let p = GemvArgMaxEndParams { slots, id: id.ptr };
+        // SAFETY: the kernel before this one used the same slots; infer() made one id per row, which is one.
+        unsafe { l.launch::<GemvArgMaxEndKernel>(DType::U32, Geometry::grid([1, 1, 1]), &p) }
     }
 }

@@ -1,5 +1,6 @@
 //! Matrix products with weights, alone and with all that may follow on their accumulators.
 
+mod arg_max;
 mod cases;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod choose;
@@ -13,6 +14,7 @@ pub(crate) mod wgmma;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::elementwise::Act;
+pub use arg_max::LinearArgMax;
 pub use rope::LinearRope;
 
 /// `y = x wᵀ (+ b)`, sums in f32, one rounding.

@@ -126,6 +126,7 @@ fn every_case_has_shapes_that_infer_accepts() {
     let ops =
         Linear::cases().into_iter().map(Case::erase).chain(LinearFused::cases().into_iter().map(Case::erase));
     let ops = ops.chain(LinearRope::cases().into_iter().map(Case::erase));
+    let ops = ops.chain(LinearArgMax::cases().into_iter().map(Case::erase));
     for case in ops {
         let descs: Vec<Desc> =
             case.ins.iter().map(|i| desc("in", i.shape.dims(), i.dtype.resolve(DType::BF16))).collect();
@@ -148,6 +149,10 @@ enum In<'a> {
 
 /// The float outputs of `op`, not rounded.
 fn call(op: &impl OpDef, step: Step, ins: &[In<'_>]) -> Vec<Vec<f32>> {
+    outputs(op, step, ins).iter().map(|d| d.f32s().to_vec()).collect()
+}
+
+fn outputs(op: &impl OpDef, step: Step, ins: &[In<'_>]) -> Vec<HostData> {
     let described = |i: &In<'_>| match i {
         In::Act(shape, _) | In::State(shape, ..) => desc("in", shape, DType::F32),
         In::Weight(w) => desc("w", w.0.dims(), DType::F32),
@@ -182,7 +187,7 @@ fn call(op: &impl OpDef, step: Step, ins: &[In<'_>]) -> Vec<Vec<f32>> {
         },
     };
     op.cpu(&mut io).unwrap();
-    io.outs.data.iter().map(|d| d.f32s().to_vec()).collect()
+    io.outs.data
 }
 
 fn counted(n: usize, seed: usize) -> Vec<f32> {
@@ -284,4 +289,28 @@ fn messages_name_the_gain_and_the_cache() {
     let normed = LinearFused { norm: Some(1e-6), ..LinearFused::of(&Linear { bias: false, out_f32: true }) };
     let message = normed.infer(&[&x, &w]).unwrap_err().to_string();
     assert_eq!(message, "LinearFused wants x [T, K], w [N, K], g [K]; got x [1, 64] bf16, w [64, 64] bf16");
+}
+
+#[test]
+fn the_largest_logit_beside_the_logits() {
+    use crate::ops::norm::RmsNorm;
+    use crate::ops::sample::ArgMax;
+    use crate::ops::testing::{floats, run as run_op};
+    let (t, v, k, limit) = (3, 37, 24, 30);
+    let x = counted(t * k, 1);
+    let (w, gain) = (dense(&[v, k], 3), dense(&[k], 4));
+    let step = Step::default();
+    let y = call(&RmsNorm { eps: 1e-6 }, step, &[In::Act(&[t, k], &x), In::Weight(&gain)]).remove(0);
+    let plain = Linear { bias: false, out_f32: true };
+    for (norm, x) in [(None, &y), (Some(1e-6), &x)] {
+        let want = call(&plain, step, &[In::Act(&[t, k], &y), In::Weight(&w)]).remove(0);
+        let ids = run_op(ArgMax { limit }, step, vec![floats("logits", &[t, v], &want)]).unwrap();
+        let op = LinearArgMax { norm, limit };
+        let shape = [t, k];
+        let mut ins = vec![In::Act(&shape, x), In::Weight(&w)];
+        ins.extend(norm.map(|_| In::Weight(&gain)));
+        let got = outputs(&op, step, &ins);
+        assert_eq!((got[0].f32s(), &got[1]), (&want[..], &ids[0]));
+        assert!(got[1].u32s().iter().all(|&id| id < limit));
+    }
 }

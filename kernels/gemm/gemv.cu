@@ -150,13 +150,12 @@ __device__ __forceinline__ Float8 gained(const uint4& x, const uint4& gain, floa
     return v;
 }
 
-// Elements i and i + D/2 of one head of q | k | v in row `row`: where they go and by which angle they are turned.
+// Elements i and i + D/2 of a head of q | k | v: where they go and by which angle they are turned.
 template <class T>
 struct Turn {
     T* to = nullptr;  // the head's place in q or in the cache; null: nowhere
     float cosine = 1.f, sine = 0.f;
     bool turned = false;
-
     // Before pdl_wait(): the step of a run is older than its first kernel, and is read past the L1.
     __device__ __forceinline__ void find(const GemvRopeParams& p, uint32_t head, uint32_t row, uint32_t i) {
         const uint32_t position = __ldcg(&p.step->pos) + row, part = (head - p.heads) / p.kv_heads;
@@ -204,7 +203,8 @@ enum Fit { EXACT, ONE_BATCH, ANY };
 // GROUPS groups of WAYS warps; a group owns R rows, a warp every WAYS-th run of 256 elements of them, U runs a batch.
 template <int GROUPS_, int WAYS_, int R_, int U_, Fit FIT_>
 struct Form {
-    static constexpr int GROUPS = GROUPS_, WAYS = WAYS_, R = R_, U = U_, ROWS = GROUPS * R, THREADS = 32 * GROUPS * WAYS;
+    static constexpr int GROUPS = GROUPS_, WAYS = WAYS_, R = R_, U = U_;
+    static constexpr int ROWS = GROUPS * R, THREADS = 32 * GROUPS * WAYS;
     static constexpr Fit FIT = FIT_;
     static_assert(ROWS % 2 == 0 && ROWS <= 16 && 32 % R == 0);
 };
@@ -218,6 +218,12 @@ __device__ __forceinline__ void gemv(const Params& params) {
     constexpr int R = F::R, U = F::U, WAYS = F::WAYS;
     constexpr Fit FIT = F::FIT;
     constexpr uint32_t ROWS = F::ROWS;
+    // The angle before the wait, where there is one and registers are left for it.
+#if __CUDA_ARCH__ >= 900
+    constexpr bool EARLY = FIT == EXACT;
+#else
+    constexpr bool EARLY = false;
+#endif
     __shared__ float part[WAYS][ROWS + NORM];  // sums, then the squares
     const GemvParams& p = product_of(params);
     const Epilogue& e = p.e;
@@ -265,7 +271,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
         if (!ROPE) scale = value_or<T>(e.scale, col, e.cols, 1.f);
     }
     Turn<T> turn;
-    if constexpr (ROPE && FIT == EXACT) {  // the others have no registers left for it here
+    if constexpr (ROPE && EARLY) {
         if (writes) turn.find(params, blockIdx.y, 0, col);
     }
     pdl_wait();
@@ -309,10 +315,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
     }
     __syncthreads();
     u64 best = 0;
-    if constexpr (Params::ARG_MAX) {
-        if (tid >= 32) return;
-    }
-    if (!writes && !Params::ARG_MAX) return;
+    if (Params::ARG_MAX ? tid >= 32 : !writes) return;
     const auto total = [&](uint32_t i) {
         float s = part[0][i];
 #pragma unroll
@@ -327,7 +330,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
         }
         s += bias, second += second_bias;
         if constexpr (ROPE) {
-            if (FIT != EXACT) turn.find(params, blockIdx.y, 0, col);
+            if (!EARLY) turn.find(params, blockIdx.y, 0, col);
             turn.put(params, col, s, second);
         } else {
             const float v = (gated ? silu(s) * second : activate(e.act, s)) * scale + to_f32(residual);
@@ -459,19 +462,24 @@ using Two = Form<4, 2, 2, 4, ANY>;
 using Seven = Form<1, 7, 4, 2, EXACT>;
 using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
 
-#define EXPORT_GEMV(name, form, ctas)                                                                             \
-    EXPORT(gemv_##name##_bf16, GemvParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, false>)                  \
-    EXPORT(gemv_##name##_f16, GemvParams, form::THREADS, ctas, gemv<__half, form, false>)                          \
-    EXPORT(gemv_##name##_norm_bf16, GemvParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, true>)              \
-    EXPORT(gemv_##name##_norm_f16, GemvParams, form::THREADS, ctas, gemv<__half, form, true>)                      \
-    EXPORT(gemv_rope_##name##_bf16, GemvRopeParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, false>)         \
-    EXPORT(gemv_rope_##name##_f16, GemvRopeParams, form::THREADS, ctas, gemv<__half, form, false>)                 \
-    EXPORT(gemv_rope_##name##_norm_bf16, GemvRopeParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, true>)     \
-    EXPORT(gemv_rope_##name##_norm_f16, GemvRopeParams, form::THREADS, ctas, gemv<__half, form, true>)             \
-    EXPORT(gemv_arg_max_##name##_bf16, GemvArgMaxParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, false>)    \
-    EXPORT(gemv_arg_max_##name##_f16, GemvArgMaxParams, form::THREADS, ctas, gemv<__half, form, false>)            \
-    EXPORT(gemv_arg_max_##name##_norm_bf16, GemvArgMaxParams, form::THREADS, ctas, gemv<__nv_bfloat16, form, true>) \
-    EXPORT(gemv_arg_max_##name##_norm_f16, GemvArgMaxParams, form::THREADS, ctas, gemv<__half, form, true>)
+// Registers are bounded as if a CTA had whole rounds of 4 warps: if the four parts of an SM take its warps in turns,
+// three of them have 2 of 7. 72 registers leave a part room for 7 warps, 64 for the 8 of four CTAs.
+#define EXPORT_FORM(symbol, Params, form, ctas, ...)                                                               \
+    extern "C" __global__ void __launch_bounds__((form::THREADS + 127) / 128 * 128, ctas)                          \
+        symbol(const __grid_constant__ Params p) {                                                                 \
+        gemv<__VA_ARGS__>(p);                                                                                      \
+    }                                                                                                              \
+    extern "C" __device__ KernelInfo symbol##_info = {sizeof(Params), form::THREADS};
+
+#define EXPORT_GEMV(symbol, Params, form, ctas)                                    \
+    EXPORT_FORM(symbol##_bf16, Params, form, ctas, __nv_bfloat16, form, false)     \
+    EXPORT_FORM(symbol##_f16, Params, form, ctas, __half, form, false)             \
+    EXPORT_FORM(symbol##_norm_bf16, Params, form, ctas, __nv_bfloat16, form, true) \
+    EXPORT_FORM(symbol##_norm_f16, Params, form, ctas, __half, form, true)
+#define EXPORT_GEMVS(name, form, ctas)                             \
+    EXPORT_GEMV(gemv_##name, GemvParams, form, ctas)               \
+    EXPORT_GEMV(gemv_rope_##name, GemvRopeParams, form, ctas)      \
+    EXPORT_GEMV(gemv_arg_max_##name, GemvArgMaxParams, form, ctas)
 
 #define EXPORT_SKINNY(name, tokens, refill, ctas)                                                                 \
     EXPORT(gemv_##name##_bf16, GemvParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)            \
@@ -479,9 +487,9 @@ using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
     EXPORT(gemv_rope_##name##_bf16, GemvRopeParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)   \
     EXPORT(gemv_rope_##name##_f16, GemvRopeParams, SKINNY_THREADS, ctas, skinny<__half, tokens, refill>)
 
-EXPORT_GEMV(2, Two, 4)
-EXPORT_GEMV(7, Seven, 4)
-EXPORT_GEMV(16, Sixteen, 2)
+EXPORT_GEMVS(2, Two, 4)
+EXPORT_GEMVS(7, Seven, 4)
+EXPORT_GEMVS(16, Sixteen, 2)
 EXPORT_SKINNY(m8, 1, false, 3)
 EXPORT_SKINNY(m16, 2, false, 2)
 EXPORT_SKINNY(m8_refill, 1, true, 3)

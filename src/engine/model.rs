@@ -128,7 +128,32 @@ impl Model {
         if model.cfg.audio.is_some() {
             model.reserve_positions(POSITIONS_AT_FIRST)?;
         }
+        model.prepare_decoding()?;
         Ok(model)
+    }
+
+    /// Does what decoding steps would otherwise do between two tokens: a graph for every bucket and both heads is run
+    /// once and captured, and the arena takes the longest chunk of a prompt, so that no later prompt moves it.
+    fn prepare_decoding(&mut self) -> Result<()> {
+        if !self.backend.asynchronous() {
+            return Ok(());
+        }
+        let (context, ids) = (self.sizes.max_seq, Ids::Host);
+        let rows = self.padded_rows(super::PREFILL_CHUNK_ROWS.min(context));
+        let longest = self.fused(Work::Text { rows, kv_len: context, ids, head: Head::Greedy })?;
+        let longest = crate::plan::plan(longest, |d| self.backend.arena_elem_bytes(d))?;
+        self.backend.reserve(Lane::Text, longest.arena_bytes)?;
+        for kv_len in buckets(context) {
+            for head in [Head::Greedy, Head::Sample] {
+                let (exe, _) = self.text_graph(1, kv_len, Ids::LastToken, head)?;
+                let kv_bucket = self.kv_bucket(kv_len);
+                self.text.pin(TextKey { rows: 1, kv_bucket, ids: Ids::LastToken, head });
+                // Whatever it writes to the states is written anew before anyone reads it.
+                self.backend.run(exe, Step::rows(0, 1, 0))?;
+                self.backend.warm(exe)?;
+            }
+        }
+        self.backend.sync()
     }
 
     /// Every weight of every graph, after fusion.
@@ -172,9 +197,9 @@ impl Model {
         if self.backend.asynchronous() { pad_rows(rows) } else { rows }
     }
 
-    /// The bucket that holds `kv_len` rows: a power of two from 256 up, so that one captured graph serves many steps.
+    /// The bucket that holds `kv_len` rows, so that one captured graph serves many steps.
     fn kv_bucket(&self, kv_len: usize) -> usize {
-        kv_len.next_power_of_two().max(256).min(self.sizes.max_seq)
+        bucket(kv_len, self.sizes.max_seq)
     }
 
     /// The prepared text graph for `rows` rows ending at `kv_len`.
@@ -484,6 +509,22 @@ fn create_states(backend: &mut dyn Backend, g: &Graph) -> Result<Vec<StateId>> {
     g.states.iter().map(|d| backend.create_state(d)).collect()
 }
 
+/// The bucket of a context that holds `kv_len` rows: a power of two from 256 up.
+fn bucket(kv_len: usize, context: usize) -> usize {
+    kv_len.next_power_of_two().max(256).min(context)
+}
+
+/// Every bucket of a context.
+fn buckets(context: usize) -> Vec<usize> {
+    let mut all = vec![bucket(1, context)];
+    while let Some(&last) = all.last()
+        && last < context
+    {
+        all.push(bucket(last + 1, context));
+    }
+    all
+}
+
 /// Row counts that share graphs: all up to 16 (matrix-vector kernels), then multiples of 16, 64 and 128 as the
 /// waste shrinks.
 fn pad_rows(rows: usize) -> usize {
@@ -498,6 +539,16 @@ fn pad_rows(rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buckets_cover_a_context() {
+        assert_eq!(buckets(16400), [256, 512, 1024, 2048, 4096, 8192, 16384, 16400]);
+        assert_eq!(buckets(512), [256, 512]);
+        assert_eq!(buckets(100), [100]);
+        for context in [1, 255, 256, 257, 5000] {
+            assert!((1..=context).all(|n| buckets(context).contains(&bucket(n, context))), "{context}");
+        }
+    }
 
     #[test]
     fn padding_wastes_little_and_shares_graphs() {

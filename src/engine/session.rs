@@ -6,7 +6,7 @@ use super::cache::{CacheUse, Content, Key, Placed, Source};
 use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result};
-use crate::exec::{Lane, Mark, Ticket};
+use crate::exec::{Lane, Mark, Ticket, Wait};
 use crate::media::audio::Sound;
 use crate::media::fbank::{Fbank, FbankOptions, log_mel};
 use crate::media::tiles::{TileOptions, Tiles, tile};
@@ -404,7 +404,9 @@ impl<'e> Session<'e> {
             if ahead && wanted {
                 next = Some(self.step(base + n, n + 1, head)?);
             }
-            let id = self.engine.model.backend_mut().wait_token(ticket)?;
+            // The first token is what a user waits for. Behind the others the device is busy with the next step.
+            let wait = if n == 0 { Wait::Busy } else { Wait::Asleep };
+            let id = self.engine.model.backend_mut().wait_token(ticket, wait)?;
             let now = Instant::now();
             match n {
                 0 => answer.timings.first_token_ms = (now - start).as_secs_f64() * 1e3,
@@ -454,7 +456,7 @@ impl<'e> Session<'e> {
             }
         }
         if let Some(ticket) = next {
-            self.engine.model.backend_mut().wait_token(ticket)?;
+            self.engine.model.backend_mut().wait_token(ticket, Wait::Asleep)?;
         }
 
         let mut rest = stops.push(&stream.flush());

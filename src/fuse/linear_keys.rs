@@ -33,6 +33,7 @@ impl Rule for LinearKeys {
             scale: false,
             residual: true,
             table_at: Some(c),
+            norm: None,
             out_f32: false,
         };
         let ins = [&g.nodes[linear].ins[..], &[table]].concat();

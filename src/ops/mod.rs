@@ -143,6 +143,8 @@ ops! {
     sample::Sample,
     linear::Linear,
     linear::LinearFused,
+    linear::LinearRope,
+    linear::LinearArgMax,
     conv::Patchify,
     conv::PrependClass,
     conv::AssembleTokens,

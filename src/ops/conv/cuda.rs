@@ -288,8 +288,8 @@ impl CudaOp for Conv2d {
         }
         let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
         let bias = Some(b);
-        Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, table_at: None, y }
-            .launch(l)
+        let product = Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, table_at: None, norm: None, y };
+        product.launch(l)
     }
 }
 
@@ -307,6 +307,7 @@ impl CudaOp for Conv1d {
             scale: None,
             residual: None,
             table_at: None,
+            norm: None,
             y,
         };
         let chip = wgmma::launch::chip(l)?;

@@ -24,6 +24,7 @@ pub(crate) struct Chip {
     pub scratch_bytes: usize,
     pub counters: usize,
     pub wanted: Option<Wanted>,
+    pub few_rows: Option<FewRows>,
 }
 
 /// What may be asked for instead of the choice made here, to test and to compare: `mma`, or tile and parts of K of the
@@ -107,7 +108,7 @@ pub(crate) enum Config {
     /// `gemm/gemv.cu`, M = 1.
     Gemv(Gemv),
     /// `gemm/gemv.cu`, M = 2..=16.
-    Skinny,
+    Skinny(FewRows),
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
     /// `gemm/wgmma.cu` or `gemm/wgmma_teams.cu`, sm_90a: TMA and wgmma.
@@ -132,11 +133,40 @@ impl Gemv {
     const SIXTEEN: Gemv = Gemv { variant: "_16", rows: 2 };
 
     /// All of K in flight at once where an instance can. Microseconds at K = 3584 and 18944 in `gemm/LADDER.md`.
-    fn choose(k: usize) -> Gemv {
+    pub fn choose(k: usize) -> Gemv {
         match k {
             3584 => Gemv::SEVEN,
             2049..=20480 => Gemv::SIXTEEN,
             _ => Gemv::TWO,
+        }
+    }
+}
+
+/// Instances of the kernel for 2 to 16 rows in `gemm/gemv.cu`; `VIVACE_GEMV` asks for one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FewRows {
+    /// Weights are asked for a batch at a time.
+    Batches,
+    /// A block of weights is asked for when the one in its registers is used.
+    Refill,
+}
+
+impl FewRows {
+    pub fn parse(text: &str) -> Option<FewRows> {
+        match text {
+            "batches" => Some(FewRows::Batches),
+            "refill" => Some(FewRows::Refill),
+            _ => None,
+        }
+    }
+
+    /// Part of a kernel symbol, for `rows` rows.
+    pub fn variant(self, rows: usize) -> &'static str {
+        match (self, rows) {
+            (FewRows::Batches, ..=8) => "_m8",
+            (FewRows::Batches, _) => "_m16",
+            (FewRows::Refill, ..=8) => "_m8_refill",
+            (FewRows::Refill, _) => "_m16_refill",
         }
     }
 }
@@ -179,7 +209,7 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match p.m {
         _ if !p.aligned => Config::Naive,
         1 if p.dense => Config::Gemv(Gemv::choose(p.k)),
-        2..=16 if p.dense => Config::Skinny,
+        2..=16 if p.dense => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
         // An image for 90a runs on 9.0 and on nothing newer.
         _ if p.dense && chip.arch == 90 => match chip.wanted {
             Some(Wanted::Mma) => mma(p, chip),
@@ -267,8 +297,14 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip =
-        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
+    const H200: Chip = Chip {
+        sm_count: 132,
+        arch: 90,
+        scratch_bytes: 64 << 20,
+        counters: 64 << 10,
+        wanted: None,
+        few_rows: None,
+    };
 
     /// A chip whose large products are for `gemm/mma.cu`.
     const B200: Chip = Chip { arch: 100, ..H200 };
@@ -288,7 +324,9 @@ mod tests {
             }
         }
         for m in 2..=16 {
-            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny);
+            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny(FewRows::Batches));
+            let refilled = Chip { few_rows: FewRows::parse("refill"), ..H200 };
+            assert_eq!(choose(&dense(m, 515, 896), &refilled), Config::Skinny(FewRows::Refill));
         }
         let rows = Problem { dense: false, ..dense(1, 256, 640) };
         assert!(matches!(choose(&rows, &H200), Config::Mma { .. }));
@@ -321,7 +359,7 @@ mod tests {
         assert_ne!(choose(&dense(9000, 4096, 1024), &chip), Config::Wgmma(plan));
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
-        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
+        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny(FewRows::Batches));
         for bad in [
             "",
             "wgmma",
@@ -381,7 +419,7 @@ mod tests {
             assert_eq!(taken(none, 300).0, wgmma::Team::Plain, "{none}");
         }
         assert_ne!(taken("teams", 300).0, wgmma::Team::Plain);
-        assert_eq!(choose(&dense(16, 512, 1024), &teams("teams")), Config::Skinny);
+        assert_eq!(choose(&dense(16, 512, 1024), &teams("teams")), Config::Skinny(FewRows::Batches));
     }
 
     #[test]

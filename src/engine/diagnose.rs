@@ -1,4 +1,5 @@
-//! Looking into a model: its graphs as text, where their time goes, and where a device leaves the reference.
+//! Looking into a model: its graphs as text, where their time goes, where a device leaves the reference, and the
+//! logits of a prompt.
 
 mod diff;
 mod profile;
@@ -141,6 +142,23 @@ pub fn dump(engine: &mut Engine, system: Option<&str>, question: &Question) -> R
         );
     }
     Ok(out)
+}
+
+/// Logits of every row of the prompt that `question` makes after `system`: f32 `[rows, vocab]`, one row after another.
+///
+/// # Errors
+/// `Input` when the question does not fit the model or its context, `Runtime` when the device fails.
+pub fn logits(engine: &mut Engine, system: Option<&str>, question: &Question) -> Result<Vec<f32>> {
+    let inputs = engine.session(system)?.inputs(question)?;
+    let model = &mut engine.model;
+    for run in runs(model, &inputs).iter().filter(|run| !matches!(run.work, Work::Text { .. })) {
+        prepare(model, run)?;
+    }
+    let (exe, io) = model.run_ids(&inputs.ids, 0, 0, Head::All)?;
+    let Some(logits) = io.logits else { crate::bail_runtime!("a graph without logits") };
+    let logits = model.backend_mut().read(exe, logits)?;
+    // Rows beyond are padding.
+    Ok(logits.data.f32s()[..inputs.ids.len() * logits.desc.cols()].to_vec())
 }
 
 #[cfg(test)]

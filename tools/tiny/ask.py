@@ -6,13 +6,18 @@ what the engine is compared with."""
 import argparse
 from pathlib import Path
 
+from needs import need_file, need_modules
+
+need_modules("numpy", "torch", "PIL", "tokenizers", "safetensors", "soundfile")
+
 import numpy as np
+import soundfile
 import torch
 from PIL import Image
 
 from model import load, rows_of_sound
 from pictures import tile
-from speech import RATE, Filterbank, need
+from speech import RATE, Filterbank
 from tokenizer import Template
 
 
@@ -31,7 +36,7 @@ def merged(model, template: Template, images: list[Path], audio: Path | None, pr
         )
         tiles = [-1 - i for i in range(len(media[0]))]
     if audio:
-        samples, rate = need("soundfile").read(audio, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(audio, dtype="float32", always_2d=True)
         if rate != RATE:
             raise SystemExit(f"{audio}: {rate} samples per second; this script takes {RATE}")
         fbank = Filterbank()(torch.from_numpy(samples[:, 0])[None])
@@ -65,6 +70,7 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--logits", type=Path)
     args = parser.parse_args()
+    need_file(args.model / "model.safetensors", "MODEL is a checkpoint folder, as train.py writes")
     model, template = load(args.model), Template(args.model / "tokenizer.json")
     x = merged(model, template, args.image, args.audio, args.prompt)
     if args.logits:

@@ -12,6 +12,10 @@ import json
 import random
 from pathlib import Path
 
+from needs import need_espeak, need_modules
+
+need_modules("numpy", "PIL", "soundfile")
+
 import numpy as np
 
 import questions
@@ -156,6 +160,7 @@ def main():
     parser.add_argument("--small", action="store_true", help="only pictures that make small files")
     parser.add_argument("--demo", action="store_true")
     args = parser.parse_args()
+    need_espeak()
     writer = Writer(args.out, args.seed, args.small)
     if args.demo:
         args.count = 1

@@ -5,6 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+from needs import need_modules
+
+need_modules("numpy", "torch", "safetensors")
+
 import numpy as np
 import torch
 

@@ -9,9 +9,11 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from needs import need_file
 
 WAYS = {"text": "written", "audio": "spoken", "noise": "noise"}
 
@@ -40,6 +42,38 @@ def ask(vivace: Path, model: Path, device: str, folder: Path, cases: list[dict])
     return [[next(said) for _ in case["turns"]] for case in cases]
 
 
+def tally(cases: list[dict], answers: dict[str, list[tuple[str, str]]]) -> dict:
+    """[right, of] by way of asking and by kind; for each mark that was due, how often which came; what was wrong."""
+    ways: dict = defaultdict(lambda: [0, 0])
+    kinds: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    came: dict = {way: dict.fromkeys([*WAYS.values(), "none"], 0) for way in WAYS.values()}
+    wrong = []
+    for case in cases:
+        for turn, (state, text) in zip(case["turns"], answers[case["name"]]):
+            right = (state, text) == (turn["state"], turn["answer"])
+            way = WAYS[turn["state"]]
+            for count in (ways[way], kinds[turn["kind"]][way]):
+                count[0] += right
+                count[1] += 1
+            came[way][WAYS.get(state, "none")] += 1
+            if not right:
+                wrong.append(
+                    {
+                        "case": case["name"],
+                        "kind": turn["kind"],
+                        "wanted": [turn["state"], turn["answer"]],
+                        "got": [state, text],
+                    }
+                )
+    marks = {way: [n[way], sum(n.values())] for way, n in came.items() if sum(n.values())}
+    kinds = {kind: dict(sorted(kinds[kind].items())) for kind in sorted(kinds)}
+    return {"ways": dict(sorted(ways.items())), "marks": marks, "came": came, "kinds": kinds, "wrong": wrong}
+
+
+def by_kind(scores: dict) -> dict[str, list[int]]:
+    return {f"{kind}, {way}": n for kind, of in scores["kinds"].items() for way, n in of.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,46 +88,22 @@ def main():
         "--least", type=float, default=0.0, help="share of exact answers that has to be reached"
     )
     args = parser.parse_args()
-    if not args.vivace.is_file():
-        sys.exit(f"{args.vivace} is missing: cargo build --release, or name another with --vivace")
-
-    cases = json.loads((args.cases / "cases.json").read_text())
+    need_file(args.vivace, "cargo build --release, or name another with --vivace")
+    cases = json.loads(need_file(args.cases / "cases.json", f"python cases.py {args.cases}").read_text())
     parts = [cases[i :: args.jobs] for i in range(args.jobs)]
     with ThreadPoolExecutor(args.jobs) as pool:
         asked = pool.map(lambda part: ask(args.vivace, args.model, args.device, args.cases, part), parts)
         answers = {case["name"]: got for part, gots in zip(parts, asked) for case, got in zip(part, gots)}
-    ways, kinds, marks = (defaultdict(lambda: [0, 0]) for _ in range(3))
-    confused, wrong = Counter(), []
-    for case in cases:
-        for turn, (state, text) in zip(case["turns"], answers[case["name"]]):
-            right = (state, text) == (turn["state"], turn["answer"])
-            for table, key, hit in (
-                (ways, WAYS[turn["state"]], right),
-                (marks, WAYS[turn["state"]], state == turn["state"]),
-                (kinds, turn["kind"], right),
-            ):
-                table[key][0] += hit
-                table[key][1] += 1
-            confused[f"{turn['state']} -> {state}"] += state != turn["state"]
-            if not right:
-                wrong.append(
-                    {"case": case["name"], "wanted": [turn["state"], turn["answer"]], "got": [state, text]}
-                )
-    for title, table in (("exact answers", ways), ("marks", marks), ("by kind", kinds)):
+    scores = tally(cases, answers)
+    for title, table in (("exact answers", scores["ways"]), ("marks", scores["marks"]), ("by kind", by_kind(scores))):
         print(title)
-        for key, (right, of) in sorted(table.items()):
-            print(f"  {key:16} {right:5} of {of:5}  {right / of:.1%}")
-    for w in wrong:
+        for key, (right, of) in table.items():
+            print(f"  {key:24} {right:5} of {of:5}  {right / of:.1%}")
+    for w in scores["wrong"]:
         print(f"{w['case']}: wanted {w['wanted']}, got {w['got']}")
     if args.out:
-        args.out.write_text(
-            json.dumps(
-                {"ways": ways, "marks": marks, "kinds": kinds, "marks confused": +confused, "wrong": wrong},
-                indent=1,
-            )
-            + "\n"
-        )
-    sys.exit(min(right / of for right, of in ways.values()) < args.least)
+        args.out.write_text(json.dumps(scores, indent=1) + "\n")
+    sys.exit(min(right / of for right, of in scores["ways"].values()) < args.least)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ import json
 import math
 from pathlib import Path
 
+from needs import need_modules
+
+need_modules("torch", "safetensors")
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

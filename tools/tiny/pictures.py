@@ -5,6 +5,10 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
+from needs import need_modules
+
+need_modules("numpy", "PIL")
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -74,15 +78,19 @@ def count_tiles(width: int, height: int, size: int) -> int:
     return columns * rows + (columns * rows > 1)
 
 
+def resized(image: Image.Image, width: int, height: int) -> np.ndarray:
+    """Horizontally first, which is what the engine does; versions of Pillow differ in the order they choose."""
+    wide = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    return np.asarray(wide.resize((width, height), Image.Resampling.BICUBIC))
+
+
 def tile(image: Image.Image, size: int) -> np.ndarray:
     """`[tiles, size, size, 3]`, row by row, and the whole picture as the last when there are several."""
     columns, rows = choose_grid(*image.size, size)
-    pixels = np.asarray(image.resize((size * columns, size * rows), Image.Resampling.BICUBIC))
+    pixels = resized(image, size * columns, size * rows)
     tiles = pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     if len(tiles) > 1:
-        tiles = np.concatenate(
-            [tiles, np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))[None]]
-        )
+        tiles = np.concatenate([tiles, resized(image, size, size)[None]])
     return tiles
 
 

@@ -9,13 +9,16 @@ import io
 import json
 import math
 import random
-import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from needs import need_espeak, need_modules
+
+need_modules("numpy", "PIL", "soundfile")
+
 import numpy as np
+import soundfile
 
 import questions
 
@@ -85,18 +88,8 @@ class Voice:
         )
 
 
-def need(module: str):
-    """Imports what only some of the scripts want, or says how to get it."""
-    try:
-        return __import__(module)
-    except ImportError:
-        sys.exit(f"{module} is not installed: pip install {module}")
-
-
 def say(text: str, voice: Voice) -> np.ndarray:
     """What espeak-ng makes of a text: f32 at 16 kHz, without the silence around it."""
-    if not shutil.which("espeak-ng"):
-        sys.exit("espeak-ng is not installed: apt-get install espeak-ng (or from its project page)")
     args = [
         "-v",
         f"{voice.accent}+{voice.variant}",
@@ -117,7 +110,7 @@ def say(text: str, voice: Voice) -> np.ndarray:
 
 
 def write_pack(out: Path, per_text: int, held_out_per_text: int, chatter: int) -> None:
-    soundfile = need("soundfile")
+    need_espeak()
     rng = random.Random(20)
     jobs = []
     for held_out, per, others in ((False, per_text, chatter), (True, held_out_per_text, chatter // 8)):
@@ -161,7 +154,7 @@ def write_pack(out: Path, per_text: int, held_out_per_text: int, chatter: int) -
 
 
 def _read(path: Path) -> np.ndarray:
-    samples, rate = need("soundfile").read(path, dtype="int16")
+    samples, rate = soundfile.read(path, dtype="int16")
     assert rate == RATE, (path, rate)
     return samples
 
@@ -183,7 +176,6 @@ class Clips:
         """The pack, and `noises` noises (a tenth of them held out)."""
         from multiprocessing import get_context
 
-        need("soundfile")  # a worker of the pool that ends is only started again
         index = json.loads((folder / "speech.json").read_text())
         files = [folder / f"speech-{k}.ogg" for k in range(1 + max(c["file"] for c in index))]
         with get_context("fork").Pool(jobs) as pool:
@@ -288,7 +280,7 @@ class Filterbank:
 def ogg(samples: np.ndarray, form: str = "OGG", subtype: str = "VORBIS") -> bytes:
     """An encoded file in memory."""
     buffer = io.BytesIO()
-    need("soundfile").write(buffer, samples, RATE, format=form, subtype=subtype)
+    soundfile.write(buffer, samples, RATE, format=form, subtype=subtype)
     return buffer.getvalue()
 
 

@@ -10,6 +10,10 @@ import random
 from functools import lru_cache
 from pathlib import Path
 
+from needs import need_modules
+
+need_modules("tokenizers")
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import questions

@@ -21,6 +21,10 @@ from copy import deepcopy
 from pathlib import Path
 from queue import Queue
 
+from needs import need_file, need_modules
+
+need_modules("numpy", "torch", "PIL", "tokenizers", "safetensors", "soundfile")
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -470,6 +474,8 @@ def main():
     def say(text: str):
         print(f"[{time.monotonic() - begin:6.1f} s] {text}", flush=True)
 
+    need_file(args.pack / "speech.json", f"python speech.py {args.pack} --per-text 20")
+    need_file(args.pack / "tokenizer.json", f"python tokenizer.py {args.pack}")
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(SEED)

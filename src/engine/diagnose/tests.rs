@@ -1,7 +1,7 @@
 use super::diff::{DiffReport, Recorded};
 use super::*;
 use crate::core::{DType, Desc, Place, Shape};
-use crate::engine::{DeviceChoice, Options};
+use crate::engine::{DeviceChoice, GenerateOptions, Options};
 use crate::media::audio::Sound;
 
 fn demo() -> String {
@@ -42,6 +42,20 @@ fn a_profile_adds_up() {
         assert!(graph.ops.windows(2).all(|w| w[0].us >= w[1].us));
     }
     assert!(profile.to_string().contains("whole graph"));
+}
+
+#[test]
+fn logits_of_a_prompt_foretell_the_answer() {
+    let mut engine = Engine::open(&demo(), &options(), &mut |_, _| {}).unwrap();
+    let one = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
+    let answer = engine.session(None).unwrap().ask(&question(), &one, &mut |_| true).unwrap();
+    let logits = logits(&mut engine, None, &question()).unwrap();
+    let last = logits.chunks(logits.len() / answer.prompt_rows).next_back().unwrap();
+    let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+    assert_eq!(answer.tokens, [best as u32]);
+    // What it wrote over is not taken for what was there.
+    let again = engine.session(None).unwrap().ask(&question(), &one, &mut |_| true).unwrap();
+    assert_eq!(again.tokens, answer.tokens);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::builder::NonEmptyStringValueParser;
 use vivace::core::Result;
-use vivace::engine::{CacheOptions, DeviceChoice, Engine, GenerateOptions, Options, Sampling};
+use vivace::engine::{AudioChunk, CacheOptions, DeviceChoice, Engine, GenerateOptions, Options, Sampling};
 use vivace::fuse::Fusion;
 
 use super::output::Progress;
@@ -34,6 +34,7 @@ impl DeviceArgs {
             fusion: Fusion::without(&self.no_fuse)?,
             context,
             cache: CacheOptions::default(),
+            audio_chunk: None,
             no_capture: self.no_capture,
             poison: self.poison,
         })
@@ -57,6 +58,10 @@ pub struct ModelArgs {
     /// Compute every question whole: reuse nothing of earlier ones
     #[arg(long, conflicts_with = "cache_mib", help_heading = "Execution")]
     pub no_prefix_cache: bool,
+    /// Let the audio encoder hear in chunks of this many frames of 40 ms, each seeing LEFT chunks before it (all without
+    /// /LEFT), instead of as the checkpoint states
+    #[arg(long, value_name = "FRAMES[/LEFT]", help_heading = "Execution")]
+    pub audio_chunk: Option<AudioChunk>,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -65,7 +70,7 @@ impl ModelArgs {
     pub fn options(&self) -> Result<Options> {
         let cache =
             CacheOptions { enabled: !self.no_prefix_cache, bytes: self.cache_mib.saturating_mul(1 << 20) };
-        Ok(Options { cache, ..self.device.options(self.context)? })
+        Ok(Options { cache, audio_chunk: self.audio_chunk, ..self.device.options(self.context)? })
     }
 
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.

@@ -69,6 +69,13 @@ pub(super) struct TextIo {
     pub token: Option<Tensor>,
 }
 
+/// Tensors of the graph of a piece of a sound.
+#[derive(Clone, Copy)]
+pub(super) struct PieceIo {
+    pub input: Tensor,
+    pub result: Option<Tensor>,
+}
+
 /// Tensors of an encoder's graph: its input, its result, and what comparisons look at.
 #[derive(Clone)]
 pub(super) struct EncoderIo {

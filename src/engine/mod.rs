@@ -41,7 +41,7 @@ use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
-pub use session::Session;
+pub use session::{LONGEST_SOUND_SECONDS, Session, SoundStream};
 pub use synth::write_synthetic;
 
 /// Rows of a prompt that go through the model at once; longer ones go in chunks, which bounds the arena.
@@ -74,6 +74,32 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
+/// Chunked attention of the audio encoder: a frame (40 ms) sees its own chunk and some before it, and nothing later. A
+/// sound can then be encoded while it comes in, see [`Session::sound_stream`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AudioChunk {
+    /// Frames of a chunk.
+    pub frames: usize,
+    /// Chunks that a frame sees before its own; all of them if not given.
+    pub left: Option<usize>,
+}
+
+impl std::str::FromStr for AudioChunk {
+    type Err = String;
+
+    /// `16` or `16/4`.
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (frames, left) = match s.split_once('/') {
+            Some((frames, left)) => (frames, Some(left)),
+            None => (s, None),
+        };
+        match (frames.parse(), left.map(str::parse).transpose()) {
+            (Ok(frames @ 1..=4096), Ok(left)) => Ok(AudioChunk { frames, left }),
+            _ => Err(format!("FRAMES or FRAMES/LEFT expected, 1 to 4096 frames of 40 ms, got {s:?}")),
+        }
+    }
+}
+
 /// How a model is opened.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Options {
@@ -83,6 +109,9 @@ pub struct Options {
     pub context: Option<usize>,
     /// What is kept of earlier questions.
     pub cache: CacheOptions,
+    /// Instead of the attention that the checkpoint states for sounds. Only what a checkpoint was trained for gives good
+    /// answers.
+    pub audio_chunk: Option<AudioChunk>,
     /// Run graphs launch by launch instead of replaying captures.
     pub no_capture: bool,
     /// Fill arenas with NaN before every run.
@@ -240,10 +269,17 @@ impl Engine {
 
     /// As [`Engine::open`] for a model that was found already.
     pub fn from_opened(
-        opened: Opened,
+        mut opened: Opened,
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
+        if let Some(chunk) = options.audio_chunk {
+            let Some(audio) = &mut opened.config.audio else {
+                crate::bail_input!("chunks of sound are asked for, but this model has no audio encoder")
+            };
+            audio.chunk_size = chunk.frames as i64;
+            audio.left_chunks = chunk.left.map_or(-1, |left| left.min(1 << 20) as i64);
+        }
         let vocab = opened.config.text.vocab_size;
         let tokenizer = match &opened.dir {
             Some(dir) => Tokenizer::from_dir(dir)?,

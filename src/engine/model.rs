@@ -4,14 +4,15 @@
 use std::sync::Arc;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
-use super::graphs::{EncoderIo, Graphs, TextIo};
-use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
+use super::graphs::{EncoderIo, Graphs, PieceIo, TextIo};
+use crate::core::{DType, Desc, HostData, Place, Recipe, Result, Shape, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
 use crate::media::fbank::rows_for_frames;
 use crate::models::config::ModelConfig;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
+use crate::models::whale::Piece;
 use crate::models::{intern_vit, whale};
 use crate::weights::Source;
 
@@ -35,6 +36,7 @@ pub struct Model {
     text: Graphs<TextKey, TextIo>,
     vision: Graphs<usize, EncoderIo>,
     audio: Graphs<(usize, usize), EncoderIo>,
+    pieces: Graphs<(Piece, usize), PieceIo>,
     text_states: Vec<StateId>,
     /// What the KV cache and the media state hold. Whoever writes to these states says so here first.
     pub(super) cache: Cache,
@@ -44,6 +46,9 @@ pub struct Model {
     row_bytes: u64,
     position_states: Vec<StateId>,
     positions: usize,
+    /// Of [`whale::build_piece`], behind the positions; and the rows of the sound that is coming in. None before the first.
+    piece_states: Vec<StateId>,
+    arriving: Option<StateId>,
     /// Keep intermediate results of the encoders readable, for comparisons.
     observe: bool,
 }
@@ -92,12 +97,15 @@ impl Model {
             text: Graphs::new(Lane::Text),
             vision: Graphs::new(Lane::Vision),
             audio: Graphs::new(Lane::Audio),
+            pieces: Graphs::new(Lane::Audio),
             text_states: Vec::new(),
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
             prefix_states: Vec::new(),
             row_bytes: 0,
             position_states: Vec::new(),
             positions: 0,
+            piece_states: Vec::new(),
+            arriving: None,
             observe,
         };
         let recipes = model.recipes()?;
@@ -137,6 +145,10 @@ impl Model {
         if let Some(audio) = &cfg.audio {
             add(whale::build(audio, &cfg.text, self.dtype, 64, 64)?.graph)?;
             add(whale::position_tables(audio, self.dtype, 64)?)?;
+            if let Some(chunk) = whale::chunk(audio) {
+                let piece = Piece::new(audio, 0, chunk, true);
+                add(whale::build_piece(audio, &cfg.text, self.dtype, piece, chunk, chunk)?.graph)?;
+            }
             if audio.prompt_rows > 0 {
                 add(whale::prompt_rows(&cfg.text, self.dtype, audio.prompt_rows)?.0)?;
             }
@@ -396,20 +408,109 @@ impl Model {
         let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
         let media = self.text_states[state::MEDIA];
         self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
-        if prompt > 0 {
-            let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
-            let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
-            let exe = self.backend.prepare(Lane::Audio, p, &[])?;
-            self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
-            self.backend.run(exe, Step::rows(0, prompt, 0))?;
-            self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
-            self.backend.sync()?;
-            self.backend.release(exe);
-        }
+        self.put_prompt_rows(first_row)?;
         let (exe, io) = self.audio_graph(frames)?;
         self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
         self.backend.run(exe, Step::rows(0, frames, 0))?;
         self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
+    }
+
+    /// Puts the rows that go before a sound, if there are any, into the media state.
+    fn put_prompt_rows(&mut self, first_row: usize) -> Result<()> {
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        if prompt == 0 {
+            return Ok(());
+        }
+        let media = self.text_states[state::MEDIA];
+        let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
+        let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
+        let exe = self.backend.prepare(Lane::Audio, p, &[])?;
+        self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
+        self.backend.run(exe, Step::rows(0, prompt, 0))?;
+        self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
+        self.backend.sync()?;
+        self.backend.release(exe);
+        Ok(())
+    }
+
+    /// Frames of a chunk, where sounds can be encoded as they come in.
+    pub(super) fn audio_chunk(&self) -> Option<usize> {
+        self.cfg.audio.as_ref().and_then(whale::chunk)
+    }
+
+    /// A sound of at most `frames` log-mel frames begins to come in; an earlier one that did not end is forgotten.
+    pub(super) fn begin_sound(&mut self, frames: usize) -> Result<()> {
+        let Some(audio) = &self.cfg.audio else {
+            crate::bail_input!("this model has no audio encoder: it cannot take sounds");
+        };
+        let most = whale::encoder_frames(frames);
+        if self.arriving.is_none() {
+            let piece = Piece::new(audio, 0, 1, true);
+            let g = whale::build_piece(audio, &self.cfg.text, self.dtype, piece, 1, most)?.graph;
+            let rows = Desc {
+                name: "audio.arriving".into(),
+                dtype: self.dtype,
+                shape: Shape::new(&[rows_for_frames(frames).max(1), self.cfg.text.hidden_size]),
+                place: Place::Arena,
+            };
+            let mut made = Vec::new();
+            for desc in g.states.iter().skip(audio.num_hidden_layers).chain([&rows]) {
+                match self.backend.create_state(desc) {
+                    Ok(s) => made.push(s),
+                    Err(e) => {
+                        made.into_iter().for_each(|s| self.backend.release_state(s));
+                        return Err(e);
+                    }
+                }
+            }
+            self.arriving = made.pop();
+            self.piece_states = made;
+        }
+        // The rows of an earlier sound may still be on their way from here.
+        self.backend.join(Lane::Audio, Lane::Text)
+    }
+
+    /// Enqueues the `rows` encoder frames from `first` on of the sound that is coming in, which begins a chunk; `fbank` are
+    /// their log-mel frames. `most` as at its beginning.
+    pub(super) fn encode_piece(
+        &mut self,
+        fbank: &[f32],
+        first: usize,
+        rows: usize,
+        last: bool,
+        most_frames: usize,
+    ) -> Result<()> {
+        self.reserve_positions(first + rows)?;
+        let (cfg, dtype, cap) = (&self.cfg, self.dtype, self.positions);
+        let (Some(audio), Some(arriving)) = (&cfg.audio, self.arriving) else {
+            crate::bail_runtime!("a piece of a sound that has not begun")
+        };
+        let piece = Piece::new(audio, first, rows, last);
+        let most = whale::encoder_frames(most_frames);
+        let states = [&self.position_states[..], &self.piece_states].concat();
+        let (exe, io) =
+            self.pieces.get(self.backend.as_mut(), &self.fusion, &states, (piece, cap), || {
+                let p = whale::build_piece(audio, &cfg.text, dtype, piece, cap, most)?;
+                Ok((p.graph, PieceIo { input: p.fbank, result: p.embeds }))
+            })?;
+        let row = whale::adapted(audio, first);
+        self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
+        self.backend.run(exe, Step::rows(first, piece.seen + rows, 0))?;
+        match io.result {
+            Some(result) => self.backend.copy_to_state(exe, result, arriving, row, usize::MAX),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the rows of the sound of `frames` log-mel frames that has come in whole into the media state, on the text lane.
+    pub(super) fn place_sound(&mut self, frames: usize, first_row: usize) -> Result<()> {
+        let Some(arriving) = self.arriving else { crate::bail_runtime!("no sound has come in") };
+        let media = self.text_states[state::MEDIA];
+        self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
+        self.put_prompt_rows(first_row)?;
+        self.backend.join(Lane::Text, Lane::Audio)?;
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        self.backend.copy_state_rows(arriving, 0, media, first_row + prompt, rows_for_frames(frames))
     }
 
     /// Makes Whale's position tables long enough for `positions`.
@@ -421,6 +522,7 @@ impl Model {
         let cap = positions.next_power_of_two().max(POSITIONS_AT_FIRST);
         self.backend.sync()?;
         self.audio.clear(self.backend.as_mut());
+        self.pieces.clear(self.backend.as_mut());
         self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
         let g = fuse(whale::position_tables(audio, self.dtype, cap)?, &self.fusion)?;
         self.position_states = create_states(self.backend.as_mut(), &g)?;

@@ -243,13 +243,16 @@ impl<'e> Session<'e> {
 
     /// Refuses a sound that cannot fit before any time is spent on it.
     fn check_sound(&self, sound: &Sound) -> Result<()> {
-        let frames = (sound.seconds() * 100.0) as usize;
+        self.check_seconds(sound.seconds())
+    }
+
+    fn check_seconds(&self, seconds: f64) -> Result<()> {
+        let frames = (seconds * 100.0) as usize;
         let rows = self.engine.model.rows_of_sound(frames);
         let free = self.engine.context_rows() - self.pos;
         crate::ensure_input!(
             rows < free,
-            "a sound of {:.1} s takes {rows} rows of the context, {free} are free ({} too many)",
-            sound.seconds(),
+            "a sound of {seconds:.1} s takes {rows} rows of the context, {free} are free ({} too many)",
             rows - free + 1
         );
         Ok(())
@@ -512,6 +515,10 @@ fn ids(keys: &[Key], placed: &[Placed]) -> Result<Vec<u32>> {
     };
     keys.iter().map(id).collect()
 }
+
+mod stream;
+
+pub use stream::{LONGEST_SOUND_SECONDS, SoundStream};
 
 #[cfg(test)]
 mod tests;

@@ -38,6 +38,18 @@ pub struct FbankOptions {
     pub seed: u64,
 }
 
+impl FbankOptions {
+    /// Fails where a value makes no sense.
+    pub fn check(&self) -> Result<()> {
+        ensure_input!(
+            self.dither.is_finite() && self.dither >= 0.0,
+            "dither {}: wanted a number from 0 up",
+            self.dither
+        );
+        Ok(())
+    }
+}
+
 /// Log-mel frames: `data` is `[frames, 80]`, one frame per 10 ms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fbank {
@@ -87,12 +99,13 @@ pub fn require_length(sound: &Sound) -> Result<()> {
 
 /// Log-mel frames of samples (full scale -1..1) at 16 kHz; fewer than 400 samples make no frame.
 pub fn fbank(samples: &[f32], options: FbankOptions) -> Result<Fbank> {
-    ensure_input!(
-        options.dither.is_finite() && options.dither >= 0.0,
-        "dither {}: wanted a number from 0 up",
-        options.dither
-    );
-    let frames = frame_count(samples.len());
+    fbank_from(samples, 0, options)
+}
+
+/// The frames of [`fbank`] from frame `first` on.
+pub fn fbank_from(samples: &[f32], first: usize, options: FbankOptions) -> Result<Fbank> {
+    options.check()?;
+    let frames = frame_count(samples.len()).saturating_sub(first);
     let mut data = vec![0.0; frames * BINS];
     let tables = Tables::get();
     let fft = RealFftPlanner::<f32>::new().plan_fft_forward(FFT);
@@ -101,6 +114,7 @@ pub fn fbank(samples: &[f32], options: FbankOptions) -> Result<Fbank> {
         .with_min_len(16)
         .enumerate()
         .try_for_each_init(scratch, |(x, spectrum, scratch), (t, out)| {
+            let t = first + t;
             condition(&samples[t * SHIFT..][..FRAME], t, options, &tables.window, x);
             fft.process_with_scratch(x, spectrum, scratch)?;
             let power: [f32; FFT / 2] = std::array::from_fn(|i| spectrum[i].norm_sqr());
@@ -233,6 +247,18 @@ mod tests {
         assert_ne!(noisy, fbank(&silence, FbankOptions { seed: 8, ..options }).unwrap());
         let e = fbank(&silence, FbankOptions { dither: f32::NAN, seed: 0 }).unwrap_err();
         assert_eq!(e.to_string(), "dither NaN: wanted a number from 0 up");
+    }
+
+    #[test]
+    fn later_frames_are_those_of_the_whole() {
+        let samples: Vec<f32> = (0..4_000).map(|i| (i as f32 * 0.1).sin() * 0.3).collect();
+        let options = FbankOptions { dither: 1.0, seed: 3 };
+        let whole = fbank(&samples, options).unwrap();
+        for first in [0, 1, 5, whole.frames, whole.frames + 3] {
+            let rest = fbank_from(&samples, first, options).unwrap();
+            assert_eq!(rest.frames, whole.frames.saturating_sub(first));
+            assert_eq!(rest.data, whole.data[(whole.frames - rest.frames) * BINS..]);
+        }
     }
 
     #[test]

@@ -139,6 +139,8 @@ ops! {
     embed::Splice,
     embed::EmbedSplice,
     embed::LastRows,
+    embed::RowsAt,
+    embed::Recent,
     sample::ArgMax,
     sample::Sample,
     linear::Linear,

@@ -51,6 +51,11 @@ impl<K: Hash + Eq + Copy, T: Clone> Graphs<K, T> {
         Ok((exe, tensors))
     }
 
+    /// Whether the graph of `key` is prepared.
+    pub fn has(&self, key: &K) -> bool {
+        self.ready.contains_key(key)
+    }
+
     /// Releases every graph: what they were built on is about to change.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         for (_, (exe, ..)) in self.ready.drain() {

@@ -480,26 +480,58 @@ impl Model {
         last: bool,
         most_frames: usize,
     ) -> Result<()> {
-        self.reserve_positions(first + rows)?;
-        let (cfg, dtype, cap) = (&self.cfg, self.dtype, self.positions);
-        let (Some(audio), Some(arriving)) = (&cfg.audio, self.arriving) else {
-            crate::bail_runtime!("a piece of a sound that has not begun")
+        let Some(audio) = &self.cfg.audio else {
+            crate::bail_runtime!("a piece of a sound without an encoder")
         };
-        let piece = Piece::new(audio, first, rows, last);
-        let most = whale::encoder_frames(most_frames);
-        let states = [&self.position_states[..], &self.piece_states].concat();
-        let (exe, io) =
-            self.pieces.get(self.backend.as_mut(), &self.fusion, &states, (piece, cap), || {
-                let p = whale::build_piece(audio, &cfg.text, dtype, piece, cap, most)?;
-                Ok((p.graph, PieceIo { input: p.fbank, result: p.embeds }))
-            })?;
-        let row = whale::adapted(audio, first);
+        let (row, piece) = (whale::adapted(audio, first), Piece::new(audio, first, rows, last));
+        let (exe, io) = self.piece_graph(piece, first + rows, most_frames)?;
         self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
         self.backend.run(exe, Step::rows(first, piece.seen + rows, 0))?;
-        match io.result {
-            Some(result) => self.backend.copy_to_state(exe, result, arriving, row, usize::MAX),
-            None => Ok(()),
+        match (io.result, self.arriving) {
+            (Some(result), Some(arriving)) => {
+                self.backend.copy_to_state(exe, result, arriving, row, usize::MAX)
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Has the graph ready that would be left to run if the sound ended `rows` frames after frame `first`, so that its end
+    /// waits for no preparation. What the runs here write is written again by the piece itself.
+    ///
+    /// On the host there is nothing to prepare; and pieces that differ each time are left to their turn.
+    pub(super) fn expect_end(&mut self, first: usize, rows: usize, most_frames: usize) -> Result<()> {
+        const MOST_ROWS: usize = 16;
+        let Some(audio) = &self.cfg.audio else { return Ok(()) };
+        let piece = Piece::new(audio, first, rows, true);
+        let steady = audio.left_chunks >= 0 && piece.seen as i64 == audio.left_chunks * audio.chunk_size;
+        let known = self.pieces.has(&(piece, self.positions));
+        if !self.backend.asynchronous() || known || !steady || !(1..=MOST_ROWS).contains(&rows) {
+            return Ok(());
+        }
+        let (exe, io) = self.piece_graph(piece, first + rows, most_frames)?;
+        let silence = vec![0.0; piece.frames() * audio_bins(&self.cfg)];
+        self.backend.write(exe, io.input, &HostData::F32(silence))?;
+        // The second run captures.
+        for _ in 0..2 {
+            self.backend.run(exe, Step::rows(first, piece.seen + rows, 0))?;
+        }
+        Ok(())
+    }
+
+    /// The prepared graph of a piece that ends at encoder frame `end`.
+    fn piece_graph(&mut self, piece: Piece, end: usize, most_frames: usize) -> Result<(ExeId, PieceIo)> {
+        self.reserve_positions(end)?;
+        if self.arriving.is_none() {
+            crate::bail_runtime!("a piece of a sound that has not begun");
+        }
+        let (cfg, dtype, cap) = (&self.cfg, self.dtype, self.positions);
+        let states = [&self.position_states[..], &self.piece_states].concat();
+        self.pieces.get(self.backend.as_mut(), &self.fusion, &states, (piece, cap), || {
+            let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
+            let most = whale::encoder_frames(most_frames);
+            let p = whale::build_piece(audio, &cfg.text, dtype, piece, cap, most)?;
+            Ok((p.graph, PieceIo { input: p.fbank, result: p.embeds }))
+        })
     }
 
     /// Puts the rows of the sound of `frames` log-mel frames that has come in whole into the media state, on the text lane.
@@ -534,6 +566,10 @@ impl Model {
         self.positions = cap;
         Ok(())
     }
+}
+
+fn audio_bins(cfg: &ModelConfig) -> usize {
+    cfg.audio.as_ref().map_or(0, |a| a.input_dim)
 }
 
 fn create_states(backend: &mut dyn Backend, g: &Graph) -> Result<Vec<StateId>> {

@@ -108,6 +108,8 @@ impl SoundStream<'_, '_> {
             while encoder_frames(self.frames.len() / BINS) > self.encoded + chunk {
                 self.encode(chunk, false)?;
             }
+            let left = encoder_frames(self.frames.len() / BINS).saturating_sub(self.encoded);
+            self.session.engine.model.expect_end(self.encoded, left, MOST_FRAMES)?;
         }
         Ok(())
     }

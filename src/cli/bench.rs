@@ -13,7 +13,8 @@ use super::output::{Progress, note, print, print_json};
 const JSON_HELP: &str = "\
 --json prints (or writes) one object: what was measured on (device, version, ...), model, dtype, context,
 memory_bytes {weights, states, arenas, peak}, and rows [{name, what, median_us, p10_us, p90_us, ...}] with bytes,
-flops and the share of the device's ceilings.";
+flops and the share of the device's ceilings. The rows of whole requests have stages [{stage, median_us, critical_us}],
+what of each the first token waited for, and overlap_us, for how long vision and audio ran side by side.";
 
 /// Measure decoding, prefill, the encoders, the first token and loading
 ///

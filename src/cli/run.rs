@@ -34,6 +34,11 @@ const JSON_HELP: &str = "\
                  (comparing with what is kept), tile_ms, vision_ms, filterbank_ms, audio_ms,
                  prefill_ms, first_token_ms (from the decoded question to the token), per_token_ms
                  (median; null for a single token), total_ms (without load and decode)
+  stages         what the first token waited for: {stage, start_ms, ms, critical_ms}, by beginning.
+                 Encoders run side by side and the host ahead of the device, so all ms add up to more
+                 than first_token_ms; the critical_ms add up to it. tile, filterbank, cache, prompt
+                 (tokens), sampler, enqueue, keep and token (its way to the host) are the host's,
+                 vision, audio and prefill the device's
   memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes";
 
 /// Answer one question
@@ -303,6 +308,7 @@ pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> 
         ("prompt_rows", json!(answer.prompt_rows)),
         ("cache", json!(answer.cache)),
         ("timings", timings.into()),
+        ("stages", json!(answer.stages)),
     ] {
         fields.insert(name.into(), value);
     }

@@ -16,6 +16,7 @@ pub mod bench;
 mod cache;
 pub mod diagnose;
 mod graphs;
+mod ledger;
 pub mod measure;
 pub mod model;
 mod sampling;
@@ -39,6 +40,7 @@ use crate::models::config::{Opened, open_model};
 use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
+pub use ledger::{Stage, overlap_ms};
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
 pub use session::{LONGEST_SOUND_SECONDS, Session, SoundStream};
@@ -259,6 +261,8 @@ pub struct Answer {
     /// What of them was there already.
     pub cache: CacheUse,
     pub timings: Timings,
+    /// What the first token waited for, by beginning.
+    pub stages: Vec<Stage>,
 }
 
 impl Engine {

@@ -23,6 +23,7 @@ fn json_has_the_documented_fields() {
         "prompt_rows",
         "cache",
         "timings",
+        "stages",
         "memory",
     ];
     assert_eq!(keys(&json), top);
@@ -43,6 +44,17 @@ fn json_has_the_documented_fields() {
     for name in timings {
         assert!(json["timings"][name].as_f64().expect("a number") > 0.0, "{name}: {json}");
     }
+    let stages = json["stages"].as_array().expect("stages");
+    let sum = |name: &str| -> f64 {
+        let of = stages.iter().filter(|s| name.is_empty() || s["stage"] == name);
+        of.map(|s| s["critical_ms"].as_f64().expect("a number")).sum()
+    };
+    assert_eq!(keys(&stages[0]), ["stage", "start_ms", "ms", "critical_ms"]);
+    for name in ["tile", "filterbank", "vision", "audio", "prefill", "token"] {
+        assert!(sum(name) > 0.0, "{name}: {json}");
+    }
+    let first = json["timings"]["first_token_ms"].as_f64().expect("a number");
+    assert!((sum("") / first - 1.0).abs() < 0.02, "{} of {first}: {json}", sum(""));
     assert_eq!(keys(&json["cache"]), ["reused_rows", "prefilled_rows", "media_reused", "media_encoded"]);
     assert_eq!(json["cache"]["prefilled_rows"], json["prompt_rows"], "a first question is computed whole");
     assert_eq!(json["cache"]["media_encoded"], 2);

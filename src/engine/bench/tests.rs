@@ -89,3 +89,19 @@ fn the_mixed_request_has_128_text_tokens() {
     assert_eq!(frames, 998);
     assert_eq!(rows, MIXED_TEXT_TOKENS + 124);
 }
+
+#[test]
+fn a_request_is_reported_stage_by_stage() {
+    let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+    let report = run(&options, None, Some("first_token_cached"), &mut |_| {}).unwrap();
+    let row = &report.rows[0];
+    let stage = |name: &str| row.stages.iter().find(|s| s.stage == name);
+    for name in ["filterbank", "audio", "prefill", "token"] {
+        assert!(stage(name).is_some_and(|s| s.critical_us > 0.0 && s.median_us >= s.critical_us), "{name}");
+    }
+    assert!(stage("vision").is_none(), "the picture is known");
+    assert_eq!(row.overlap_us, Some(0.0));
+    let json = serde_json::to_value(row).unwrap();
+    assert!(json["stages"][0]["median_us"].is_number() && json["overlap_us"].is_number());
+    assert!(report.to_string().contains("waited for"));
+}

@@ -15,12 +15,12 @@ use items::{FULL_ITEMS, Item, MIXED_TEXT_TOKENS, SMALL_ITEMS, selected};
 
 use super::measure::{Meta, REPEATS, Rates, Spread, WARMUP, human_us, percent, table};
 use super::model::Work;
-use super::{Engine, GenerateOptions, Options, Question, Stage, open_backend, overlap_ms};
+use super::{Engine, GenerateOptions, Options, Question, Session, Stage, open_backend, overlap_ms};
 use crate::core::{Cost, HostData, Result, Step};
 use crate::exec::{Ceilings, MemoryUse};
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
-use crate::models::config::{Hints, ModelConfig, Opened, open_model, synthetic};
+use crate::models::config::{AudioConfig, Hints, ModelConfig, Opened, open_model, synthetic};
 use crate::models::qwen2::{Head, Ids};
 use crate::weights::test_input;
 
@@ -143,6 +143,10 @@ pub fn run(
         Item::FirstToken | Item::FirstTokenCached => {
             opened.config.vision.is_some() && opened.config.audio.is_some()
         }
+        Item::FirstTokenStreamed => {
+            let chunked = |a: &AudioConfig| a.chunk_size > 0 || options.audio_chunk.is_some();
+            opened.config.vision.is_some() && opened.config.audio.as_ref().is_some_and(chunked)
+        }
         _ => true,
     };
     let items = selected(all.iter().copied().filter(has), filter)?;
@@ -220,8 +224,9 @@ impl Bench {
                 let fbank = test_input(SEED, "bench.fbank", &[frames, 80], 16.0, 4.0);
                 self.graph(Work::Audio { frames }, Step::rows(0, frames, 0), Some(HostData::F32(fbank)))?
             }
-            Item::FirstToken => self.first_token(false, &mut answers)?,
-            Item::FirstTokenCached => self.first_token(true, &mut answers)?,
+            Item::FirstToken | Item::FirstTokenCached | Item::FirstTokenStreamed => {
+                self.first_token(item, &mut answers)?
+            }
         };
         let Some(time) = time else { crate::bail_runtime!("the device gave no times") };
         let ceilings = if item == Item::Load { None } else { self.ceilings };
@@ -271,7 +276,7 @@ impl Bench {
     ///
     /// Nothing is known of earlier requests, or, if `cached`, what comes before the question's text: every request then
     /// has another text and another sound.
-    fn first_token(&mut self, cached: bool, answers: &mut Vec<Vec<Stage>>) -> Result<(Option<Spread>, Cost)> {
+    fn first_token(&mut self, item: Item, answers: &mut Vec<Vec<Stage>>) -> Result<(Option<Spread>, Cost)> {
         let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
         let noise = test_input(SEED, "bench.picture", &[size, size, 3], 127.5, 127.5);
         let picture = Picture::new(size, size, noise.into_iter().map(|v| v as u8).collect())?;
@@ -282,6 +287,7 @@ impl Bench {
         let (rows, frames) = self.pad_question(&mut question)?;
 
         let once = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
+        let (cached, streamed) = (item != Item::FirstToken, item == Item::FirstTokenStreamed);
         let mut times_us = Vec::new();
         let mut computed = rows;
         for i in 0..WARMUP + REPEATS {
@@ -294,13 +300,15 @@ impl Bench {
                 }
                 false => self.engine.clear_cache(),
             }
-            let answer = self.engine.session(Some(SYSTEM))?.ask(&question, &once, &mut |_| true)?;
+            let mut session = self.engine.session(Some(SYSTEM))?;
+            let end_us = if streamed { stream_sound(&mut session, &question)? } else { 0.0 };
+            let answer = session.ask(&question, &once, &mut |_| true)?;
             if i >= WARMUP {
-                times_us.push(answer.timings.first_token_ms * 1e3);
+                times_us.push(end_us + answer.timings.first_token_ms * 1e3);
                 computed = answer.cache.prefilled_rows;
                 answers.push(answer.stages);
-                // The sound is new always, the picture is where nothing is known.
-                if answer.cache.media_encoded != if cached { 1 } else { 2 } {
+                // The sound is new unless it was streamed, the picture is where nothing is known.
+                if answer.cache.media_encoded != if streamed { 0 } else { 1 } + usize::from(!cached) {
                     crate::bail_runtime!("another part of the request was known than is to be measured");
                 }
             }
@@ -309,7 +317,10 @@ impl Bench {
         let model = &self.engine.model;
         let padded = model.padded_rows(computed);
         let text = Work::Text { rows: padded, kv_len: rows, ids: Ids::Host, head: Head::Greedy };
-        let mut cost = model.fused(text)?.cost() + model.fused(Work::Audio { frames })?.cost();
+        let mut cost = model.fused(text)?.cost();
+        if !streamed {
+            cost = cost + model.fused(Work::Audio { frames })?.cost();
+        }
         if !cached {
             cost = cost + model.fused(Work::Vision { tiles: 1 })?.cost();
         }
@@ -342,6 +353,19 @@ impl Bench {
             next += 1;
         }
     }
+}
+
+/// Has the question's sound come in, as from a microphone that is read every 20 ms; returns microseconds of its end.
+fn stream_sound(session: &mut Session<'_>, question: &Question) -> Result<f64> {
+    let sound = &question.sounds[0];
+    let mut stream = session.sound_stream(sound.rate_hz, question.dither)?;
+    for samples in sound.samples.chunks(sound.rate_hz as usize / 50) {
+        stream.push(samples)?;
+    }
+    stream.sync()?;
+    let start = Instant::now();
+    stream.finish()?;
+    Ok(start.elapsed().as_secs_f64() * 1e6)
 }
 
 const SEED: u64 = 11;

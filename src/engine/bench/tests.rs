@@ -1,4 +1,4 @@
-use super::super::DeviceChoice;
+use super::super::{AudioChunk, DeviceChoice};
 use super::items::{FULL_ITEMS, MIXED_CONTEXT};
 use super::*;
 use crate::core::DType;
@@ -6,7 +6,7 @@ use crate::core::DType;
 #[test]
 fn filters_pick_by_part_of_the_name() {
     let all = || FULL_ITEMS.iter().copied();
-    assert_eq!(selected(all(), None).unwrap().len(), 18);
+    assert_eq!(selected(all(), None).unwrap().len(), 19);
     let some = selected(all(), Some("decode_4, vision_13")).unwrap();
     assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
     let message = selected(all(), Some("speed")).unwrap_err().to_string();
@@ -104,4 +104,8 @@ fn a_request_is_reported_stage_by_stage() {
     let json = serde_json::to_value(row).unwrap();
     assert!(json["stages"][0]["median_us"].is_number() && json["overlap_us"].is_number());
     assert!(report.to_string().contains("waited for"));
+
+    let audio_chunk = Some(AudioChunk { frames: 4, left: Some(4) });
+    let report = run(&Options { audio_chunk, ..options }, None, Some("streamed"), &mut |_| {}).unwrap();
+    assert!(report.rows[0].stages.iter().all(|s| s.stage != "audio" && s.stage != "filterbank"));
 }

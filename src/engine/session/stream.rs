@@ -114,6 +114,11 @@ impl SoundStream<'_, '_> {
         Ok(())
     }
 
+    /// Waits until all that was enqueued is done.
+    pub fn sync(&mut self) -> Result<()> {
+        self.session.engine.model.backend_mut().sync()
+    }
+
     /// Seconds so far.
     pub fn seconds(&self) -> f64 {
         self.sound.seconds()

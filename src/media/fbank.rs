@@ -72,12 +72,7 @@ pub fn rows_for_frames(frames: usize) -> usize {
 ///
 /// Fails when the sound is shorter than [`MIN_FRAMES`] frames (85 ms): the encoder would make no row of it.
 pub fn log_mel(sound: &Sound, options: FbankOptions) -> Result<Fbank> {
-    require_length(sound)?;
-    let samples = match sound.rate_hz {
-        RATE_HZ => Cow::Borrowed(&sound.samples[..]),
-        rate => Cow::Owned(resample(&sound.samples, rate, RATE_HZ)),
-    };
-    fbank(&samples, options)
+    fbank(&at_rate(sound)?, options)
 }
 
 /// Fails when a sound is too short for [`log_mel`].
@@ -149,6 +144,40 @@ fn condition(samples: &[f32], t: usize, options: FbankOptions, window: &[f32], x
     for (x, w) in x.iter_mut().zip(window) {
         *x *= w;
     }
+}
+
+/// What an op needs to compute the same frames: the window, per mel bin the first bin of the spectrum and how many
+/// (`[80, 2]`), and their weights (`[80, W]`, zeros at the end).
+pub fn op_tables() -> (Vec<f32>, Vec<u32>, Vec<f32>) {
+    let tables = Tables::get();
+    let width = mel_width();
+    let mut weights = Vec::with_capacity(BINS * width);
+    let mut spans = Vec::with_capacity(2 * BINS);
+    for (first, bin) in &tables.mel {
+        spans.extend([*first as u32, bin.len() as u32]);
+        weights.extend_from_slice(bin);
+        weights.resize(weights.len() + width - bin.len(), 0.0);
+    }
+    (tables.window.clone(), spans, weights)
+}
+
+/// W of [`op_tables`].
+pub fn mel_width() -> usize {
+    Tables::get().mel.iter().map(|(_, bin)| bin.len()).max().unwrap_or(0)
+}
+
+/// Samples that `frames` frames are made of.
+pub fn samples_of(frames: usize) -> usize {
+    FRAME + frames.saturating_sub(1) * SHIFT
+}
+
+/// Brings a sound to 16 kHz; fails when it is too short for [`log_mel`].
+pub fn at_rate(sound: &Sound) -> Result<Cow<'_, [f32]>> {
+    require_length(sound)?;
+    Ok(match sound.rate_hz {
+        RATE_HZ => Cow::Borrowed(&sound.samples[..]),
+        rate => Cow::Owned(resample(&sound.samples, rate, RATE_HZ)),
+    })
 }
 
 /// What does not depend on the samples.

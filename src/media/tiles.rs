@@ -79,7 +79,7 @@ impl Tiles {
 }
 
 /// The normalised value of each byte, per channel.
-fn normalised() -> &'static [[f32; 256]; 3] {
+pub fn normalised() -> &'static [[f32; 256]; 3] {
     static TABLE: OnceLock<[[f32; 256]; 3]> = OnceLock::new();
     TABLE.get_or_init(|| {
         std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - MEAN[c]) / STD[c]))

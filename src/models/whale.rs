@@ -10,6 +10,7 @@ use crate::ops::conv::{Cmvn, Conv1d, Conv2d};
 use crate::ops::elementwise::{Act, Scale, Unary};
 use crate::ops::embed::{LastRows, Recent, RowsAt};
 use crate::ops::linear::Linear;
+use crate::ops::preprocess::{FRAME, Filterbank, SHIFT};
 
 const ENCODER: &str = "model.audio_encoder.encoder";
 const ADAPTER: &str = "model.audio_encoder.adpter";
@@ -64,12 +65,50 @@ pub fn build(
     frames: usize,
     cap: usize,
 ) -> Result<AudioGraph> {
+    build_with(cfg, text, dtype, frames, cap, None)
+}
+
+/// As [`build`], from samples: `fbank` of the graph is f32 `[samples]` at 16 kHz, as many as `frames` frames are made of. The
+/// last states are the window f32 `[400]`, the spans u32 `[80, 2]` and the weights f32 `[80, mel_width]` of
+/// [`crate::ops::preprocess::Filterbank`].
+pub fn build_from_samples(
+    cfg: &AudioConfig,
+    text: &TextConfig,
+    dtype: DType,
+    frames: usize,
+    cap: usize,
+    mel_width: usize,
+) -> Result<AudioGraph> {
+    build_with(cfg, text, dtype, frames, cap, Some(mel_width))
+}
+
+fn build_with(
+    cfg: &AudioConfig,
+    text: &TextConfig,
+    dtype: DType,
+    frames: usize,
+    cap: usize,
+    mel_width: Option<usize>,
+) -> Result<AudioGraph> {
     let mut b = Builder::new(dtype);
     let (c, heads) = (cfg.hidden_size, cfg.num_attention_heads);
     let d = c / heads;
     let scale = 1.0 / (d as f32).sqrt();
     let tables = position_states(&mut b, cfg, cap);
-    let (fbank, subsampled, mut x) = front(&mut b, cfg, frames)?;
+    let (input, fbank) = match mel_width {
+        None => {
+            let fbank = b.g.input("fbank", DType::F32, &[frames, cfg.input_dim]);
+            (fbank, fbank)
+        }
+        Some(width) => {
+            let samples = b.g.input("samples", DType::F32, &[FRAME + (frames - 1) * SHIFT]);
+            let window = b.g.state("audio.window", DType::F32, &[FRAME]);
+            let spans = b.g.state("audio.mel.spans", DType::U32, &[cfg.input_dim, 2]);
+            let mel = b.g.state("audio.mel", DType::F32, &[cfg.input_dim, width]);
+            (samples, b.push1("audio.fbank", Filterbank, &[samples, window, spans, mel])?)
+        }
+    };
+    let (subsampled, mut x) = front(&mut b, cfg, fbank)?;
     let mask = match cfg.chunk_size {
         size if size > 0 => Mask::Chunk { size: size as usize, left: cfg.left_chunks },
         _ => Mask::Full,
@@ -88,7 +127,7 @@ pub fn build(
     }
     let encoded = b.layer_norm(&format!("{ENCODER}.enc.1.after_norm"), x, EPS)?;
     let embeds = adapter(&mut b, cfg, text, encoded, true)?;
-    Ok(AudioGraph { graph: b.g, fbank, subsampled, encoded, embeds })
+    Ok(AudioGraph { graph: b.g, fbank: input, subsampled, encoded, embeds })
 }
 
 /// A piece of a sound for an encoder with chunked attention: the next frames, while those before are known from earlier
@@ -166,7 +205,8 @@ pub fn build_piece(
     let tables = position_states(&mut b, cfg, cap);
     let kept = piece_states(&mut b, cfg, most);
     let Some((&carried, kept)) = kept.split_last() else { crate::bail_runtime!("no state for the adapter") };
-    let (fbank, _, mut x) = front(&mut b, cfg, piece.frames())?;
+    let fbank = b.g.input("fbank", DType::F32, &[piece.frames(), cfg.input_dim]);
+    let (_, mut x) = front(&mut b, cfg, fbank)?;
     for (n, (&p, &before)) in tables.iter().zip(kept).enumerate() {
         x = block(&mut b, cfg, n, x, |b, y| {
             let of = |what: &str| ["q", "k", "v"].map(|m| layer(n, &format!("self_attn.linear_{m}.{what}")));
@@ -222,10 +262,9 @@ fn layer(n: usize, what: &str) -> String {
     format!("{ENCODER}.enc.1.encoders.{n}.{what}")
 }
 
-/// From log-mel frames to the first layer: the input, the frames after the convolutions, and these embedded.
-fn front(b: &mut Builder, cfg: &AudioConfig, frames: usize) -> Result<(Tensor, Tensor, Tensor)> {
+/// From log-mel frames to the first layer: the frames after the convolutions, and these embedded.
+fn front(b: &mut Builder, cfg: &AudioConfig, fbank: Tensor) -> Result<(Tensor, Tensor)> {
     let c = cfg.hidden_size;
-    let fbank = b.g.input("fbank", DType::F32, &[frames, cfg.input_dim]);
     let mean = b.weight(&format!("{ENCODER}.global_cmvn.mean"), &[cfg.input_dim]);
     let istd = b.weight(&format!("{ENCODER}.global_cmvn.istd"), &[cfg.input_dim]);
     let x = b.push1("audio.cmvn", Cmvn { dtype: b.dtype }, &[fbank, mean, istd])?;
@@ -250,7 +289,7 @@ fn front(b: &mut Builder, cfg: &AudioConfig, frames: usize) -> Result<(Tensor, T
     let x = b.layer_norm(&format!("{ENCODER}.enc.1.embed.1"), x, EPS)?;
     let x = b.push1("audio.embed.relu", Unary { act: Act::Relu }, &[x])?;
     let x = b.push1("audio.embed.scaled", Scale { by: (c as f32).sqrt() }, &[x])?;
-    Ok((fbank, subsampled, x))
+    Ok((subsampled, x))
 }
 
 /// One layer; `attend` is its attention on normalised rows, before `linear_out`.

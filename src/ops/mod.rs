@@ -116,6 +116,7 @@ pub mod elementwise;
 pub mod embed;
 pub mod linear;
 pub mod norm;
+pub mod preprocess;
 pub mod rope;
 pub mod sample;
 #[cfg(test)]
@@ -156,6 +157,9 @@ ops! {
     attention::KeyBias,
     attention::FoldKeys,
     attention::SinTable,
+    preprocess::Filterbank,
+    preprocess::ResizeWidth,
+    preprocess::ResizeToTiles,
 }
 
 /// `Err` naming the op and what it got, for `infer`.

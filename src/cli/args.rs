@@ -35,6 +35,8 @@ impl DeviceArgs {
             context,
             cache: CacheOptions::default(),
             audio_chunk: None,
+            device_filterbank: false,
+            device_tiling: false,
             no_capture: self.no_capture,
             poison: self.poison,
         })
@@ -62,6 +64,12 @@ pub struct ModelArgs {
     /// /LEFT), instead of as the checkpoint states
     #[arg(long, value_name = "FRAMES[/LEFT]", help_heading = "Execution")]
     pub audio_chunk: Option<AudioChunk>,
+    /// Compute the log-mel frames of sounds on the device
+    #[arg(long, help_heading = "Execution")]
+    pub device_filterbank: bool,
+    /// Resize and cut pictures on the device
+    #[arg(long, help_heading = "Execution")]
+    pub device_tiling: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -70,7 +78,15 @@ impl ModelArgs {
     pub fn options(&self) -> Result<Options> {
         let cache =
             CacheOptions { enabled: !self.no_prefix_cache, bytes: self.cache_mib.saturating_mul(1 << 20) };
-        Ok(Options { cache, audio_chunk: self.audio_chunk, ..self.device.options(self.context)? })
+        let (device_filterbank, device_tiling) = (self.device_filterbank, self.device_tiling);
+        let audio_chunk = self.audio_chunk;
+        Ok(Options {
+            cache,
+            audio_chunk,
+            device_filterbank,
+            device_tiling,
+            ..self.device.options(self.context)?
+        })
     }
 
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.

@@ -7,6 +7,7 @@ use crate::core::{Result, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
+use crate::models::intern_vit::TiledInputs;
 use crate::plan::plan;
 
 /// Prepared graphs of one lane.
@@ -72,6 +73,13 @@ pub(super) struct TextIo {
     pub hidden: Option<Tensor>,
     pub logits: Option<Tensor>,
     pub token: Option<Tensor>,
+}
+
+/// Tensors of a vision graph that begins with a picture.
+#[derive(Clone)]
+pub(super) struct PictureIo {
+    pub inputs: TiledInputs,
+    pub result: Tensor,
 }
 
 /// Tensors of the graph of a piece of a sound.

@@ -114,6 +114,11 @@ pub struct Options {
     /// Instead of the attention that the checkpoint states for sounds. Only what a checkpoint was trained for gives good
     /// answers.
     pub audio_chunk: Option<AudioChunk>,
+    /// Log-mel frames are computed by the device, within 1e-3 of the host's. Sounds with noise added, and sounds that come
+    /// in piece by piece, stay with the host.
+    pub device_filterbank: bool,
+    /// Pictures are resized and cut by the device, to the same bits as by the host. Videos stay with the host.
+    pub device_tiling: bool,
     /// Run graphs launch by launch instead of replaying captures.
     pub no_capture: bool,
     /// Fill arenas with NaN before every run.
@@ -126,6 +131,8 @@ pub struct Engine {
     tokenizer: Tokenizer,
     marks: StateMarks,
     stop_ids: Vec<u32>,
+    device_filterbank: bool,
+    device_tiling: bool,
 }
 
 /// What a turn asks. Pictures and sounds are in memory; [`Question::image`] and [`Question::audio`] read files.
@@ -297,7 +304,14 @@ impl Engine {
         let token_limit = vocab.min(tokenizer.vocab_len());
         let sizes = TextSizes { max_seq: context, media_rows: context, token_limit };
         let model = open_on(opened, sizes, options, false, progress)?;
-        Ok(Engine { marks: StateMarks::new(&tokenizer), tokenizer, stop_ids, model })
+        Ok(Engine {
+            marks: StateMarks::new(&tokenizer),
+            tokenizer,
+            stop_ids,
+            model,
+            device_filterbank: options.device_filterbank,
+            device_tiling: options.device_tiling,
+        })
     }
 
     /// Starts a conversation. `system` replaces the default system text.

@@ -4,13 +4,17 @@
 use std::sync::Arc;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
-use super::graphs::{EncoderIo, Graphs, PieceIo, TextIo};
+use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
 use crate::core::{DType, Desc, HostData, Place, Recipe, Result, Shape, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
-use crate::media::fbank::rows_for_frames;
+use crate::media::bicubic::Axis;
+use crate::media::fbank::{frame_count, mel_width, op_tables, rows_for_frames, samples_of};
+use crate::media::image::Picture;
+use crate::media::tiles::normalised;
 use crate::models::config::ModelConfig;
+use crate::models::intern_vit::Tiling;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
 use crate::models::whale::Piece;
 use crate::models::{intern_vit, whale};
@@ -37,6 +41,11 @@ pub struct Model {
     vision: Graphs<usize, EncoderIo>,
     audio: Graphs<(usize, usize), EncoderIo>,
     pieces: Graphs<(Piece, usize), PieceIo>,
+    pictures: Graphs<Tiling, PictureIo>,
+    /// From samples; key as `audio`.
+    samples: Graphs<(usize, usize), EncoderIo>,
+    /// Window, spans and weights of the filterbank; none before the first sound.
+    mel_states: Vec<StateId>,
     text_states: Vec<StateId>,
     /// What the KV cache and the media state hold. Whoever writes to these states says so here first.
     pub(super) cache: Cache,
@@ -98,6 +107,9 @@ impl Model {
             vision: Graphs::new(Lane::Vision),
             audio: Graphs::new(Lane::Audio),
             pieces: Graphs::new(Lane::Audio),
+            pictures: Graphs::new(Lane::Vision),
+            samples: Graphs::new(Lane::Audio),
+            mel_states: Vec::new(),
             text_states: Vec::new(),
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
             prefix_states: Vec::new(),
@@ -384,6 +396,91 @@ impl Model {
         Ok(())
     }
 
+    /// Enqueues a picture whose tiles the device makes, and puts their rows into the media state from `first_row` on.
+    pub(super) fn encode_picture(
+        &mut self,
+        picture: &Picture,
+        tiling: Tiling,
+        first_row: usize,
+    ) -> Result<()> {
+        let (cfg, dtype) = (&self.cfg, self.dtype);
+        let Some(vision) = &cfg.vision else {
+            crate::bail_input!("this model has no vision tower: it cannot take pictures")
+        };
+        let (rows, size) = (tiling.tiles() * intern_vit::rows_per_tile(vision), vision.image_size);
+        self.cache.media.overwritten(first_row..first_row + rows);
+        let (exe, io) = self.pictures.get(self.backend.as_mut(), &self.fusion, &[], tiling, || {
+            let (v, inputs) = intern_vit::build_tiled(vision, &cfg.text, dtype, tiling, Axis::taps)?;
+            Ok((v.graph, PictureIo { inputs, result: v.projected }))
+        })?;
+        let mut words = vec![0u32; picture.data.len().div_ceil(4)];
+        bytemuck::cast_slice_mut::<u32, u8>(&mut words)[..picture.data.len()].copy_from_slice(&picture.data);
+        self.backend.write(exe, io.inputs.picture, &HostData::U32(words))?;
+        for ((columns, rows), [across, down]) in tiling.grids().into_iter().zip(io.inputs.axes) {
+            for (t, from, to) in [(across, tiling.width, columns * size), (down, tiling.height, rows * size)]
+            {
+                self.backend.write(exe, t, &HostData::U32(Axis::whole(from, to).words().0))?;
+            }
+        }
+        self.backend.write(exe, io.inputs.table, &HostData::F32(normalised().concat()))?;
+        self.backend.run(exe, Step::rows(0, tiling.tiles(), 0))?;
+        self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
+    }
+
+    /// Enqueues a sound whose log-mel frames the device makes, at 16 kHz, and puts its rows into the media state.
+    pub(super) fn encode_samples(&mut self, samples: &[f32], first_row: usize) -> Result<()> {
+        let frames = frame_count(samples.len());
+        self.reserve_positions(whale::encoder_frames(frames))?;
+        if self.mel_states.is_empty() {
+            self.create_mel_states()?;
+        }
+        let (cfg, dtype, cap) = (&self.cfg, self.dtype, self.positions);
+        let states = [&self.position_states[..], &self.mel_states].concat();
+        let key = (frames, cap);
+        let (exe, io) = self.samples.get(self.backend.as_mut(), &self.fusion, &states, key, || {
+            let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
+            let a = whale::build_from_samples(audio, &cfg.text, dtype, frames, cap, mel_width())?;
+            Ok((a.graph, EncoderIo { input: a.fbank, result: a.embeds, inner: Vec::new() }))
+        })?;
+        self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
+        self.put_prompt_rows(first_row)?;
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        let media = self.text_states[state::MEDIA];
+        let used = &samples[..samples_of(frames)];
+        self.backend.write(exe, io.input, &HostData::F32(used.to_vec()))?;
+        self.backend.run(exe, Step::rows(0, frames, 0))?;
+        self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
+    }
+
+    /// Writes the filterbank's tables.
+    fn create_mel_states(&mut self) -> Result<()> {
+        let (window, spans, mel) = op_tables();
+        let bins = audio_bins(&self.cfg);
+        if spans.len() != 2 * bins {
+            crate::bail_input!(
+                "the device's filterbank makes {} mel bins, the audio encoder takes {bins}",
+                spans.len() / 2
+            );
+        }
+        let desc = |name: &str, dtype, shape: &[usize]| Desc {
+            name: name.into(),
+            dtype,
+            shape: Shape::new(shape),
+            place: Place::Arena,
+        };
+        for (desc, data) in [
+            (desc("audio.window", DType::F32, &[window.len()]), HostData::F32(window)),
+            (desc("audio.mel.spans", DType::U32, &[bins, 2]), HostData::U32(spans)),
+            (desc("audio.mel", DType::F32, &[bins, mel_width()]), HostData::F32(mel)),
+        ] {
+            let s = self.backend.create_state(&desc)?;
+            self.backend.write_state(s, 0, &data)?;
+            self.mel_states.push(s);
+        }
+        // States are written on the text lane; the audio lane reads them.
+        self.backend.sync()
+    }
+
     /// The prepared audio graph for `frames` frames.
     pub(super) fn audio_graph(&mut self, frames: usize) -> Result<(ExeId, EncoderIo)> {
         if self.cfg.audio.is_none() {
@@ -555,6 +652,7 @@ impl Model {
         self.backend.sync()?;
         self.audio.clear(self.backend.as_mut());
         self.pieces.clear(self.backend.as_mut());
+        self.samples.clear(self.backend.as_mut());
         self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
         let g = fuse(whale::position_tables(audio, self.dtype, cap)?, &self.fusion)?;
         self.position_states = create_states(self.backend.as_mut(), &g)?;

@@ -4,14 +4,15 @@ use std::time::Instant;
 
 use super::cache::{CacheUse, Content, Key, Placed, Source};
 use super::ledger::{Ledger, total_ms};
-use super::model::MEDIA_BIT;
+use super::model::{MEDIA_BIT, TILES_AT_ONCE};
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result};
 use crate::exec::{Lane, Ticket};
 use crate::media::audio::Sound;
-use crate::media::fbank::{Fbank, FbankOptions, log_mel};
-use crate::media::tiles::{TileOptions, Tiles, tile};
+use crate::media::fbank::{Fbank, FbankOptions, at_rate, frame_count, log_mel};
+use crate::media::tiles::{TileOptions, Tiles, choose_grid, tile};
 use crate::media::video;
+use crate::models::intern_vit::Tiling;
 use crate::models::qwen2::{Head, state};
 use crate::text::{Dialogue, Piece, State, StopStrings, Utf8Stream};
 
@@ -59,7 +60,15 @@ impl Medium<'_> {
 enum Made {
     Tiles(Tiles),
     Sound(Fbank),
+    /// A picture that the device tiles.
+    Grid(Tiling),
+    /// Samples at 16 kHz that the device filters.
+    Samples(Vec<f32>),
 }
+
+/// The largest picture that the device tiles, in bytes, and the largest between the two passes of its resize. Larger ones
+/// the host tiles, or refuses.
+const DEVICE_PICTURE_BYTES: usize = 128 << 20;
 
 /// Work of the encoders.
 #[derive(Default)]
@@ -155,7 +164,7 @@ impl<'e> Session<'e> {
         let ledger = &mut Ledger::new();
         let mut media = Vec::new();
         for (i, source) in self.sources(question)?.into_iter().enumerate() {
-            media.push(self.make(source, Content(i as u64), ledger)?);
+            media.push(self.make_here(source, Content(i as u64), ledger)?);
         }
         let keys = self.merge(&mut self.dialogue.clone(), question, &media)?;
         self.check_context(&keys)?;
@@ -170,6 +179,7 @@ impl<'e> Session<'e> {
             match made {
                 Made::Tiles(tiles) => inputs.pixels.push(tiles.pixel_values()?),
                 Made::Sound(fbank) => inputs.sounds.push(fbank),
+                Made::Grid(_) | Made::Samples(_) => crate::bail_runtime!("made by the device"),
             }
         }
         Ok(inputs)
@@ -226,8 +236,33 @@ impl<'e> Session<'e> {
         Ok(media)
     }
 
-    /// Tiles a picture, filters a sound.
+    /// As [`Session::make_here`], unless the device does that.
     fn make<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
+        let engine = &*self.engine;
+        let (made, tiles, rows) = match source {
+            Source::Picture(picture, o) if engine.device_tiling => {
+                let (columns, rows) = choose_grid(picture.width, picture.height, o);
+                let tiling = Tiling { width: picture.width, height: picture.height, columns, rows };
+                let between = picture.height.saturating_mul(3 * columns * o.size);
+                if picture.data.len().max(between) > DEVICE_PICTURE_BYTES || tiling.tiles() > TILES_AT_ONCE {
+                    return self.make_here(source, content, ledger);
+                }
+                let tiles = tiling.tiles();
+                (Made::Grid(tiling), tiles, tiles * engine.model.rows_per_tile())
+            }
+            Source::Sound(sound, o) if engine.device_filterbank && o.dither == 0.0 => {
+                self.check_sound(sound)?;
+                let samples = ledger.host("filterbank", || at_rate(sound))?.into_owned();
+                let rows = engine.model.rows_of_sound(frame_count(samples.len()));
+                (Made::Samples(samples), 0, rows)
+            }
+            _ => return self.make_here(source, content, ledger),
+        };
+        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
+    }
+
+    /// Tiles a picture, filters a sound.
+    fn make_here<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
         let model = &self.engine.model;
         let made = match source {
             Source::Picture(picture, o) => Made::Tiles(ledger.host("tile", || tile(picture, o))?),
@@ -242,6 +277,7 @@ impl<'e> Session<'e> {
         let (tiles, rows) = match &made {
             Made::Tiles(tiles) => (tiles.count, tiles.count * model.rows_per_tile()),
             Made::Sound(fbank) => (0, model.rows_of_sound(fbank.frames)),
+            Made::Grid(_) | Made::Samples(_) => crate::bail_runtime!("made by the device"),
         };
         Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
     }
@@ -345,6 +381,11 @@ impl<'e> Session<'e> {
                 ledger.host("enqueue", || match &m.made {
                     Some(Made::Tiles(_)) => model.encode_tiles(&pixels, p.first_row),
                     Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row),
+                    Some(Made::Samples(samples)) => model.encode_samples(samples, p.first_row),
+                    Some(Made::Grid(tiling)) => match m.source {
+                        Source::Picture(picture, _) => model.encode_picture(picture, *tiling, p.first_row),
+                        _ => Ok(()),
+                    },
                     None => Ok(()),
                 })?;
                 done.count += 1;

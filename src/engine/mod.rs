@@ -303,7 +303,11 @@ impl Engine {
         let context = opened.config.context(options.context)?;
         let token_limit = vocab.min(tokenizer.vocab_len());
         let sizes = TextSizes { max_seq: context, media_rows: context, token_limit };
-        let model = open_on(opened, sizes, options, false, progress)?;
+        let mut model = open_on(opened, sizes, options, false, progress)?;
+        // Where nothing is captured there is nothing to get ready.
+        if model.backend().asynchronous() && !options.no_capture {
+            model.warm()?;
+        }
         Ok(Engine {
             marks: StateMarks::new(&tokenizer),
             tokenizer,

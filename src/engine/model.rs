@@ -137,6 +137,30 @@ impl Model {
         Ok(model)
     }
 
+    /// Prepares and captures what almost every first question runs, so that it does not wait for it: decoding at short
+    /// lengths, one tile, short prompts. What the states hold then means nothing.
+    pub(super) fn warm(&mut self) -> Result<()> {
+        const DECODE_ROWS: [usize; 3] = [256, 512, 1024];
+        const PROMPT_ROWS: [usize; 4] = [64, 128, 256, 512];
+        let most = self.sizes.max_seq;
+        // The first run goes launch by launch, the second one captures.
+        for _ in 0..2 {
+            for rows in PROMPT_ROWS.into_iter().filter(|&r| r <= most) {
+                self.run_ids(&vec![0; rows], 0, 0, Head::Greedy)?;
+            }
+            for kv_len in DECODE_ROWS.into_iter().filter(|&r| r <= most) {
+                self.run_token(kv_len - 1, 1, Head::Greedy)?;
+            }
+            if let Some(vision) = &self.cfg.vision {
+                let size = vision.image_size;
+                if self.rows_per_tile() <= self.sizes.media_rows {
+                    self.encode_tiles(&vec![0.0; 3 * size * size], 0)?;
+                }
+            }
+        }
+        self.backend.sync()
+    }
+
     /// Every weight of every graph, after fusion.
     fn recipes(&self) -> Result<Vec<Recipe>> {
         let mut all: Vec<Recipe> = Vec::new();
@@ -688,6 +712,40 @@ fn pad_rows(rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Beside the weights, at the longest context: the states, and the largest arena of every lane.
+    #[test]
+    fn a_prompt_of_30000_tokens_takes_at_most_8_gb_beside_the_weights() {
+        let json = include_str!("../../examples/vita-1.5.json");
+        let cfg = ModelConfig::from_json(json, "vita-1.5.json").unwrap();
+        let (most, dtype) = (cfg.text.max_position_embeddings, DType::BF16);
+        assert_eq!(most, 32_768);
+        let sizes = TextSizes { max_seq: most, media_rows: most, token_limit: cfg.text.vocab_size };
+        let (mut states, mut text_arena) = (0, 0);
+        for head in [Head::None, Head::Greedy, Head::Sample] {
+            let rows = super::super::PREFILL_CHUNK_ROWS;
+            let key = TextKey { rows, kv_bucket: most, ids: Ids::Host, head };
+            let built = qwen2::build(&cfg.text, &sizes, dtype, key).unwrap();
+            // Logits are those of the last row: all rows would take 2.5 GB a chunk.
+            assert!(built.logits.is_none_or(|l| built.graph.desc(l).rows() == 1));
+            let plan = crate::plan::plan(fuse(built.graph, &Fusion::on()).unwrap(), |d| d.bytes()).unwrap();
+            states = plan.graph.states.iter().map(Desc::bytes).sum::<u64>();
+            text_arena = text_arena.max(plan.arena_bytes as u64);
+        }
+        let vision =
+            intern_vit::build(cfg.vision.as_ref().unwrap(), &cfg.text, dtype, TILES_AT_ONCE).unwrap();
+        let audio = whale::build(cfg.audio.as_ref().unwrap(), &cfg.text, dtype, 6000, 2048).unwrap();
+        let tables: u64 = audio.graph.states.iter().map(Desc::bytes).sum();
+        let arenas: u64 = [vision.graph, audio.graph]
+            .map(|g| {
+                crate::plan::plan(fuse(g, &Fusion::on()).unwrap(), |d| d.bytes()).unwrap().arena_bytes as u64
+            })
+            .iter()
+            .sum();
+        let kept = CacheOptions::default().bytes;
+        let all = states + tables + text_arena + arenas + kept;
+        assert!(all < 8_000_000_000, "{all}");
+    }
 
     #[test]
     fn padding_wastes_little_and_shares_graphs() {

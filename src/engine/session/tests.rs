@@ -370,6 +370,14 @@ fn tiles_made_by_the_device_are_the_same_and_frames_nearly() {
     super::super::diagnose::profile(&mut device, None, &seen, 1).unwrap();
 }
 
+#[test]
+fn getting_ready_changes_no_answer() {
+    let mixed = Question { sounds: vec![sound(0)], ..seen("What is this?", picture(0)) };
+    let mut ready = on();
+    ready.model.warm().unwrap();
+    same_numbers(ready, &[("A", vec![mixed.clone(), Question::text("And then?")]), ("A", vec![mixed])]);
+}
+
 /// What a GPU computes from kept rows errs as what it computes whole, and the rows that come back are those that went.
 #[cfg(feature = "cuda")]
 #[test]

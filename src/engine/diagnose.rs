@@ -151,7 +151,7 @@ pub fn dump(engine: &mut Engine, system: Option<&str>, question: &Question) -> R
 pub fn logits(engine: &mut Engine, system: Option<&str>, question: &Question) -> Result<Vec<f32>> {
     let inputs = engine.session(system)?.inputs(question)?;
     let model = &mut engine.model;
-    for run in runs(model, &inputs).iter().filter(|run| !matches!(run.work, Work::Text { .. })) {
+    for run in runs(model, &inputs)?.iter().filter(|run| !matches!(run.work, Work::Text { .. })) {
         prepare(model, run)?;
     }
     let (exe, io) = model.run_ids(&inputs.ids, 0, 0, Head::All)?;

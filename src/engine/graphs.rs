@@ -7,6 +7,7 @@ use crate::core::{Result, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
+use crate::models::intern_vit::TiledInputs;
 use crate::plan::plan;
 
 /// Prepared graphs of one lane.
@@ -58,6 +59,11 @@ impl<K: Hash + Eq + Copy, T: Clone> Graphs<K, T> {
         Ok((exe, tensors))
     }
 
+    /// Whether the graph of `key` is prepared.
+    pub fn has(&self, key: &K) -> bool {
+        self.ready.contains_key(key)
+    }
+
     /// Releases every graph: what they were built on is about to change.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         for (_, (exe, ..)) in self.ready.drain() {
@@ -74,6 +80,20 @@ pub(super) struct TextIo {
     pub hidden: Option<Tensor>,
     pub logits: Option<Tensor>,
     pub token: Option<Tensor>,
+}
+
+/// Tensors of a vision graph that begins with a picture.
+#[derive(Clone)]
+pub(super) struct PictureIo {
+    pub inputs: TiledInputs,
+    pub result: Tensor,
+}
+
+/// Tensors of the graph of a piece of a sound.
+#[derive(Clone, Copy)]
+pub(super) struct PieceIo {
+    pub input: Tensor,
+    pub result: Option<Tensor>,
 }
 
 /// Tensors of an encoder's graph: its input, its result, and what comparisons look at.

@@ -4,15 +4,19 @@
 use std::sync::Arc;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
-use super::graphs::{EncoderIo, Graphs, TextIo};
-use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
+use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
+use crate::core::{DType, Desc, HostData, Place, Recipe, Result, Shape, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
-use crate::media::fbank::rows_for_frames;
-use crate::media::tiles::{MEAN, STD, Tiles};
+use crate::media::bicubic::Axis;
+use crate::media::fbank::{frame_count, mel_width, op_tables, rows_for_frames, samples_of};
+use crate::media::image::Picture;
+use crate::media::tiles::{MEAN, STD, Tiles, normalised};
 use crate::models::config::ModelConfig;
+use crate::models::intern_vit::Tiling;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
+use crate::models::whale::Piece;
 use crate::models::{intern_vit, intern_vit::Pixels, whale};
 use crate::weights::Source;
 
@@ -36,6 +40,12 @@ pub struct Model {
     text: Graphs<TextKey, TextIo>,
     vision: Graphs<(usize, bool), EncoderIo>,
     audio: Graphs<(usize, usize), EncoderIo>,
+    pieces: Graphs<(Piece, usize), PieceIo>,
+    pictures: Graphs<Tiling, PictureIo>,
+    /// From samples; key as `audio`.
+    samples: Graphs<(usize, usize), EncoderIo>,
+    /// Window, spans and weights of the filterbank; none before the first sound.
+    mel_states: Vec<StateId>,
     text_states: Vec<StateId>,
     /// What the KV cache and the media state hold. Whoever writes to these states says so here first.
     pub(super) cache: Cache,
@@ -45,6 +55,9 @@ pub struct Model {
     row_bytes: u64,
     position_states: Vec<StateId>,
     positions: usize,
+    /// Of [`whale::build_piece`], behind the positions; and the rows of the sound that is coming in. None before the first.
+    piece_states: Vec<StateId>,
+    arriving: Option<StateId>,
     /// Keep intermediate results of the encoders readable, for comparisons.
     observe: bool,
     /// Pictures go to the device as normalised f32, not as bytes: four times as much (`VIVACE_PIXELS=f32`).
@@ -105,12 +118,18 @@ impl Model {
             text: Graphs::new(Lane::Text),
             vision: Graphs::new(Lane::Vision),
             audio: Graphs::new(Lane::Audio),
+            pieces: Graphs::new(Lane::Audio),
+            pictures: Graphs::new(Lane::Vision),
+            samples: Graphs::new(Lane::Audio),
+            mel_states: Vec::new(),
             text_states: Vec::new(),
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
             prefix_states: Vec::new(),
             row_bytes: 0,
             position_states: Vec::new(),
             positions: 0,
+            piece_states: Vec::new(),
+            arriving: None,
             observe,
             pixel_values: std::env::var_os("VIVACE_PIXELS").is_some_and(|v| v == "f32"),
         };
@@ -156,6 +175,26 @@ impl Model {
         self.backend.sync()
     }
 
+    /// Prepares and captures what almost every first question runs besides, so that it does not wait for it: short prompts
+    /// and one tile. What the states hold then means nothing.
+    pub(super) fn warm(&mut self) -> Result<()> {
+        const PROMPT_ROWS: [usize; 4] = [64, 128, 256, 512];
+        let most = self.sizes.max_seq;
+        // The first run goes launch by launch, the second one captures.
+        for _ in 0..2 {
+            for rows in PROMPT_ROWS.into_iter().filter(|&r| r <= most) {
+                self.run_ids(&vec![0; rows], 0, 0, Head::Greedy)?;
+            }
+            if let Some(vision) = &self.cfg.vision {
+                let size = vision.image_size;
+                if self.rows_per_tile() <= self.sizes.media_rows {
+                    self.encode_picture(&Tiles::blank(size), 0)?;
+                }
+            }
+        }
+        self.backend.sync()
+    }
+
     /// Every weight of every graph, after fusion.
     fn recipes(&self) -> Result<Vec<Recipe>> {
         let mut all: Vec<Recipe> = Vec::new();
@@ -176,6 +215,10 @@ impl Model {
         if let Some(audio) = &cfg.audio {
             add(whale::build(audio, &cfg.text, self.dtype, 64, 64)?.graph)?;
             add(whale::position_tables(audio, self.dtype, 64)?)?;
+            if let Some(chunk) = whale::chunk(audio) {
+                let piece = Piece::new(audio, 0, chunk, true);
+                add(whale::build_piece(audio, &cfg.text, self.dtype, piece, chunk, chunk)?.graph)?;
+            }
             if audio.prompt_rows > 0 {
                 add(whale::prompt_rows(&cfg.text, self.dtype, audio.prompt_rows)?.0)?;
             }
@@ -443,6 +486,91 @@ impl Model {
         self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
     }
 
+    /// Enqueues a picture whose tiles the device makes, and puts their rows into the media state from `first_row` on.
+    pub(super) fn encode_tiling(
+        &mut self,
+        picture: &Picture,
+        tiling: Tiling,
+        first_row: usize,
+    ) -> Result<()> {
+        let (cfg, dtype) = (&self.cfg, self.dtype);
+        let Some(vision) = &cfg.vision else {
+            crate::bail_input!("this model has no vision tower: it cannot take pictures")
+        };
+        let (rows, size) = (tiling.tiles() * intern_vit::rows_per_tile(vision), vision.image_size);
+        self.cache.media.overwritten(first_row..first_row + rows);
+        let (exe, io) = self.pictures.get(self.backend.as_mut(), &self.fusion, &[], tiling, || {
+            let (v, inputs) = intern_vit::build_tiled(vision, &cfg.text, dtype, tiling, Axis::taps)?;
+            Ok((v.graph, PictureIo { inputs, result: v.projected }))
+        })?;
+        let mut words = vec![0u32; picture.data.len().div_ceil(4)];
+        bytemuck::cast_slice_mut::<u32, u8>(&mut words)[..picture.data.len()].copy_from_slice(&picture.data);
+        self.backend.write(exe, io.inputs.picture, &HostData::U32(words))?;
+        for ((columns, rows), [across, down]) in tiling.grids().into_iter().zip(io.inputs.axes) {
+            for (t, from, to) in [(across, tiling.width, columns * size), (down, tiling.height, rows * size)]
+            {
+                self.backend.write(exe, t, &HostData::U32(Axis::whole(from, to).words().0))?;
+            }
+        }
+        self.backend.write(exe, io.inputs.table, &HostData::F32(normalised().concat()))?;
+        self.backend.run(exe, Step::rows(0, tiling.tiles(), 0))?;
+        self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
+    }
+
+    /// Enqueues a sound whose log-mel frames the device makes, at 16 kHz, and puts its rows into the media state.
+    pub(super) fn encode_samples(&mut self, samples: &[f32], first_row: usize) -> Result<()> {
+        let frames = frame_count(samples.len());
+        self.reserve_positions(whale::encoder_frames(frames))?;
+        if self.mel_states.is_empty() {
+            self.create_mel_states()?;
+        }
+        let (cfg, dtype, cap) = (&self.cfg, self.dtype, self.positions);
+        let states = [&self.position_states[..], &self.mel_states].concat();
+        let key = (frames, cap);
+        let (exe, io) = self.samples.get(self.backend.as_mut(), &self.fusion, &states, key, || {
+            let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
+            let a = whale::build_from_samples(audio, &cfg.text, dtype, frames, cap, mel_width())?;
+            Ok((a.graph, EncoderIo { input: a.fbank, result: a.embeds, inner: Vec::new() }))
+        })?;
+        self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
+        self.put_prompt_rows(first_row)?;
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        let media = self.text_states[state::MEDIA];
+        let used = &samples[..samples_of(frames)];
+        self.backend.write(exe, io.input, &HostData::F32(used.to_vec()))?;
+        self.backend.run(exe, Step::rows(0, frames, 0))?;
+        self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
+    }
+
+    /// Writes the filterbank's tables.
+    fn create_mel_states(&mut self) -> Result<()> {
+        let (window, spans, mel) = op_tables();
+        let bins = audio_bins(&self.cfg);
+        if spans.len() != 2 * bins {
+            crate::bail_input!(
+                "the device's filterbank makes {} mel bins, the audio encoder takes {bins}",
+                spans.len() / 2
+            );
+        }
+        let desc = |name: &str, dtype, shape: &[usize]| Desc {
+            name: name.into(),
+            dtype,
+            shape: Shape::new(shape),
+            place: Place::Arena,
+        };
+        for (desc, data) in [
+            (desc("audio.window", DType::F32, &[window.len()]), HostData::F32(window)),
+            (desc("audio.mel.spans", DType::U32, &[bins, 2]), HostData::U32(spans)),
+            (desc("audio.mel", DType::F32, &[bins, mel_width()]), HostData::F32(mel)),
+        ] {
+            let s = self.backend.create_state(&desc)?;
+            self.backend.write_state(s, 0, &data)?;
+            self.mel_states.push(s);
+        }
+        // States are written on the text lane; the audio lane reads them.
+        self.backend.sync()
+    }
+
     /// The prepared audio graph for `frames` frames.
     pub(super) fn audio_graph(&mut self, frames: usize) -> Result<(ExeId, EncoderIo)> {
         if self.cfg.audio.is_none() {
@@ -467,20 +595,141 @@ impl Model {
         let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
         let media = self.text_states[state::MEDIA];
         self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
-        if prompt > 0 {
-            let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
-            let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
-            let exe = self.backend.prepare(Lane::Audio, p, &[])?;
-            self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
-            self.backend.run(exe, Step::rows(0, prompt, 0))?;
-            self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
-            self.backend.sync()?;
-            self.backend.release(exe);
-        }
+        self.put_prompt_rows(first_row)?;
         let (exe, io) = self.audio_graph(frames)?;
         self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
         self.backend.run(exe, Step::rows(0, frames, 0))?;
         self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
+    }
+
+    /// Puts the rows that go before a sound, if there are any, into the media state.
+    fn put_prompt_rows(&mut self, first_row: usize) -> Result<()> {
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        if prompt == 0 {
+            return Ok(());
+        }
+        let media = self.text_states[state::MEDIA];
+        let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
+        let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
+        let exe = self.backend.prepare(Lane::Audio, p, &[])?;
+        self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
+        self.backend.run(exe, Step::rows(0, prompt, 0))?;
+        self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
+        self.backend.sync()?;
+        self.backend.release(exe);
+        Ok(())
+    }
+
+    /// Frames of a chunk, where sounds can be encoded as they come in.
+    pub(super) fn audio_chunk(&self) -> Option<usize> {
+        self.cfg.audio.as_ref().and_then(whale::chunk)
+    }
+
+    /// A sound of at most `frames` log-mel frames begins to come in; an earlier one that did not end is forgotten.
+    pub(super) fn begin_sound(&mut self, frames: usize) -> Result<()> {
+        let Some(audio) = &self.cfg.audio else {
+            crate::bail_input!("this model has no audio encoder: it cannot take sounds");
+        };
+        let most = whale::encoder_frames(frames);
+        if self.arriving.is_none() {
+            let piece = Piece::new(audio, 0, 1, true);
+            let g = whale::build_piece(audio, &self.cfg.text, self.dtype, piece, 1, most)?.graph;
+            let rows = Desc {
+                name: "audio.arriving".into(),
+                dtype: self.dtype,
+                shape: Shape::new(&[rows_for_frames(frames).max(1), self.cfg.text.hidden_size]),
+                place: Place::Arena,
+            };
+            let mut made = Vec::new();
+            for desc in g.states.iter().skip(audio.num_hidden_layers).chain([&rows]) {
+                match self.backend.create_state(desc) {
+                    Ok(s) => made.push(s),
+                    Err(e) => {
+                        made.into_iter().for_each(|s| self.backend.release_state(s));
+                        return Err(e);
+                    }
+                }
+            }
+            self.arriving = made.pop();
+            self.piece_states = made;
+        }
+        // The rows of an earlier sound may still be on their way from here.
+        self.backend.join(Lane::Audio, Lane::Text)
+    }
+
+    /// Enqueues the `rows` encoder frames from `first` on of the sound that is coming in, which begins a chunk; `fbank` are
+    /// their log-mel frames. `most` as at its beginning.
+    pub(super) fn encode_piece(
+        &mut self,
+        fbank: &[f32],
+        first: usize,
+        rows: usize,
+        last: bool,
+        most_frames: usize,
+    ) -> Result<()> {
+        let Some(audio) = &self.cfg.audio else {
+            crate::bail_runtime!("a piece of a sound without an encoder")
+        };
+        let (row, piece) = (whale::adapted(audio, first), Piece::new(audio, first, rows, last));
+        let (exe, io) = self.piece_graph(piece, first + rows, most_frames)?;
+        self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
+        self.backend.run(exe, Step::rows(first, piece.seen + rows, 0))?;
+        match (io.result, self.arriving) {
+            (Some(result), Some(arriving)) => {
+                self.backend.copy_to_state(exe, result, arriving, row, usize::MAX)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the graph ready that would be left to run if the sound ended `rows` frames after frame `first`, so that its end
+    /// waits for no preparation. What the runs here write is written again by the piece itself.
+    ///
+    /// On the host there is nothing to prepare; and pieces that differ each time are left to their turn.
+    pub(super) fn expect_end(&mut self, first: usize, rows: usize, most_frames: usize) -> Result<()> {
+        const MOST_ROWS: usize = 16;
+        let Some(audio) = &self.cfg.audio else { return Ok(()) };
+        let piece = Piece::new(audio, first, rows, true);
+        let steady = audio.left_chunks >= 0 && piece.seen as i64 == audio.left_chunks * audio.chunk_size;
+        let known = self.pieces.has(&(piece, self.positions));
+        if !self.backend.asynchronous() || known || !steady || !(1..=MOST_ROWS).contains(&rows) {
+            return Ok(());
+        }
+        let (exe, io) = self.piece_graph(piece, first + rows, most_frames)?;
+        let silence = vec![0.0; piece.frames() * audio_bins(&self.cfg)];
+        self.backend.write(exe, io.input, &HostData::F32(silence))?;
+        // The second run captures.
+        for _ in 0..2 {
+            self.backend.run(exe, Step::rows(first, piece.seen + rows, 0))?;
+        }
+        Ok(())
+    }
+
+    /// The prepared graph of a piece that ends at encoder frame `end`.
+    fn piece_graph(&mut self, piece: Piece, end: usize, most_frames: usize) -> Result<(ExeId, PieceIo)> {
+        self.reserve_positions(end)?;
+        if self.arriving.is_none() {
+            crate::bail_runtime!("a piece of a sound that has not begun");
+        }
+        let (cfg, dtype, cap) = (&self.cfg, self.dtype, self.positions);
+        let states = [&self.position_states[..], &self.piece_states].concat();
+        self.pieces.get(self.backend.as_mut(), &self.fusion, &states, (piece, cap), || {
+            let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
+            let most = whale::encoder_frames(most_frames);
+            let p = whale::build_piece(audio, &cfg.text, dtype, piece, cap, most)?;
+            Ok((p.graph, PieceIo { input: p.fbank, result: p.embeds }))
+        })
+    }
+
+    /// Puts the rows of the sound of `frames` log-mel frames that has come in whole into the media state, on the text lane.
+    pub(super) fn place_sound(&mut self, frames: usize, first_row: usize) -> Result<()> {
+        let Some(arriving) = self.arriving else { crate::bail_runtime!("no sound has come in") };
+        let media = self.text_states[state::MEDIA];
+        self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
+        self.put_prompt_rows(first_row)?;
+        self.backend.join(Lane::Text, Lane::Audio)?;
+        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
+        self.backend.copy_state_rows(arriving, 0, media, first_row + prompt, rows_for_frames(frames))
     }
 
     /// Makes Whale's position tables long enough for `positions`.
@@ -492,6 +741,8 @@ impl Model {
         let cap = positions.next_power_of_two().max(POSITIONS_AT_FIRST);
         self.backend.sync()?;
         self.audio.clear(self.backend.as_mut());
+        self.pieces.clear(self.backend.as_mut());
+        self.samples.clear(self.backend.as_mut());
         self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
         let g = fuse(whale::position_tables(audio, self.dtype, cap)?, &self.fusion)?;
         self.position_states = create_states(self.backend.as_mut(), &g)?;
@@ -503,6 +754,10 @@ impl Model {
         self.positions = cap;
         Ok(())
     }
+}
+
+fn audio_bins(cfg: &ModelConfig) -> usize {
+    cfg.audio.as_ref().map_or(0, |a| a.input_dim)
 }
 
 fn create_states(backend: &mut dyn Backend, g: &Graph) -> Result<Vec<StateId>> {
@@ -539,6 +794,41 @@ fn pad_rows(rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Beside the weights, at the longest context: the states, and the largest arena of every lane.
+    #[test]
+    fn a_prompt_of_30000_tokens_takes_at_most_8_gb_beside_the_weights() {
+        let json = include_str!("../../examples/vita-1.5.json");
+        let cfg = ModelConfig::from_json(json, "vita-1.5.json").unwrap();
+        let (most, dtype) = (cfg.text.max_position_embeddings, DType::BF16);
+        assert_eq!(most, 32_768);
+        let sizes = TextSizes { max_seq: most, media_rows: most, token_limit: cfg.text.vocab_size };
+        let (mut states, mut text_arena) = (0, 0);
+        for head in [Head::None, Head::Greedy, Head::Sample] {
+            let rows = super::super::PREFILL_CHUNK_ROWS;
+            let key = TextKey { rows, kv_bucket: most, ids: Ids::Host, head };
+            let built = qwen2::build(&cfg.text, &sizes, dtype, key).unwrap();
+            // Logits are those of the last row: all rows would take 2.5 GB a chunk.
+            assert!(built.logits.is_none_or(|l| built.graph.desc(l).rows() == 1));
+            let plan = crate::plan::plan(fuse(built.graph, &Fusion::on()).unwrap(), |d| d.bytes()).unwrap();
+            states = plan.graph.states.iter().map(Desc::bytes).sum::<u64>();
+            text_arena = text_arena.max(plan.arena_bytes as u64);
+        }
+        let vision =
+            intern_vit::build(cfg.vision.as_ref().unwrap(), &cfg.text, dtype, TILES_AT_ONCE, Pixels::Values)
+                .unwrap();
+        let audio = whale::build(cfg.audio.as_ref().unwrap(), &cfg.text, dtype, 6000, 2048).unwrap();
+        let tables: u64 = audio.graph.states.iter().map(Desc::bytes).sum();
+        let arenas: u64 = [vision.graph, audio.graph]
+            .map(|g| {
+                crate::plan::plan(fuse(g, &Fusion::on()).unwrap(), |d| d.bytes()).unwrap().arena_bytes as u64
+            })
+            .iter()
+            .sum();
+        let kept = CacheOptions::default().bytes;
+        let all = states + tables + text_arena + arenas + kept;
+        assert!(all < 8_000_000_000, "{all}");
+    }
 
     #[test]
     fn buckets_cover_a_context() {

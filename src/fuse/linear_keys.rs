@@ -1,6 +1,7 @@
 //! `x Wᵀ + b`, and a table on the key columns, in one epilogue. Saves a round trip of the keys.
 
 use super::{Rewrite, Rule, Uses};
+use crate::core::Place;
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
 use crate::ops::attention::AddKeys;
@@ -23,8 +24,8 @@ impl Rule for LinearKeys {
         let linear = uses.private_writer(g, qkv)?;
         let Op::Linear(Linear { bias, out_f32: false }) = g.nodes[linear].op else { return None };
         let c = g.desc(table).cols();
-        // Whole vectors, as the op wants them.
-        if !c.is_multiple_of(8) {
+        // Whole vectors of a table that is the same in every run, as the op wants them.
+        if !c.is_multiple_of(8) || !matches!(g.desc(table).place, Place::State(_)) {
             return None;
         }
         let op = LinearFused {

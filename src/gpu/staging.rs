@@ -56,7 +56,8 @@ impl<'a> Uploader<'a> {
             self.next += 1;
             copied.sync()?;
             let staged = &mut buffer.bytes_mut()[..bytes];
-            packer.fill(first, staged);
+            // One thread alone copies pages far slower than the bus takes them.
+            packer.fill_on_all_threads(first, staged);
             // SAFETY: the range lies in the weight's buffer; the stage is filled again only after its event.
             unsafe { copy_in(to.ptr.offset(first * size), staged, self.stream)? };
             copied.record(self.stream)?;

@@ -116,6 +116,7 @@ pub mod elementwise;
 pub mod embed;
 pub mod linear;
 pub mod norm;
+pub mod preprocess;
 pub mod rope;
 pub mod sample;
 #[cfg(test)]
@@ -139,6 +140,8 @@ ops! {
     embed::Splice,
     embed::EmbedSplice,
     embed::LastRows,
+    embed::RowsAt,
+    embed::Recent,
     sample::ArgMax,
     sample::Sample,
     linear::Linear,
@@ -156,6 +159,9 @@ ops! {
     attention::KeyBias,
     attention::AddKeys,
     attention::SinTable,
+    preprocess::Filterbank,
+    preprocess::ResizeWidth,
+    preprocess::ResizeToTiles,
 }
 
 /// `Err` naming the op and what it got, for `infer`.

@@ -288,7 +288,19 @@ impl CudaOp for Conv2d {
         }
         let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
         let bias = Some(b);
-        let product = Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, table_at: None, norm: None, y };
+        let product = Product {
+            a: x,
+            rows,
+            m: pixels,
+            w,
+            bias,
+            act,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm: None,
+            y,
+        };
         product.launch(l)
     }
 }

@@ -400,7 +400,19 @@ impl CudaOp for LinearRope {
         let norm = self.norm.zip(io.ins.get(4)).map(|(eps, &gain)| Norm { gain, eps });
         let rows = RowsOf::Matrix { pitch: k };
         let act = LinearAct::None;
-        let product = Product { a, rows, m, w, bias: Some(bias), act, scale: None, residual: None, table_at: None, norm, y };
+        let product = Product {
+            a,
+            rows,
+            m,
+            w,
+            bias: Some(bias),
+            act,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm,
+            y,
+        };
         product.check()?;
         let (variant, rows) = match m {
             1 => (Gemv::choose(k).variant, Gemv::choose(k).rows),
@@ -443,7 +455,8 @@ impl CudaOp for LinearArgMax {
         let norm = self.norm.zip(io.ins.get(2)).map(|(eps, &gain)| Norm { gain, eps });
         let rows = RowsOf::Matrix { pitch: k };
         let act = LinearAct::None;
-        let product = Product { a, rows, m, w, bias: None, act, scale: None, residual: None, table_at: None, norm, y };
+        let product =
+            Product { a, rows, m, w, bias: None, act, scale: None, residual: None, table_at: None, norm, y };
         product.check()?;
         let gemv = Gemv::choose(k);
         let slots = l.counters(2 * ARG_SLOTS)?;

@@ -399,6 +399,14 @@ mod tests {
             let Config::Wgmma(plan) = choose(&dense(m, n, k), &H200) else { panic!("{m} {n} {k}") };
             assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {n} {k}");
         }
+        // Pairs only where they are asked for.
+        let pair = |text| match choose(&dense(300, 512, 1024), &teams(text)) {
+            Config::Wgmma(plan) => (plan.tile.shared, plan.tile.team, plan.splits),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pair("w1x128x256/2"), (wgmma::Shared::W, wgmma::Team::One, 2));
+        assert_eq!(pair("x2x128x128/1"), (wgmma::Shared::X, wgmma::Team::Two, 1));
+        assert_eq!(pair("teams").0, wgmma::Shared::Nothing);
         // By shape, beside a plan for all others.
         let wishes = Wishes::parse("300x512x1024=cx64x128/4,1x64x96/1").unwrap();
         let by_shape =

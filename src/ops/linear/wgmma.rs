@@ -602,8 +602,33 @@ mod tests {
     }
 
     #[test]
+    fn pairs_fit_and_halve_what_they_share() {
+        for tile in WgmmaTile::PAIRS {
+            let consumers = if tile.team == Team::Two { 2 } else { tile.consumers() };
+            let declared = consumers * (10240 + 4 * tile.bn.next_multiple_of(32)) + 256;
+            assert!(tile.smem_bytes() + declared <= 227 << 10, "{}", tile.variant());
+            // Both halves of a box begin at a group of 8 rows.
+            let (x, w) = tile.boxes();
+            assert!(x % 8 == 0 && w % 8 == 0 && x * w * 2 == tile.bm * tile.bn, "{}", tile.variant());
+        }
+        assert_eq!(WgmmaTile::PAIRS[0].variant(), "_w1x128x256x4");
+        let plan = |tile| Plan { tile, splits: 2 };
+        // 9 row blocks are 5 pairs, of which one lies half outside; 4 column blocks are 2.
+        let below = plan(WgmmaTile::PAIRS[0]);
+        assert_eq!((below.tiles(1025, 1024), below.cluster()), (10 * 4, 2));
+        assert_eq!((below.grid(1025, 1024, 132), below.grid(1025, 4096, 131)), (80, 130));
+        assert_eq!(below.counters(1025, 1024), 10 * 4 * 2);
+        let beside = plan(WgmmaTile::PAIRS[6]);
+        assert_eq!(
+            (beside.tile.shared, beside.tiles(1025, 1024), beside.tiles(1, 257)),
+            (Shared::X, 9 * 4, 2)
+        );
+    }
+
+    #[test]
     fn tiles_are_what_the_kernels_are_built_of() {
-        for tile in WgmmaTile::ALL.into_iter().chain(WgmmaTile::TEAMS) {
+        let all = WgmmaTile::ALL.into_iter().chain(WgmmaTile::TEAMS);
+        for tile in all.chain(WgmmaTile::PAIRS) {
             assert!(tile.bn % 16 == 0 && tile.bm % 64 == 0, "{tile:?}");
         }
     }

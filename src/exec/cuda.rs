@@ -396,18 +396,30 @@ impl Backend for Cuda {
         let total: u64 = recipes.iter().map(Recipe::bytes).sum();
         let stream = &self.lanes[Lane::Text as usize].stream;
         let mut uploader = Uploader::new(&self.device, &self.modules, stream);
-        let mut done = 0;
+        let (mut done, mut sent) = (0, 0);
+        let start = std::time::Instant::now();
         for recipe in recipes {
             if !self.weights.contains_key(recipe) {
                 let buffer = DeviceBuffer::new(recipe.bytes() as usize, &recipe.name(), &self.meter)?;
                 uploader
                     .upload(recipe, from.as_ref(), &buffer, &mut |bytes| progress(done + bytes, total))?;
                 self.weights.insert(recipe.clone(), buffer);
+                sent += recipe.bytes();
             }
             done += recipe.bytes();
             progress(done, total);
         }
-        stream.sync()
+        let (packed, waited) = (start.elapsed(), uploader.waited());
+        stream.sync()?;
+        let all = start.elapsed().as_secs_f64();
+        tracing::info!(
+            "weights: {:.2} GB in {all:.2} s, {:.1} GB/s; {:.2} s of it packing, {:.2} s waiting for the bus",
+            sent as f64 / 1e9,
+            sent as f64 / 1e9 / all.max(1e-9),
+            (packed - waited).as_secs_f64(),
+            waited.as_secs_f64()
+        );
+        Ok(())
     }
 
     fn create_state(&mut self, desc: &Desc) -> Result<StateId> {

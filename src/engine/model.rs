@@ -263,7 +263,9 @@ impl Model {
                 Ok(qwen2::build(text, &self.sizes, dtype, key)?.graph)
             }
             Work::Vision { tiles, bytes } => match &self.cfg.vision {
-                Some(vision) => Ok(intern_vit::build(vision, text, dtype, tiles, encoders::pixels(bytes))?.graph),
+                Some(vision) => {
+                    Ok(intern_vit::build(vision, text, dtype, tiles, encoders::pixels(bytes))?.graph)
+                }
                 None => crate::bail_input!("this model has no vision tower: it cannot take pictures"),
             },
             Work::Audio { frames } => match &self.cfg.audio {

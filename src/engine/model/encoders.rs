@@ -27,7 +27,11 @@ impl Model {
     }
 
     /// The prepared vision graph for `tiles` tiles, of bytes or of normalised values.
-    pub(in crate::engine) fn vision_graph(&mut self, tiles: usize, bytes: bool) -> Result<(ExeId, EncoderIo)> {
+    pub(in crate::engine) fn vision_graph(
+        &mut self,
+        tiles: usize,
+        bytes: bool,
+    ) -> Result<(ExeId, EncoderIo)> {
         let Some(vision) = &self.cfg.vision else {
             crate::bail_input!("this model has no vision tower: it cannot take pictures")
         };
@@ -84,7 +88,12 @@ impl Model {
     }
 
     /// Enqueues a batch of tiles, bytes or values.
-    pub(in crate::engine) fn encode_batch(&mut self, tiles: usize, pixels: &HostData, first_row: usize) -> Result<()> {
+    pub(in crate::engine) fn encode_batch(
+        &mut self,
+        tiles: usize,
+        pixels: &HostData,
+        first_row: usize,
+    ) -> Result<()> {
         let (exe, io) = self.vision_graph(tiles, matches!(pixels, HostData::U32(_)))?;
         self.cache.media.overwritten(first_row..first_row + tiles * self.rows_per_tile());
         self.backend.write(exe, io.input, pixels)?;
@@ -292,7 +301,12 @@ impl Model {
     /// waits for no preparation. What the runs here write is written again by the piece itself.
     ///
     /// On the host there is nothing to prepare; and pieces that differ each time are left to their turn.
-    pub(in crate::engine) fn expect_end(&mut self, first: usize, rows: usize, most_frames: usize) -> Result<()> {
+    pub(in crate::engine) fn expect_end(
+        &mut self,
+        first: usize,
+        rows: usize,
+        most_frames: usize,
+    ) -> Result<()> {
         const MOST_ROWS: usize = 16;
         let Some(audio) = &self.cfg.audio else { return Ok(()) };
         let piece = Piece::new(audio, first, rows, true);

@@ -213,6 +213,22 @@ fn a_turn_that_does_not_fit_is_as_if_it_had_not_been_asked() {
     assert!(broken.err.starts_with("vivace: the prompt is too long for the context by "), "{}", broken.err);
 }
 
+/// What tools/demo and a newcomer do.
+#[test]
+fn the_trained_sample_sees_hears_and_answers() {
+    let (picture, sound) = ("examples/tiny/demo/demo.png", "examples/tiny/demo/demo.flac");
+    let common = ["--model", "examples/tiny/model", "--device", "cpu"];
+    let json =
+        vivace(&[&["run", "--json", "--image", picture, "--audio", sound], &common[..]].concat()).json();
+    assert_eq!((&json["text"], &json["state"]), (&"The star is purple.".into(), &"audio".into()));
+    assert_eq!(json["stop"], "end_of_turn");
+
+    let lines = format!("/image {picture}\n/audio {sound}\n\nAnd where is it?\nHow many shapes are there?\n");
+    let chat = vivace_with_stdin(&[&["chat"], &common[..]].concat(), lines.as_bytes());
+    assert_eq!((chat.code, chat.err.as_str()), (0, ""));
+    assert_eq!(chat.out, "The star is purple.\nIt is at the bottom left.\nThere are four shapes.\n");
+}
+
 #[test]
 fn verify_passes_and_can_fail() {
     let (config, golden) = (fixture("tiny.json"), fixture("tiny.safetensors"));

@@ -55,6 +55,9 @@ struct Flags {
     /// Writes the results to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Without the error against the reference, which takes most of the time.
+    #[arg(long)]
+    no_error: bool,
     /// Only prints the names.
     #[arg(long)]
     list: bool,
@@ -134,7 +137,7 @@ fn run(flags: &Flags) -> Result<ExitCode> {
     let mut report = Report { meta, dtype: dtype.name(), warmup: WARMUP, rows: Vec::new() };
     let mut failed = Vec::new();
     for case in &cases {
-        match bench(backend.as_mut(), case, dtype) {
+        match bench(backend.as_mut(), case, dtype, !flags.no_error) {
             Ok(Some(row)) => {
                 eprintln!("{:60} {:10.2} us", row.name, row.time.median_us);
                 report.rows.push(row);
@@ -153,7 +156,7 @@ fn run(flags: &Flags) -> Result<ExitCode> {
 }
 
 /// Times one case; `None` for those too large for the CPU.
-fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Option<Row>> {
+fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType, with_error: bool) -> Result<Option<Row>> {
     let (cost, held_bytes) = work(case, dtype)?;
     let on_gpu = backend.asynchronous();
     if !on_gpu && (cost.flops > CPU_FLOPS || held_bytes > CPU_BYTES) {
@@ -163,7 +166,7 @@ fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Opt
     // The CPU reference computes in f32.
     let types = if on_gpu { CaseTypes::device(dtype) } else { CaseTypes::reference(dtype) };
 
-    let error = match on_gpu && cost.flops < REFERENCE_FLOPS {
+    let error = match on_gpu && with_error && cost.flops < REFERENCE_FLOPS {
         true => Some(error(
             &once(backend, case, types)?,
             &once(&mut Cpu::new(), case, CaseTypes::reference(dtype))?,

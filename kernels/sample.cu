@@ -12,6 +12,7 @@
 // 10 to 20 us. arg_max: launch-bound, 4·V bytes.
 #include "common/export.cuh"
 #include "common/ptx.cuh"
+#include "common/rank.cuh"
 #include "common/step.cuh"
 
 constexpr int ARG_THREADS = 256;
@@ -19,8 +20,6 @@ constexpr int SAMPLE_THREADS = 1024;
 constexpr int SAMPLE_CTAS = 8;  // at most
 constexpr int BINS = 2048;      // of the first level; the other two have half as many
 constexpr uint32_t DEAD = 0xffffffffu;
-
-typedef unsigned long long u64;
 
 struct ArgMaxParams {
     const void* x;
@@ -51,16 +50,6 @@ struct SampleParams {
     float* z;  // [limit] of scratch
     uint32_t limit;
 };
-
-// Unsigned integers in the order of the floats: -0 equals 0, NaN is below everything.
-__device__ __forceinline__ uint32_t order(float x) {
-    const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.f));
-    if (x != x) return 0;
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
-// A larger value wins, then a lower index.
-__device__ __forceinline__ u64 ranked(float x, uint32_t index) { return u64(order(x)) << 32 | uint32_t(~index); }
 
 // The maximum over a block, in every thread. May be called again at once.
 template <int THREADS>
@@ -104,7 +93,7 @@ __device__ __forceinline__ void arg_max(const ArgMaxParams& p) {
         best = block_max<ARG_THREADS>(best);
         if (threadIdx.x == 0) p.counters[row] = 0;
     }
-    if (threadIdx.x == 0) p.ids[row] = ~uint32_t(best);
+    if (threadIdx.x == 0) p.ids[row] = index_of(best);
 }
 
 // All threads of the cluster, or of the CTA where there are no clusters; what they wrote is visible after it.
@@ -262,7 +251,7 @@ __device__ __forceinline__ void sample(const SampleParams& p) {
     if (tid == 0) s.best[rank] = best;
     group_sync();
     for (uint32_t i = 0; i < ctas; i++) best = max(best, __ldcg(&s.best[i]));
-    const uint32_t top = ~uint32_t(best);
+    const uint32_t top = index_of(best);
     if (!draws) {
         if (rank == 0 && tid == 0) {
             *p.token = top;

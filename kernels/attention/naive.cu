@@ -31,7 +31,7 @@ __device__ __forceinline__ void naive(const AttentionParams& p) {
     const size_t kv0 = (p.step ? 0 : row0 * p.kv_row) + (head / p.group) * size_t(p.kv_head);
     const auto* k = static_cast<const T*>(p.k) + kv0;
     const auto* v = static_cast<const T*>(p.v) + kv0;
-    const float* bias = p.bias ? p.bias + (size_t(head) * p.batch * p.rows + row0) : nullptr;
+    const float* bias = p.bias ? p.bias + (size_t(head) * p.bias_row + row0) : nullptr;
     float* q_row = q_rows[warp];
     for (int x = lane; x < d; x += 32) q_row[x] = to_f32(q[x]) * p.scale * LOG2E;
     __syncwarp();

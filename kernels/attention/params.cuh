@@ -8,7 +8,7 @@ constexpr uint32_t MASK_FULL = 0, MASK_CAUSAL = 1, MASK_CHUNK = 2;
 constexpr float LOG2E = 1.4426950408889634f;
 
 // Element (row r of sequence b, head h, column d) of q is q[(b·rows + r)·q_row + h·D + d]; of k and v
-// k[(b·rows + j)·kv_row + g·kv_head + d]; of out [T, H·D]; bias [H, T].
+// k[(b·rows + j)·kv_row + g·kv_head + d]; of out [T, H·D]; bias of (head h, sequence b, key j) bias[h·bias_row + b·rows + j].
 struct AttentionParams {
     const void* q;
     const void* k;
@@ -30,6 +30,7 @@ struct AttentionParams {
     uint32_t chunk;
     int32_t left;
     float scale;
+    uint32_t bias_row;     // elements from one head to the next
 };
 
 struct Extent {

@@ -52,7 +52,7 @@ __device__ __forceinline__ void flash(const AttentionParams& p) {
     }
 
     const size_t kv0 = (p.step ? 0 : row0 * p.kv_row) + (head / p.group) * size_t(p.kv_head) + load_chunk * 8;
-    const uint32_t bias0 = head * p.batch * p.rows + uint32_t(row0);
+    const uint32_t bias0 = head * p.bias_row + uint32_t(row0);
     const auto load_kv = [&](int j0, int buffer) {
         const uint32_t sk = skv + buffer * 2 * TILE_BYTES + chunk_at<D>(load_row, load_chunk);
 #pragma unroll

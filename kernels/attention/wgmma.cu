@@ -24,7 +24,7 @@ struct FlashParams {
     TensorMap q;  // {64, T, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
     TensorMap k;  // {64, keys of a sequence (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
     TensorMap v;  // the same
-    TensorMap bias;  // with BIAS: {H · T} f32, box {BN + 4}, no swizzle
+    TensorMap bias;  // with BIAS: {H · bias_row} f32, box {BN + 4}, no swizzle
     AttentionParams a;
 };
 
@@ -57,9 +57,9 @@ struct Work {
     int m0, head, seq, key0, blocks;
 };
 
-// Where the bias of the first key that a tile sees stands in [head, seq, row].
+// Where the bias of the first key that a tile sees stands.
 __device__ __forceinline__ int first_bias(const AttentionParams& p, const Work& w) {
-    return (w.head * int(p.batch) + w.seq) * int(p.rows) + w.key0;
+    return w.head * int(p.bias_row) + w.seq * int(p.rows) + w.key0;
 }
 
 // The works of this CTA in order. Rows that hold no token come last and see no tile.

@@ -2,6 +2,7 @@
 //
 // fold_keys:  y = x + p on the key columns;  bias[h, j] = scale·(u_h·x_j + vb_h·p_j)      sums in f32, y rounded once
 //   x, y rows of row_stride T16 whose key columns begin at x, y; p [.., H·D], u, vb [H·D] of T16; bias f32 [H, T]
+//   without u, vb and bias the sum alone
 //   y may be x; D % 8 == 0, D <= 256. 2^k >= D/8 lanes per (row, head): a lane holds 8 elements, a butterfly the sum
 //   moves 6·T·H·D bytes (in place): bandwidth-bound, launch-bound at T <= 1000. `copy`: q and v columns as well
 // sin_table:  pe[t, 2i] = sin(t·f_i), pe[t, 2i+1] = cos(t·f_i), f_i = 10000^(-2i/width)      pe [rows, width] of T16
@@ -14,7 +15,7 @@ constexpr int WHALE_THREADS = 256;
 struct FoldKeysParams {
     const void* x;
     const void* p;
-    const void* u;
+    const void* u;  // null, as vb and bias: no bias
     const void* vb;
     void* y;
     float* bias;
@@ -40,14 +41,16 @@ __device__ __forceinline__ void fold_keys(const FoldKeysParams& p) {
         const size_t from = size_t(row) * p.row_stride + column;
         const Vec8<T> x = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.x) + from);
         const Vec8<T> pos = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.p) + size_t(row) * c + column);
-        const Vec8<T> u = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.u) + column);
-        const Vec8<T> vb = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.vb) + column);
+        if (p.bias) {
+            const Vec8<T> u = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.u) + column);
+            const Vec8<T> vb = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.vb) + column);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                sum += to_f32(u.v[i]) * to_f32(x.v[i]) + to_f32(vb.v[i]) * to_f32(pos.v[i]);
+        }
         Vec8<T> y;
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            sum += to_f32(u.v[i]) * to_f32(x.v[i]) + to_f32(vb.v[i]) * to_f32(pos.v[i]);
-            y.v[i] = from_f32<T>(to_f32(x.v[i]) + to_f32(pos.v[i]));
-        }
+        for (int i = 0; i < 8; i++) y.v[i] = from_f32<T>(to_f32(x.v[i]) + to_f32(pos.v[i]));
         T* to = static_cast<T*>(p.y) + from;
         *reinterpret_cast<Vec8<T>*>(to) = y;
         if (p.copy) {
@@ -56,6 +59,7 @@ __device__ __forceinline__ void fold_keys(const FoldKeysParams& p) {
             *reinterpret_cast<Vec8<T>*>(to + c) = *reinterpret_cast<const Vec8<T>*>(same + c);
         }
     }
+    if (!p.bias) return;
     for (uint32_t d = p.lanes / 2; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
     if (works && part == 0) p.bias[size_t(head) * p.rows + row] = p.scale * sum;
 }

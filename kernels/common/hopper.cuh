@@ -55,6 +55,15 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
+// To the same place of every CTA of the cluster whose bit is set, where the barrier at the same place counts the bytes.
+__device__ __forceinline__ void tma_load_2d_to_cluster(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
+                                                       int32_t c1, uint16_t ctas) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%3, %4}], [%2], %5;" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(ctas)
+        : "memory");
+}
 __device__ __forceinline__ void tma_load_3d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                             int32_t c1, int32_t c2) {
     asm volatile(
@@ -94,6 +103,16 @@ __device__ __forceinline__ void cluster_arrive(bool publish = false) {
         asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Which CTA of its cluster this is.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// Arrives at a barrier of another CTA; its address from `cluster_address`.
+__device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // The address in the CTA `rank` of the cluster of what has `address` here.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
     uint32_t remote;

@@ -1,5 +1,6 @@
 // What stands around the encoders' matrix products. All move each byte once; T16 = bf16 or f16; one rounding each.
 //   patchify:       pixels f32 [n, 3, S, S] -> [n·P, cols], columns (c, y, x), zeros at the end; cols % 8 == 0
+//                   or bytes [n, S, S, 3], of which (byte / 255 - mean) / std is taken as the host would, to the bit
 //   assemble:       [cls | x] (+ pos)       x [tiles·P, C] -> [tiles·(P + 1), C]; C % 8 == 0
 //   pixel_shuffle:  s · x, 2x2 patches joined, class rows dropped; x [tiles·(1 + g²), C] -> [tiles·g²/4, 4C]; C % 8 == 0
 //   cmvn:           (fbank - mean) · istd   fbank f32 [T, F], mean and istd of T16 or f32
@@ -13,11 +14,22 @@ constexpr int CONV_THREADS = 128;
 __device__ __forceinline__ uint32_t thread_index() { return blockIdx.x * CONV_THREADS + threadIdx.x; }
 
 struct PatchifyParams {
-    const float* x;
+    const void* x;
     void* y;
     uint32_t size, patch, cols;
     uint32_t vectors;  // of 8 columns, in all rows
+    uint32_t bytes;    // not floats
+    float mean[3], std[3];
 };
+
+__device__ __forceinline__ float pixel(const PatchifyParams& p, uint32_t tile, uint32_t c, uint32_t y, uint32_t x) {
+    if (!p.bytes) return static_cast<const float*>(p.x)[((size_t(tile) * 3 + c) * p.size + y) * p.size + x];
+    const uint8_t byte = static_cast<const uint8_t*>(p.x)[((size_t(tile) * p.size + y) * p.size + x) * 3 + c];
+    // No index into the parameters: they would be copied to local memory.
+    const float mean = c == 0 ? p.mean[0] : c == 1 ? p.mean[1] : p.mean[2];
+    const float std = c == 0 ? p.std[0] : c == 1 ? p.std[1] : p.std[2];
+    return __fdiv_rn(__fsub_rn(__fdiv_rn(float(byte), 255.f), mean), std);
+}
 
 template <class T>
 __device__ __forceinline__ void patchify(const PatchifyParams& p) {
@@ -31,8 +43,7 @@ __device__ __forceinline__ void patchify(const PatchifyParams& p) {
 #pragma unroll
     for (uint32_t v = 0; v < 8; v++) {
         const uint32_t col = at % per_row * 8 + v, c = col / area, dy = col % area / p.patch, dx = col % p.patch;
-        const size_t line = (size_t(tile) * 3 + c) * p.size + i * p.patch + dy;
-        out.v[v] = from_f32<T>(c < 3 ? p.x[line * p.size + j * p.patch + dx] : 0.f);
+        out.v[v] = from_f32<T>(c < 3 ? pixel(p, tile, c, i * p.patch + dy, j * p.patch + dx) : 0.f);
     }
     static_cast<Vec8<T>*>(p.y)[at] = out;
 }

@@ -6,13 +6,25 @@
 struct Epilogue {
     const void* bias;      // [N] of T16, or null
     const void* scale;     // [cols] of T16, or null
-    const void* residual;  // [M, cols] of T16, or null; may be y itself: a thread reads what it then writes
+    const void* residual;  // of T16, or null: [M, residual_cols], added from column residual_first on. Of all columns
+                           // it may be y itself: a thread reads what it then writes
     void* y;               // [M, cols] of T16, or of f32 if out_f32
-    uint32_t cols;         // N, or N / 2 after SwiGLU; the row pitch of y and residual
+    uint32_t cols;         // N, or N / 2 after SwiGLU; the row pitch of y
     uint32_t act;
     uint32_t out_f32;
+    // cols and 0, or multiples of 8, as cols then is.
+    uint32_t residual_first, residual_cols;
     uint32_t unused;
 };
+
+// Where the residual of (row, col) is, and of what follows it: to the end of its columns in ordinary rows, 8 at least in
+// those that are whole vectors. Null where nothing is added.
+template <class T>
+__device__ __forceinline__ const T* residual_at(const Epilogue& e, uint32_t row, uint32_t col) {
+    const uint32_t at = col - e.residual_first;
+    const bool some = e.residual != nullptr && at < e.residual_cols;
+    return some ? static_cast<const T*>(e.residual) + size_t(row) * e.residual_cols + at : nullptr;
+}
 
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
@@ -30,7 +42,7 @@ template <class T>
 __device__ __forceinline__ void put(const Epilogue& e, uint32_t row, uint32_t col, float v, float s) {
     const size_t at = size_t(row) * e.cols + col;
     v *= s;
-    if (e.residual) v += to_f32(static_cast<const T*>(e.residual)[at]);
+    if (const T* r = residual_at<T>(e, row, col)) v += to_f32(*r);
     if (e.out_f32)
         static_cast<float*>(e.y)[at] = v;
     else
@@ -51,8 +63,8 @@ __device__ __forceinline__ void put_pair(const Epilogue& e, uint32_t row, uint32
     const size_t at = (size_t(row) * e.cols + col) / 2;
     v0 *= s0;
     v1 *= s1;
-    if (e.residual) {
-        const Pair<T> r = static_cast<const Pair<T>*>(e.residual)[at];
+    if (const T* from = residual_at<T>(e, row, col)) {
+        const Pair<T> r = *reinterpret_cast<const Pair<T>*>(from);
         v0 += to_f32(r.v[0]);
         v1 += to_f32(r.v[1]);
     }

@@ -1,5 +1,11 @@
 // gemv:    y = r + s · act(x wᵀ + b)      x [K], w [N, K], y [cols] of T16 (or f32); K % 8 == 0, sums in f32
 // skinny:  the same for x [M, K], 2 <= M <= 16, on tensor cores with w as the 16-row operand
+// *_norm:  gemv with x / sqrt(mean(x²) + eps) · gain for x, not rounded: every CTA adds up the squares beside its
+//          products, sums are of w · gain · x, and the root is a factor of theirs at the end
+// *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256: q and k are turned as by rope (rope.cu) and
+//          rounded once, q to y [M, H·D], k and v of rows below step.valid_rows to kv [2, G, S_max, D] at step.pos + m
+// *_arg_max: gemv, and beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its
+//          largest to one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
 // Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
 // before they wait for the kernel before them. x (a few KB) comes through the L1. Sums have a fixed order.
 // moves 2·N·K bytes: bandwidth-bound. Goal 92 % of the read rate (4.55 TB/s on H200) from 130 MB up, M = 8 within 1.1x
@@ -7,37 +13,79 @@
 #include "common/export.cuh"
 #include "common/mma.cuh"
 #include "common/ptx.cuh"
+#include "common/rank.cuh"
 #include "common/reduce.cuh"
+#include "common/step.cuh"
+#include "common/vec.cuh"
 #include "gemm/epilogue.cuh"
 
+constexpr int ROPE_PAIRS = 128;  // D <= 256
+constexpr int ARG_SLOTS = 128;
+
 struct GemvParams {
+    static constexpr bool ROPE = false, ARG_MAX = false;
     const void* x;
     const void* w;
+    const void* gain;  // [K] of T16, *_norm alone
     Epilogue e;
     uint32_t m, n, k;
+    float eps;
+    float inv_k;  // 1 / K
 };
+
+struct GemvRopeParams {
+    static constexpr bool ROPE = true, ARG_MAX = false;
+    GemvParams product;  // of its epilogue bias and y = q
+    void* kv;
+    const Step* step;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t max_rows;  // S_max
+    float inv_freq[ROPE_PAIRS];
+};
+
+struct GemvArgMaxParams {
+    static constexpr bool ROPE = false, ARG_MAX = true;
+    GemvParams product;
+    u64* slots;  // [ARG_SLOTS], zero
+    uint32_t limit;
+};
+
+struct GemvArgMaxEndParams {
+    u64* slots;
+    uint32_t* id;
+};
+
+__device__ __forceinline__ const GemvParams& product_of(const GemvParams& p) { return p; }
+__device__ __forceinline__ const GemvParams& product_of(const GemvArgMaxParams& p) { return p.product; }
+__device__ __forceinline__ const GemvParams& product_of(const GemvRopeParams& p) { return p.product; }
 
 constexpr int SKINNY_THREADS = 256, SKINNY_WARPS = SKINNY_THREADS / 32;
 
-// Weights pass through once: no L1 line, first to leave the L2. Asking for bursts of 256 bytes costs 5 %.
+// Weights pass through once: no L1 line, first to leave the L2. Asking for bursts of 256 bytes costs 5 % where M = 1
+// and gains 4 % where M > 1, whose lanes take 64 bytes of a row at a time.
 // Zeros unless `there`: a predicate, not a branch, so that all loads of a step are in flight together. Not `.nc`: ptxas
 // takes such loads as free to move and sinks them below griddepcontrol.wait.
-__device__ __forceinline__ uint4 load_weights(const uint4* p, bool there, uint64_t policy) {
-    uint4 v;
-    asm volatile(
-        "{\n"
-        ".reg .pred q;\n"
-        "setp.ne.u32 q, %6, 0;\n"
-        "mov.u32 %0, 0;\n"
-        "mov.u32 %1, 0;\n"
-        "mov.u32 %2, 0;\n"
-        "mov.u32 %3, 0;\n"
-        "@q ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
-        "}"
-        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-        : "l"(p), "l"(policy), "r"(uint32_t(there)));
-    return v;
-}
+#define LOAD_WEIGHTS_IF(name, burst)                                                                       \
+    __device__ __forceinline__ uint4 name(const uint4* p, bool there, uint64_t policy) {                   \
+        uint4 v;                                                                                           \
+        asm volatile(                                                                                      \
+            "{\n"                                                                                          \
+            ".reg .pred q;\n"                                                                              \
+            "setp.ne.u32 q, %6, 0;\n"                                                                      \
+            "mov.u32 %0, 0;\n"                                                                             \
+            "mov.u32 %1, 0;\n"                                                                             \
+            "mov.u32 %2, 0;\n"                                                                             \
+            "mov.u32 %3, 0;\n"                                                                             \
+            "@q ld.global.L1::no_allocate.L2::cache_hint" burst ".v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"    \
+            "}"                                                                                            \
+            : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)                                               \
+            : "l"(p), "l"(policy), "r"(uint32_t(there)));                                                  \
+        return v;                                                                                          \
+    }
+LOAD_WEIGHTS_IF(load_weights, "")
+LOAD_WEIGHTS_IF(load_weights_in_bursts, ".L2::256B")
 
 __device__ __forceinline__ uint4 load_weights(const uint4* p, uint64_t policy) {
     uint4 v;
@@ -80,6 +128,54 @@ __device__ __forceinline__ float dot8(float sum, const uint4& w, const uint4& x)
     return sum;
 }
 
+// The same with x in f32.
+template <class T>
+__device__ __forceinline__ float dot8(float sum, const uint4& w, const Float8& x) {
+    const Float8 a = unpack<T>(w);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum = fmaf(a.v[i], x.v[i], sum);
+    return sum;
+}
+
+// gain · x, and the squares of x added up.
+template <class T>
+__device__ __forceinline__ Float8 gained(const uint4& x, const uint4& gain, float& squares) {
+    Float8 v = unpack<T>(x);
+    const Float8 g = unpack<T>(gain);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        squares = fmaf(v.v[i], v.v[i], squares);
+        v.v[i] *= g.v[i];
+    }
+    return v;
+}
+
+// Elements i and i + D/2 of a head of q | k | v: where they go and by which angle they are turned.
+template <class T>
+struct Turn {
+    T* to = nullptr;  // the head's place in q or in the cache; null: nowhere
+    float cosine = 1.f, sine = 0.f;
+    bool turned = false;
+    // Before pdl_wait(): the step of a run is older than its first kernel, and is read past the L1.
+    __device__ __forceinline__ void find(const GemvRopeParams& p, uint32_t head, uint32_t row, uint32_t i) {
+        const uint32_t position = __ldcg(&p.step->pos) + row, part = (head - p.heads) / p.kv_heads;
+        if (head < p.heads) {
+            to = static_cast<T*>(p.product.e.y) + (size_t(row) * p.heads + head) * p.head_dim;
+        } else if (row < __ldcg(&p.step->valid_rows) && position < p.max_rows) {
+            // Keys of all heads, then values: [2, G, S_max, D].
+            to = static_cast<T*>(p.kv) + (size_t(head - p.heads) * p.max_rows + position) * p.head_dim;
+        }
+        turned = head < p.heads || part == 0;
+        if (turned) sincosf(float(position) * p.inv_freq[i], &sine, &cosine);
+    }
+
+    __device__ __forceinline__ void put(const GemvRopeParams& p, uint32_t i, float a, float b) const {
+        if (to == nullptr) return;
+        to[i] = from_f32<T>(turned ? a * cosine - b * sine : a);
+        to[i + p.head_dim / 2] = from_f32<T>(turned ? b * cosine + a * sine : b);
+    }
+};
+
 // R sums over the warp (R a power of two): lane l gets sum l / (32 / R).
 template <int R>
 __device__ __forceinline__ float warp_sums(float (&s)[R]) {
@@ -101,27 +197,47 @@ __device__ __forceinline__ float warp_sums(float (&s)[R]) {
 }
 
 // How K compares with the 256 · U · WAYS elements of a batch. In one batch all weights of a warp are asked for before
-// the wait; EXACT needs no predicates and has registers left to ask for all of x at once.
+// the wait; EXACT needs no predicates and has registers left to ask for all of x (and its gain) at once.
 enum Fit { EXACT, ONE_BATCH, ANY };
 
 // GROUPS groups of WAYS warps; a group owns R rows, a warp every WAYS-th run of 256 elements of them, U runs a batch.
-// A CTA's rows are neighbours, or gates and then ups of neighbouring columns.
-// Grid: ceil(N / (GROUPS · R)).
-template <class T, int GROUPS, int WAYS, int R, int U, Fit FIT>
-__device__ __forceinline__ void gemv(const GemvParams& p) {
-    constexpr uint32_t ROWS = GROUPS * R;
+template <int GROUPS_, int WAYS_, int R_, int U_, Fit FIT_>
+struct Form {
+    static constexpr int GROUPS = GROUPS_, WAYS = WAYS_, R = R_, U = U_;
+    static constexpr int ROWS = GROUPS * R, THREADS = 32 * GROUPS * WAYS;
+    static constexpr Fit FIT = FIT_;
     static_assert(ROWS % 2 == 0 && ROWS <= 16 && 32 % R == 0);
-    __shared__ float part[WAYS][ROWS];
+};
+
+// A CTA's rows are neighbours; or gates and then ups of neighbouring columns; or neighbours in the first and then in
+// the second half of a head.
+// Grid: ceil(N / ROWS); with rope (D / ROWS, H + 2·G).
+template <class T, class F, bool NORM, class Params>
+__device__ __forceinline__ void gemv(const Params& params) {
+    constexpr bool ROPE = Params::ROPE;
+    constexpr int R = F::R, U = F::U, WAYS = F::WAYS;
+    constexpr Fit FIT = F::FIT;
+    constexpr uint32_t ROWS = F::ROWS;
+    // The angle before the wait, where there is one and registers are left for it.
+#if __CUDA_ARCH__ >= 900
+    constexpr bool EARLY = FIT == EXACT;
+#else
+    constexpr bool EARLY = false;
+#endif
+    __shared__ float part[WAYS][ROWS + NORM];  // sums, then the squares
+    const GemvParams& p = product_of(params);
     const Epilogue& e = p.e;
     const uint32_t tid = threadIdx.x, lane = tid % 32, group = tid / 32 / WAYS, way = tid / 32 % WAYS;
-    const bool gated = e.act == ACT_SWIGLU;
-    const uint32_t width = gated ? ROWS / 2 : ROWS;  // columns of this CTA
+    const bool gated = !ROPE && e.act == ACT_SWIGLU;
+    const uint32_t width = ROPE || gated ? ROWS / 2 : ROWS;  // columns, or pairs, of this CTA
+    uint32_t head_row = 0, to_second = 8;  // first row of the head; from the first row of a pair to the second
+    if constexpr (ROPE) head_row = blockIdx.y * params.head_dim, to_second = params.head_dim / 2;
     const uint32_t chunks = p.k / 8;
     const uint4* w[R];
 #pragma unroll
     for (uint32_t r = 0; r < R; r++) {
         const uint32_t i = group * R + r, col = blockIdx.x * width + i % width;
-        const uint32_t row = gated ? col / 8 * 16 + col % 8 + i / width * 8 : col;
+        const uint32_t row = head_row + (gated ? col / 8 * 16 + col % 8 : col) + i / width * to_second;
         // Rows beyond the last repeat it; nobody stores them.
         w[r] = static_cast<const uint4*>(p.w) + size_t(min(row, p.n - 1)) * chunks;
     }
@@ -138,22 +254,34 @@ __device__ __forceinline__ void gemv(const GemvParams& p) {
     };
     uint32_t at = way * 32 + lane;
     load(at);
+    const auto* gain = static_cast<const uint4*>(p.gain);
+    uint4 gains[U];
+    if constexpr (NORM && FIT == EXACT) {
+#pragma unroll
+        for (int u = 0; u < U; u++) gains[u] = load_x(gain + at + u * (32 * WAYS));
+    }
 
-    const uint32_t col = blockIdx.x * width + tid, row = gated ? col / 8 * 16 + col % 8 : col;
-    const bool writes = tid < width && col < e.cols;
-    float bias = 0.f, bias_up = 0.f, scale = 1.f;
+    const uint32_t col = blockIdx.x * width + tid, row = head_row + (gated ? col / 8 * 16 + col % 8 : col);
+    const bool writes = tid < width && (ROPE || col < e.cols);
+    float bias = 0.f, second_bias = 0.f, scale = 1.f;
     T residual = from_f32<T>(0.f);  // not a float yet: nobody waits for it before the end
     if (writes) {
         bias = value_or<T>(e.bias, row, p.n, 0.f);
-        if (gated) bias_up = value_or<T>(e.bias, row + 8, p.n, 0.f);
-        scale = value_or<T>(e.scale, col, e.cols, 1.f);
+        if (ROPE || gated) second_bias = value_or<T>(e.bias, row + to_second, p.n, 0.f);
+        if (!ROPE) scale = value_or<T>(e.scale, col, e.cols, 1.f);
+    }
+    Turn<T> turn;
+    if constexpr (ROPE && EARLY) {
+        if (writes) turn.find(params, blockIdx.y, 0, col);
     }
     pdl_wait();
     pdl_trigger();
-    if (writes && e.residual) residual = static_cast<const T*>(e.residual)[col];
+    if constexpr (!ROPE) {
+        if (const T* r = residual_at<T>(e, 0, col); writes && r != nullptr) residual = *r;
+    }
 
     const auto* x = static_cast<const uint4*>(p.x);
-    float sums[R] = {};
+    float sums[R] = {}, squares = 0.f;
     while (true) {
         uint4 xs[U];
         if (FIT == EXACT) {
@@ -166,9 +294,16 @@ __device__ __forceinline__ void gemv(const GemvParams& p) {
             if (FIT != EXACT) {
                 if (c >= chunks) break;
                 xs[u] = x[c];
+                if (NORM) gains[u] = gain[c];
             }
+            if constexpr (NORM) {
+                const Float8 v = gained<T>(xs[u], gains[u], squares);
 #pragma unroll
-            for (int r = 0; r < R; r++) sums[r] = dot8<T>(sums[r], a[u][r], xs[u]);
+                for (int r = 0; r < R; r++) sums[r] = dot8<T>(sums[r], a[u][r], v);
+            } else {
+#pragma unroll
+                for (int r = 0; r < R; r++) sums[r] = dot8<T>(sums[r], a[u][r], xs[u]);
+            }
         }
         at += U * 32 * WAYS;
         if (FIT != ANY || at - lane >= chunks) break;  // the same for all lanes
@@ -176,56 +311,108 @@ __device__ __forceinline__ void gemv(const GemvParams& p) {
     }
     const float sum = warp_sums<R>(sums);
     if (lane % (32 / R) == 0) part[way][group * R + lane / (32 / R)] = sum;
+    if constexpr (NORM) {
+        squares = warp_sum(squares);
+        if (group == 0 && lane == 0) part[way][ROWS] = squares;  // every group has the same
+    }
     __syncthreads();
-    if (!writes) return;
+    u64 best = 0;
+    if (Params::ARG_MAX ? tid >= 32 : !writes) return;
     const auto total = [&](uint32_t i) {
         float s = part[0][i];
 #pragma unroll
         for (int j = 1; j < WAYS; j++) s += part[j][i];
         return s;
     };
-    const float s = total(tid) + bias;
-    const float v = (gated ? silu(s) * (total(tid + width) + bias_up) : activate(e.act, s)) * scale + to_f32(residual);
-    if (e.out_f32)
-        static_cast<float*>(e.y)[col] = v;
-    else
-        static_cast<T*>(e.y)[col] = from_f32<T>(v);
+    if (writes) {
+        float s = total(tid), second = ROPE || gated ? total(tid + width) : 0.f;
+        if constexpr (NORM) {
+            const float root = rsqrtf(total(ROWS) * p.inv_k + p.eps);
+            s *= root, second *= root;
+        }
+        s += bias, second += second_bias;
+        if constexpr (ROPE) {
+            if (!EARLY) turn.find(params, blockIdx.y, 0, col);
+            turn.put(params, col, s, second);
+        } else {
+            const float v = (gated ? silu(s) * second : activate(e.act, s)) * scale + to_f32(residual);
+            if (e.out_f32)
+                static_cast<float*>(e.y)[col] = v;
+            else
+                static_cast<T*>(e.y)[col] = from_f32<T>(v);
+            if constexpr (Params::ARG_MAX) {
+                if (col < params.limit) best = ranked(v, col);
+            }
+        }
+    }
+    if constexpr (Params::ARG_MAX) {
+#pragma unroll
+        for (int d = 8; d > 0; d >>= 1) best = max(best, __shfl_xor_sync(0xffffffffu, best, d));  // of 16 rows at most
+        if (tid == 0) atomicMax(params.slots + blockIdx.x % ARG_SLOTS, best);
+    }
 }
 
-// A CTA owns 16 rows of w; its 8 warps share K in runs of 128 elements and add up through shared memory. Lane (g, t)
-// takes 16 bytes = 8 neighbours along k of rows g and g + 8 and of token g: two mma steps, with k in another order
-// than the instruction's, the same for both operands.
-// Grid: ceil(N / 16). NT blocks of 8 tokens.
-template <class T, int NT>
-__device__ __forceinline__ void skinny(const GemvParams& p) {
+__device__ __forceinline__ void arg_max_end(const GemvArgMaxEndParams& p) {
+    __shared__ u64 part[ARG_SLOTS / 32];
+    pdl_wait();
+    pdl_trigger();
+    u64 best = __ldcg(&p.slots[threadIdx.x]);
+    p.slots[threadIdx.x] = 0;
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) best = max(best, __shfl_xor_sync(0xffffffffu, best, d));
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = best;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+#pragma unroll
+    for (int i = 1; i < ARG_SLOTS / 32; i++) best = max(best, part[i]);
+    *p.id = index_of(best);
+}
+
+// A CTA owns 16 rows of w (with rope 8 in the first and 8 in the second half of a head); its 8 warps share K in runs of
+// 128 elements and add up through shared memory. Lane (g, t) takes 16 bytes = 8 neighbours along k of rows g and g + 8
+// and of token g: two mma steps, with k in another order than the instruction's, the same for both operands.
+// REFILL: a block of weights is asked for again as soon as it is used, so that as many bytes are on their way at any
+// time; else a batch of 4 blocks at a time.
+// Grid: ceil(N / 16); with rope (D / 16, H + 2·G). NT blocks of 8 tokens.
+template <class T, int NT, bool REFILL, class Params>
+__device__ __forceinline__ void skinny(const Params& params) {
+    constexpr bool ROPE = Params::ROPE;
     constexpr int U = 4;  // blocks of 32 elements in a run: 8 loads of w in flight per lane
     constexpr int TOKENS = 8 * NT;
     __shared__ float part[SKINNY_WARPS][16][TOKENS];
+    const GemvParams& p = product_of(params);
     const Epilogue& e = p.e;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t n0 = blockIdx.x * 16, chunks = p.k / 8;
+    const uint32_t chunks = p.k / 8;
+    uint32_t n0 = blockIdx.x * 16, to_second = 8;
+    if constexpr (ROPE) n0 = blockIdx.y * params.head_dim + blockIdx.x * 8, to_second = params.head_dim / 2;
     const auto* w = static_cast<const uint4*>(p.w);
     const uint4* w0 = w + size_t(min(n0 + g, p.n - 1)) * chunks;
-    const uint4* w1 = w + size_t(min(n0 + g + 8, p.n - 1)) * chunks;
+    const uint4* w1 = w + size_t(min(n0 + g + to_second, p.n - 1)) * chunks;
     const uint64_t policy = streaming_policy();
 
     uint4 a[U], b[U];
-    const auto load = [&](uint32_t at) {
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            const uint32_t c = at + 4 * u;
-            a[u] = load_weights(w0 + c, c < chunks, policy);
-            b[u] = load_weights(w1 + c, c < chunks, policy);
-        }
+    const auto load = [&](int u, uint32_t at) {
+        const uint32_t c = at + 4 * u;
+        a[u] = load_weights_in_bursts(w0 + c, c < chunks, policy);
+        b[u] = load_weights_in_bursts(w1 + c, c < chunks, policy);
     };
     uint32_t at = warp * 4 * U + t;
-    load(at);
+#pragma unroll
+    for (int u = 0; u < U; u++) load(u, at);
+    Turn<T> turn;
+    const uint32_t pair = threadIdx.x % 8, pair_token = threadIdx.x / 8;  // with rope, what this thread finishes
+    const bool turns = ROPE && pair_token < min(uint32_t(TOKENS), p.m);
+    if constexpr (ROPE) {
+        if (turns) turn.find(params, blockIdx.y, pair_token, blockIdx.x * 8 + pair);
+    }
     pdl_wait();
     pdl_trigger();
 
     const auto* x = static_cast<const uint4*>(p.x);
     float acc[NT][4] = {};
     while (true) {
+        const uint32_t next = at + SKINNY_WARPS * 4 * U;
 #pragma unroll
         for (int u = 0; u < U; u++) {
             const uint32_t c = at + 4 * u;
@@ -236,10 +423,14 @@ __device__ __forceinline__ void skinny(const GemvParams& p) {
                 mma_16816<T>(acc[j], a[u].x, b[u].x, a[u].y, b[u].y, xs.x, xs.y);
                 mma_16816<T>(acc[j], a[u].z, b[u].z, a[u].w, b[u].w, xs.z, xs.w);
             }
+            if (REFILL) load(u, next);
         }
-        at += SKINNY_WARPS * 4 * U;
+        at = next;
         if (at - t >= chunks) break;  // the same for all lanes
-        load(at);
+        if (!REFILL) {
+#pragma unroll
+            for (int u = 0; u < U; u++) load(u, at);
+        }
     }
 #pragma unroll
     for (int j = 0; j < NT; j++)
@@ -248,41 +439,61 @@ __device__ __forceinline__ void skinny(const GemvParams& p) {
     __syncthreads();
 
     const auto total = [&](uint32_t row, uint32_t token) {
-        float sum = value_or<T>(e.bias, n0 + row, p.n, 0.f);
+        float sum = value_or<T>(e.bias, n0 + row % 8 + row / 8 * to_second, p.n, 0.f);
 #pragma unroll
         for (int i = 0; i < SKINNY_WARPS; i++) sum += part[i][row][token];
         return sum;
     };
-    const bool gated = e.act == ACT_SWIGLU;
-    const uint32_t width = gated ? 8 : 16;  // output columns of this CTA
-    for (uint32_t i = threadIdx.x; i < width * TOKENS; i += SKINNY_THREADS) {
-        const uint32_t row = i % width, token = i / width, col = blockIdx.x * width + row;
-        if (token >= p.m || col >= e.cols) continue;
-        const float sum = total(row, token);
-        const float v = gated ? silu(sum) * total(row + 8, token) : activate(e.act, sum);
-        put<T>(e, token, col, v, value_or<T>(e.scale, col, e.cols, 1.f));
+    if constexpr (ROPE) {
+        static_assert(8 * TOKENS <= SKINNY_THREADS);
+        if (turns) turn.put(params, blockIdx.x * 8 + pair, total(pair, pair_token), total(pair + 8, pair_token));
+    } else {
+        const bool gated = e.act == ACT_SWIGLU;
+        const uint32_t width = gated ? 8 : 16;  // output columns of this CTA
+        for (uint32_t i = threadIdx.x; i < width * TOKENS; i += SKINNY_THREADS) {
+            const uint32_t row = i % width, token = i / width, col = blockIdx.x * width + row;
+            if (token >= p.m || col >= e.cols) continue;
+            const float sum = total(row, token);
+            const float v = gated ? silu(sum) * total(row + 8, token) : activate(e.act, sum);
+            put<T>(e, token, col, v, value_or<T>(e.scale, col, e.cols, 1.f));
+        }
     }
 }
 
-template <class T>
-__device__ __forceinline__ void skinny8(const GemvParams& p) { skinny<T, 1>(p); }
-template <class T>
-__device__ __forceinline__ void skinny16(const GemvParams& p) { skinny<T, 2>(p); }
+using Two = Form<4, 2, 2, 4, ANY>;
+using Seven = Form<1, 7, 4, 2, EXACT>;
+using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
 
-template <class T>
-__device__ __forceinline__ void gemv_2(const GemvParams& p) { gemv<T, 4, 2, 2, 4, ANY>(p); }
-template <class T>
-__device__ __forceinline__ void gemv_7(const GemvParams& p) { gemv<T, 1, 7, 4, 2, EXACT>(p); }
-template <class T>
-__device__ __forceinline__ void gemv_16(const GemvParams& p) { gemv<T, 1, 16, 2, 5, ONE_BATCH>(p); }
+// Registers are bounded as if a CTA had whole rounds of 4 warps: if the four parts of an SM take its warps in turns,
+// three of them have 2 of 7. 72 registers leave a part room for 7 warps, 64 for the 8 of four CTAs.
+#define EXPORT_FORM(symbol, Params, form, ctas, ...)                                                               \
+    extern "C" __global__ void __launch_bounds__((form::THREADS + 127) / 128 * 128, ctas)                          \
+        symbol(const __grid_constant__ Params p) {                                                                 \
+        gemv<__VA_ARGS__>(p);                                                                                      \
+    }                                                                                                              \
+    extern "C" __device__ KernelInfo symbol##_info = {sizeof(Params), form::THREADS};
 
-EXPORT(gemv_2_bf16, GemvParams, 256, 4, gemv_2<__nv_bfloat16>)
-EXPORT(gemv_2_f16, GemvParams, 256, 4, gemv_2<__half>)
-EXPORT(gemv_7_bf16, GemvParams, 224, 4, gemv_7<__nv_bfloat16>)
-EXPORT(gemv_7_f16, GemvParams, 224, 4, gemv_7<__half>)
-EXPORT(gemv_16_bf16, GemvParams, 512, 2, gemv_16<__nv_bfloat16>)
-EXPORT(gemv_16_f16, GemvParams, 512, 2, gemv_16<__half>)
-EXPORT(gemv_m8_bf16, GemvParams, SKINNY_THREADS, 3, skinny8<__nv_bfloat16>)
-EXPORT(gemv_m8_f16, GemvParams, SKINNY_THREADS, 3, skinny8<__half>)
-EXPORT(gemv_m16_bf16, GemvParams, SKINNY_THREADS, 2, skinny16<__nv_bfloat16>)
-EXPORT(gemv_m16_f16, GemvParams, SKINNY_THREADS, 2, skinny16<__half>)
+#define EXPORT_GEMV(symbol, Params, form, ctas)                                    \
+    EXPORT_FORM(symbol##_bf16, Params, form, ctas, __nv_bfloat16, form, false)     \
+    EXPORT_FORM(symbol##_f16, Params, form, ctas, __half, form, false)             \
+    EXPORT_FORM(symbol##_norm_bf16, Params, form, ctas, __nv_bfloat16, form, true) \
+    EXPORT_FORM(symbol##_norm_f16, Params, form, ctas, __half, form, true)
+#define EXPORT_GEMVS(name, form, ctas)                             \
+    EXPORT_GEMV(gemv_##name, GemvParams, form, ctas)               \
+    EXPORT_GEMV(gemv_rope_##name, GemvRopeParams, form, ctas)      \
+    EXPORT_GEMV(gemv_arg_max_##name, GemvArgMaxParams, form, ctas)
+
+#define EXPORT_SKINNY(name, tokens, refill, ctas)                                                                 \
+    EXPORT(gemv_##name##_bf16, GemvParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)            \
+    EXPORT(gemv_##name##_f16, GemvParams, SKINNY_THREADS, ctas, skinny<__half, tokens, refill>)                    \
+    EXPORT(gemv_rope_##name##_bf16, GemvRopeParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)   \
+    EXPORT(gemv_rope_##name##_f16, GemvRopeParams, SKINNY_THREADS, ctas, skinny<__half, tokens, refill>)
+
+EXPORT_GEMVS(2, Two, 4)
+EXPORT_GEMVS(7, Seven, 4)
+EXPORT_GEMVS(16, Sixteen, 2)
+EXPORT_SKINNY(m8, 1, false, 3)
+EXPORT_SKINNY(m16, 2, false, 2)
+EXPORT_SKINNY(m8_refill, 1, true, 3)
+EXPORT_SKINNY(m16_refill, 2, true, 2)
+EXPORT(gemv_arg_max_end_u32, GemvArgMaxEndParams, ARG_SLOTS, 1, arg_max_end)

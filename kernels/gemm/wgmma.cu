@@ -15,7 +15,7 @@
 
 // A CTA tile. Two CTAs of the 64x128 tile fit on an SM.
 template <int BM_, int BN_, int STAGES_>
-struct WgmmaTile {
+struct WgmmaTile : Alone {
     static constexpr int BM = BM_, BN = BN_, BK = 64, STAGES = STAGES_;
     static constexpr int CONSUMERS = BM / 64, THREADS = 128 * (1 + CONSUMERS);
     static constexpr int CTAS = BM * BN <= 64 * 128 ? 2 : 1;
@@ -76,14 +76,13 @@ __device__ __forceinline__ void finish(float (&acc)[Tile::BN / 2], const WgmmaPa
     const uint32_t row = row0 + lane / per_row, col0 = (n0 >> halved) + lane % per_row * 8;
     // The last chunk may reach beyond the tile.
     const uint32_t end = min((n0 + Tile::BN) >> halved, e.cols), pitch = 8 * per_row;
-    const bool vectors = e.cols % 8 == 0, read = e.residual != nullptr && vectors;
+    const bool vectors = e.cols % 8 == 0;
     const auto inside = [&](int i, uint32_t col) { return (i == 0 || !halved) && row + 8 * i < p.m && col < end; };
     const auto ask = [&](uint32_t col, uint4 (&r)[2]) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            if (read && inside(i, col))
-                r[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(e.residual) +
-                                                       size_t(row + 8 * i) * e.cols + col);
+            if (const T* from = residual_at<T>(e, row + 8 * i, col); from != nullptr && vectors && inside(i, col))
+                r[i] = *reinterpret_cast<const uint4*>(from);
     };
 
     uint4 residual[2] = {};
@@ -194,7 +193,7 @@ __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
 
     if (warpgroup == 0) {
         if constexpr (Tile::PRODUCER_REGISTERS > 0) give_registers<Tile::PRODUCER_REGISTERS>();
-        if (threadIdx.x < 32 && elect_one()) produce<Tile>(p, ring, full, empty);
+        if (threadIdx.x < 32 && elect_one()) produce<Tile>(p, DenseRows{p.x}, ring, full, empty);
         return;
     }
     if constexpr (Tile::PRODUCER_REGISTERS > 0) take_registers<Tile::CONSUMER_REGISTERS>();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::builder::NonEmptyStringValueParser;
 use vivace::core::Result;
-use vivace::engine::{CacheOptions, DeviceChoice, Engine, GenerateOptions, Options, Sampling};
+use vivace::engine::{AudioChunk, CacheOptions, DeviceChoice, Engine, GenerateOptions, Options, Sampling};
 use vivace::fuse::Fusion;
 
 use super::output::Progress;
@@ -34,6 +34,9 @@ impl DeviceArgs {
             fusion: Fusion::without(&self.no_fuse)?,
             context,
             cache: CacheOptions::default(),
+            audio_chunk: None,
+            device_filterbank: false,
+            device_tiling: false,
             no_capture: self.no_capture,
             poison: self.poison,
         })
@@ -57,6 +60,16 @@ pub struct ModelArgs {
     /// Compute every question whole: reuse nothing of earlier ones
     #[arg(long, conflicts_with = "cache_mib", help_heading = "Execution")]
     pub no_prefix_cache: bool,
+    /// Let the audio encoder hear in chunks of this many frames of 40 ms, each seeing LEFT chunks before it (all without
+    /// /LEFT), instead of as the checkpoint states
+    #[arg(long, value_name = "FRAMES[/LEFT]", help_heading = "Execution")]
+    pub audio_chunk: Option<AudioChunk>,
+    /// Compute the log-mel frames of sounds on the device
+    #[arg(long, help_heading = "Execution")]
+    pub device_filterbank: bool,
+    /// Resize and cut pictures on the device
+    #[arg(long, help_heading = "Execution")]
+    pub device_tiling: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -65,7 +78,15 @@ impl ModelArgs {
     pub fn options(&self) -> Result<Options> {
         let cache =
             CacheOptions { enabled: !self.no_prefix_cache, bytes: self.cache_mib.saturating_mul(1 << 20) };
-        Ok(Options { cache, ..self.device.options(self.context)? })
+        let (device_filterbank, device_tiling) = (self.device_filterbank, self.device_tiling);
+        let audio_chunk = self.audio_chunk;
+        Ok(Options {
+            cache,
+            audio_chunk,
+            device_filterbank,
+            device_tiling,
+            ..self.device.options(self.context)?
+        })
     }
 
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use vivace::core::Error;
 use vivace::engine::bench::{self, Progress as At};
+use vivace::engine::{AudioChunk, Options};
 
 use super::Outcome;
 use super::args::{DeviceArgs, positive};
@@ -13,7 +14,8 @@ use super::output::{Progress, note, print, print_json};
 const JSON_HELP: &str = "\
 --json prints (or writes) one object: what was measured on (device, version, ...), model, dtype, context,
 memory_bytes {weights, states, arenas, peak}, and rows [{name, what, median_us, p10_us, p90_us, ...}] with bytes,
-flops and the share of the device's ceilings.";
+flops and the share of the device's ceilings. The rows of whole requests have stages [{stage, median_us, critical_us}],
+what of each the first token waited for, and overlap_us, for how long vision and audio ran side by side.";
 
 /// Measure decoding, prefill, the encoders, the first token and loading
 ///
@@ -30,6 +32,10 @@ pub struct Args {
     /// Rows of the KV cache [default: what the items need]
     #[arg(long, value_name = "ROWS", value_parser = positive)]
     context: Option<usize>,
+    /// Let the audio encoder hear in chunks of this many frames of 40 ms, each seeing LEFT chunks before it (all without
+    /// /LEFT); first_token_streamed wants chunks
+    #[arg(long, value_name = "FRAMES[/LEFT]")]
+    audio_chunk: Option<AudioChunk>,
     #[command(flatten)]
     device: DeviceArgs,
     /// Print one JSON object instead, or write it to a file beside the table (--help describes it)
@@ -40,7 +46,7 @@ pub struct Args {
 pub fn bench(args: &Args) -> Outcome {
     let quiet = matches!(args.json, Some(None));
     let loading = Progress::bytes("loading", quiet);
-    let options = args.device.options(args.context)?;
+    let options = Options { audio_chunk: args.audio_chunk, ..args.device.options(args.context)? };
     let report = bench::run(&options, args.model.as_deref(), args.filter.as_deref(), &mut |at| match at {
         At::Loading(done, total) => loading.at(done, total),
         At::Running { item, at, of } => {

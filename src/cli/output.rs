@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use vivace::engine::{Answer, StopReason, Timings};
+use vivace::engine::{Answer, StopReason, Timings, overlap_ms};
 
 use super::Outcome;
 
@@ -90,6 +90,10 @@ pub fn summary(answer: &Answer, load_ms: Option<f64>) -> String {
     ];
     for (name, ms) in stages.into_iter().filter(|(_, ms)| *ms > 0.0) {
         lines.push(format!("{name:<12} {ms:>10.2} ms"));
+    }
+    let overlap = overlap_ms(&answer.stages, "vision", "audio");
+    if overlap > 0.005 {
+        lines.push(format!("{:<12} {overlap:>10.2} ms  of vision and audio side by side", "overlap"));
     }
     if let Some(ms) = t.per_token_ms {
         lines.push(format!("{:<12} {ms:>10.2} ms  ({:.1} tokens/s)", "per token", 1e3 / ms.max(1e-6)));

@@ -9,7 +9,10 @@ use serde_json::{Map, Value, json};
 use vivace::core::{Error, Result};
 use vivace::engine::diagnose;
 use vivace::engine::measure::REPEATS;
-use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question};
+use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question, Session};
+use vivace::media::audio::Sound;
+use vivace::media::fbank::require_length;
+use vivace::media::wav::{WavStream, is_wav};
 
 use super::args::{GenerateArgs, ModelArgs};
 use super::output::{note, print, print_json, stop_json, summary};
@@ -31,6 +34,11 @@ const JSON_HELP: &str = "\
                  (comparing with what is kept), tile_ms, vision_ms, filterbank_ms, audio_ms,
                  prefill_ms, first_token_ms (from the decoded question to the token), per_token_ms
                  (median; null for a single token), total_ms (without load and decode)
+  stages         what the first token waited for: {stage, start_ms, ms, critical_ms}, by beginning.
+                 Encoders run side by side and the host ahead of the device, so all ms add up to more
+                 than first_token_ms; the critical_ms add up to it. tile, filterbank, cache, prompt
+                 (tokens), sampler, enqueue, keep and token (its way to the host) are the host's,
+                 vision, audio and prefill the device's
   memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes";
 
 /// Answer one question
@@ -47,7 +55,7 @@ pub struct Args {
     /// Pictures: PNG, JPEG or WebP
     #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     image: Vec<PathBuf>,
-    /// Sounds: WAV, FLAC, MP3 or OGG Vorbis
+    /// Sounds: WAV, FLAC, MP3 or OGG Vorbis; `-` hears standard input, a WAV while it comes in
     #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     audio: Vec<PathBuf>,
     /// The pictures are frames of one video, in order
@@ -83,7 +91,12 @@ struct Instead {
 
 pub fn run(args: &Args) -> Outcome {
     let options = args.generate.options()?;
-    let question = args.question()?;
+    let mut question = args.question()?;
+    // Whatever does not answer wants the question whole.
+    let heard = args.heard().filter(|_| !args.instead.any());
+    if let (Some(at), None) = (args.heard(), heard) {
+        question.sounds.insert(at, read_sound()?);
+    }
     let system = args.system.as_deref();
     if args.instead.diff.is_some() {
         let report = diagnose::diff(&args.model.model, &args.model.options()?, system, &question)?;
@@ -99,7 +112,7 @@ pub fn run(args: &Args) -> Outcome {
         show(args.json, &diagnose::profile(&mut engine, system, &question, REPEATS)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let answer = answer(args, &mut engine, &question, &options)?;
+    let answer = answer(args, &mut engine, question, heard, &options)?;
     if args.json {
         print_json(&to_json(&args.model.model, &engine, &answer, load_ms))?;
     } else {
@@ -115,10 +128,15 @@ fn show(json: bool, report: &(impl Serialize + std::fmt::Display)) -> Outcome<()
 fn answer(
     args: &Args,
     engine: &mut Engine,
-    question: &Question,
+    mut question: Question,
+    heard: Option<usize>,
     options: &GenerateOptions,
 ) -> Outcome<Answer> {
     let mut session = engine.session(args.system.as_deref())?;
+    if let Some(at) = heard {
+        question.sounds.insert(at, hear(&mut session, question.dither)?);
+    }
+    let question = &question;
     if args.json {
         return Ok(session.ask(question, options, &mut |_| true)?);
     }
@@ -126,6 +144,55 @@ fn answer(
     let answer = session.ask(question, options, &mut |event| stream.show(event))?;
     stream.end(&answer)?;
     Ok(answer)
+}
+
+/// A sound on standard input.
+enum Heard<R> {
+    /// On its way.
+    Wav(WavStream<R>),
+    Whole(Sound),
+}
+
+const STDIN: &str = "standard input";
+
+fn open_stdin() -> Result<Heard<impl Read>> {
+    let mut input = io::stdin().lock();
+    let mut head = Vec::new();
+    let failed = |e: io::Error| Error::input(format!("--audio -: reading standard input: {e}"));
+    (&mut input).take(12).read_to_end(&mut head).map_err(failed)?;
+    if is_wav(&head) {
+        return Ok(Heard::Wav(WavStream::open(io::Cursor::new(head).chain(input), STDIN)?));
+    }
+    input.read_to_end(&mut head).map_err(failed)?;
+    let sound = Sound::from_bytes(&head, STDIN)?;
+    require_length(&sound).map_err(|e| e.context(STDIN))?;
+    Ok(Heard::Whole(sound))
+}
+
+/// The whole sound on standard input.
+fn read_sound() -> Result<Sound> {
+    let mut wav = match open_stdin()? {
+        Heard::Wav(wav) => wav,
+        Heard::Whole(sound) => return Ok(sound),
+    };
+    let mut samples = Vec::new();
+    while wav.read(&mut samples)? {}
+    Sound::new(wav.rate_hz(), samples).map_err(|e| e.context(STDIN))
+}
+
+/// The sound on standard input: a WAV is encoded while it comes in.
+fn hear(session: &mut Session<'_>, dither: f32) -> Result<Sound> {
+    let mut wav = match open_stdin()? {
+        Heard::Wav(wav) => wav,
+        Heard::Whole(sound) => return Ok(sound),
+    };
+    let mut stream = session.sound_stream(wav.rate_hz(), dither)?;
+    let mut samples = Vec::new();
+    while wav.read(&mut samples)? {
+        stream.push(&samples).map_err(|e| e.context(STDIN))?;
+        samples.clear();
+    }
+    stream.finish().map_err(|e| e.context(STDIN))
 }
 
 /// Prints an answer as it comes; remembers why that stopped working.
@@ -160,7 +227,13 @@ impl Args {
     fn question(&self) -> Result<Question> {
         let text = match self.prompt.as_deref() {
             None => String::new(),
-            Some("-") => read_stdin()?,
+            Some("-") => {
+                vivace::ensure_input!(
+                    self.heard().is_none(),
+                    "--prompt - and --audio -: standard input is one of both"
+                );
+                read_text()?
+            }
             Some(text) => text.to_owned(),
         };
         vivace::ensure_input!(
@@ -173,15 +246,28 @@ impl Args {
         for path in &self.image {
             question = question.image(path)?;
         }
-        for path in &self.audio {
+        for path in self.audio.iter().filter(|p| p.as_os_str() != "-") {
             question = question.audio(path)?;
         }
+        let heard = self.audio.len() - question.sounds.len();
+        vivace::ensure_input!(heard <= 1, "--audio -: standard input can be heard once, not {heard} times");
         Ok(question)
+    }
+
+    /// Which of the sounds is standard input.
+    fn heard(&self) -> Option<usize> {
+        self.audio.iter().position(|p| p.as_os_str() == "-")
+    }
+}
+
+impl Instead {
+    fn any(&self) -> bool {
+        self.dump_graph || self.profile || self.diff.is_some()
     }
 }
 
 /// All of stdin without the line break at its end.
-fn read_stdin() -> Result<String> {
+fn read_text() -> Result<String> {
     let mut text = String::new();
     io::stdin()
         .read_to_string(&mut text)
@@ -222,6 +308,7 @@ pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> 
         ("prompt_rows", json!(answer.prompt_rows)),
         ("cache", json!(answer.cache)),
         ("timings", timings.into()),
+        ("stages", json!(answer.stages)),
     ] {
         fields.insert(name.into(), value);
     }

@@ -118,6 +118,13 @@ impl Recipe {
         }
     }
 
+    /// The stored elements, zeros behind them: `[len]`.
+    pub fn padded(name: &str, dtype: DType, stored: &[usize], len: usize) -> Recipe {
+        let part = Recipe::viewed(name, dtype, stored, stored);
+        let padded = part.shape.len() != len;
+        Recipe { shape: Shape::new(&[len]), padded, ..part }
+    }
+
     /// Rows of several recipes one after another: q, k and v as one matrix. `None` unless all have the same
     /// columns and dtype.
     pub fn stack(of: &[&Recipe]) -> Option<Recipe> {
@@ -195,6 +202,14 @@ mod tests {
         assert_eq!(carry_out(&r), [0, 1, 2, 3, 4, 5, 1000, 1001, 1002]);
         assert_eq!(r.parts[0].runs(), (6, 1));
         assert!(Recipe::stack(&[&q, &Recipe::plain("k", DType::BF16, &[1, 4])]).is_none());
+    }
+
+    #[test]
+    fn zeros_stand_behind_a_padded_vector() {
+        let r = Recipe::padded("u", DType::BF16, &[2, 3], 8);
+        assert_eq!((r.shape, r.padded), (Shape::new(&[8]), true));
+        assert_eq!(carry_out(&r), [0, 1, 2, 3, 4, 5, usize::MAX, usize::MAX]);
+        assert!(!Recipe::padded("u", DType::BF16, &[2, 3], 6).padded);
     }
 
     #[test]

@@ -15,12 +15,13 @@ use items::{FULL_ITEMS, Item, MIXED_TEXT_TOKENS, SMALL_ITEMS, selected};
 
 use super::measure::{Meta, REPEATS, Rates, Spread, WARMUP, human_us, percent, table};
 use super::model::Work;
-use super::{Engine, GenerateOptions, Options, Question, open_backend};
+use super::{Engine, GenerateOptions, Options, Question, Session, Stage, open_backend, overlap_ms};
 use crate::core::{Cost, HostData, Result, Step};
 use crate::exec::{Ceilings, MemoryUse};
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
-use crate::models::config::{Hints, ModelConfig, Opened, open_model, synthetic};
+use crate::media::tiles::Tiles;
+use crate::models::config::{AudioConfig, Hints, ModelConfig, Opened, open_model, synthetic};
 use crate::models::qwen2::{Head, Ids};
 use crate::weights::test_input;
 
@@ -48,6 +49,46 @@ pub struct Row {
     pub time: Spread,
     #[serde(flatten)]
     pub rates: Rates,
+    /// Of a request: its stages, medians of the runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageRow>,
+    /// Of a request: how long vision and audio ran side by side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap_us: Option<f64>,
+}
+
+/// A stage of a request.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct StageRow {
+    pub stage: &'static str,
+    pub median_us: f64,
+    /// What of it the first token waited for.
+    pub critical_us: f64,
+}
+
+/// Medians of the stages of several answers, in the order in which they begin; and of the overlap of the encoders.
+fn stage_rows(answers: &[Vec<Stage>]) -> (Vec<StageRow>, Option<f64>) {
+    let Some(first) = answers.first() else { return (Vec::new(), None) };
+    let mut names: Vec<&'static str> = Vec::new();
+    for s in first {
+        if !names.contains(&s.stage) {
+            names.push(s.stage);
+        }
+    }
+    let median_us = |of: &dyn Fn(&[Stage]) -> f64| {
+        let us: Vec<f64> = answers.iter().map(|stages| of(stages) * 1e3).collect();
+        Spread::of(&us).map_or(0.0, |s| s.median_us)
+    };
+    let sum = |stages: &[Stage], name, of: fn(&Stage) -> f64| -> f64 {
+        stages.iter().filter(|s| s.stage == name).map(of).sum()
+    };
+    let row = |&stage: &&'static str| StageRow {
+        stage,
+        median_us: median_us(&|stages| sum(stages, stage, |s| s.ms)),
+        critical_us: median_us(&|stages| sum(stages, stage, |s| s.critical_ms)),
+    };
+    let overlap = median_us(&|stages| overlap_ms(stages, "vision", "audio"));
+    (names.iter().map(row).collect(), Some(overlap))
 }
 
 /// Bytes on the device after everything ran.
@@ -103,6 +144,10 @@ pub fn run(
         Item::FirstToken | Item::FirstTokenCached => {
             opened.config.vision.is_some() && opened.config.audio.is_some()
         }
+        Item::FirstTokenStreamed => {
+            let chunked = |a: &AudioConfig| a.chunk_size > 0 || options.audio_chunk.is_some();
+            opened.config.vision.is_some() && opened.config.audio.as_ref().is_some_and(chunked)
+        }
         _ => true,
     };
     let items = selected(all.iter().copied().filter(has), filter)?;
@@ -151,6 +196,7 @@ struct Bench {
 
 impl Bench {
     fn row(&mut self, item: Item) -> Result<Row> {
+        let mut answers = Vec::new();
         let (time, cost) = match item {
             Item::Load => {
                 let bytes = self.engine.model.backend().memory().weights;
@@ -172,20 +218,28 @@ impl Bench {
             }
             Item::Vision(tiles) => {
                 let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
-                let pixels = test_input(SEED, "bench.pixel_values", &[tiles, 3, size, size], 0.0, 1.0);
-                self.graph(Work::Vision { tiles }, Step::rows(0, tiles, 0), Some(HostData::F32(pixels)))?
+                let noise = test_input(SEED, "bench.pixels", &[tiles, size, size, 3], 127.5, 127.5);
+                let data = noise.into_iter().map(|x| x as u8).collect();
+                let picture = Tiles { size, count: tiles, grid: (1, tiles), data };
+                let Some((tiles, pixels)) = self.engine.model.batches(&picture)?.pop() else {
+                    crate::bail_runtime!("a picture without tiles")
+                };
+                let work = Work::Vision { tiles, bytes: matches!(pixels, HostData::U32(_)) };
+                self.graph(work, Step::rows(0, tiles, 0), Some(pixels))?
             }
             Item::Audio(frames) => {
                 let fbank = test_input(SEED, "bench.fbank", &[frames, 80], 16.0, 4.0);
                 self.graph(Work::Audio { frames }, Step::rows(0, frames, 0), Some(HostData::F32(fbank)))?
             }
-            Item::FirstToken => self.first_token(false)?,
-            Item::FirstTokenCached => self.first_token(true)?,
+            Item::FirstToken | Item::FirstTokenCached | Item::FirstTokenStreamed => {
+                self.first_token(item, &mut answers)?
+            }
         };
         let Some(time) = time else { crate::bail_runtime!("the device gave no times") };
         let ceilings = if item == Item::Load { None } else { self.ceilings };
         let rates = Rates::of(cost, time.median_us, ceilings);
-        Ok(Row { name: item.name(), what: item.about(), time, rates })
+        let (stages, overlap_us) = stage_rows(&answers);
+        Ok(Row { name: item.name(), what: item.about(), time, rates, stages, overlap_us })
     }
 
     /// Times one graph as the device replays it.
@@ -229,7 +283,7 @@ impl Bench {
     ///
     /// Nothing is known of earlier requests, or, if `cached`, what comes before the question's text: every request then
     /// has another text and another sound.
-    fn first_token(&mut self, cached: bool) -> Result<(Option<Spread>, Cost)> {
+    fn first_token(&mut self, item: Item, answers: &mut Vec<Vec<Stage>>) -> Result<(Option<Spread>, Cost)> {
         let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
         let noise = test_input(SEED, "bench.picture", &[size, size, 3], 127.5, 127.5);
         let picture = Picture::new(size, size, noise.into_iter().map(|v| v as u8).collect())?;
@@ -240,6 +294,7 @@ impl Bench {
         let (rows, frames) = self.pad_question(&mut question)?;
 
         let once = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
+        let (cached, streamed) = (item != Item::FirstToken, item == Item::FirstTokenStreamed);
         let mut times_us = Vec::new();
         let mut computed = rows;
         for i in 0..WARMUP + REPEATS {
@@ -252,12 +307,15 @@ impl Bench {
                 }
                 false => self.engine.clear_cache(),
             }
-            let answer = self.engine.session(Some(SYSTEM))?.ask(&question, &once, &mut |_| true)?;
+            let mut session = self.engine.session(Some(SYSTEM))?;
+            let end_us = if streamed { stream_sound(&mut session, &question)? } else { 0.0 };
+            let answer = session.ask(&question, &once, &mut |_| true)?;
             if i >= WARMUP {
-                times_us.push(answer.timings.first_token_ms * 1e3);
+                times_us.push(end_us + answer.timings.first_token_ms * 1e3);
                 computed = answer.cache.prefilled_rows;
-                // The sound is new always, the picture is where nothing is known.
-                if answer.cache.media_encoded != if cached { 1 } else { 2 } {
+                answers.push(answer.stages);
+                // The sound is new unless it was streamed, the picture is where nothing is known.
+                if answer.cache.media_encoded != if streamed { 0 } else { 1 } + usize::from(!cached) {
                     crate::bail_runtime!("another part of the request was known than is to be measured");
                 }
             }
@@ -266,9 +324,12 @@ impl Bench {
         let model = &self.engine.model;
         let padded = model.padded_rows(computed);
         let text = Work::Text { rows: padded, kv_len: rows, ids: Ids::Host, head: Head::Greedy };
-        let mut cost = model.fused(text)?.cost() + model.fused(Work::Audio { frames })?.cost();
+        let mut cost = model.fused(text)?.cost();
+        if !streamed {
+            cost = cost + model.fused(Work::Audio { frames })?.cost();
+        }
         if !cached {
-            cost = cost + model.fused(Work::Vision { tiles: 1 })?.cost();
+            cost = cost + model.fused(Work::Vision { tiles: 1, bytes: true })?.cost();
         }
         Ok((Spread::of(&times_us), cost))
     }
@@ -301,6 +362,19 @@ impl Bench {
     }
 }
 
+/// Has the question's sound come in, as from a microphone that is read every 20 ms; returns microseconds of its end.
+fn stream_sound(session: &mut Session<'_>, question: &Question) -> Result<f64> {
+    let sound = &question.sounds[0];
+    let mut stream = session.sound_stream(sound.rate_hz, question.dither)?;
+    for samples in sound.samples.chunks(sound.rate_hz as usize / 50) {
+        stream.push(samples)?;
+    }
+    stream.sync()?;
+    let start = Instant::now();
+    stream.finish()?;
+    Ok(start.elapsed().as_secs_f64() * 1e6)
+}
+
 const SEED: u64 = 11;
 const SYSTEM: &str = "Answer.";
 
@@ -327,6 +401,14 @@ impl fmt::Display for Report {
             .collect();
         let head = ["", "median", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "share"];
         f.write_str(&table(&head, &rows))?;
+        for row in self.rows.iter().filter(|r| !r.stages.is_empty()) {
+            let overlap = row.overlap_us.map_or("-".to_owned(), human_us);
+            writeln!(f, "{}: its stages; vision and audio side by side for {overlap}", row.name)?;
+            let cells =
+                |s: &StageRow| vec![s.stage.to_owned(), human_us(s.median_us), human_us(s.critical_us)];
+            let rows: Vec<_> = row.stages.iter().map(cells).collect();
+            f.write_str(&table(&["", "median", "waited for"], &rows))?;
+        }
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let m = &self.memory_bytes;
         writeln!(

@@ -9,7 +9,7 @@ use std::fmt::Write;
 pub use diff::{DiffReport, Leaves, diff};
 pub use profile::{GraphProfile, NodeTime, OpTotal, Profile, profile};
 
-use super::model::{Model, TILES_AT_ONCE, Work};
+use super::model::{Model, Work};
 use super::session::Inputs;
 use super::{Engine, Question};
 use crate::core::{HostData, Result, Step};
@@ -45,21 +45,21 @@ impl Run {
 /// The runs that a question takes: every batch of tiles, every sound, the prompt, and one decoding step.
 ///
 /// The prompt is one run, however long: dumps and comparisons want it whole.
-fn runs(model: &Model, inputs: &Inputs) -> Vec<Run> {
+fn runs(model: &Model, inputs: &Inputs) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     let mut media_row = 0;
-    let tile_len = model.cfg.vision.as_ref().map_or(1, |v| 3 * v.image_size * v.image_size);
-    for batch in inputs.pixels.iter().flat_map(|p| p.chunks(TILES_AT_ONCE * tile_len)) {
-        let tiles = batch.len() / tile_len;
-        runs.push(Run {
-            name: format!("vision, {tiles} tiles"),
-            work: Work::Vision { tiles },
-            step: Step::rows(0, tiles, 0),
-            input: Some(HostData::F32(batch.to_vec())),
-            valid_rows: usize::MAX,
-            media_row,
-        });
-        media_row += tiles * model.rows_per_tile();
+    for picture in &inputs.pictures {
+        for (tiles, pixels) in model.batches(picture)? {
+            runs.push(Run {
+                name: format!("vision, {tiles} tiles"),
+                work: Work::Vision { tiles, bytes: matches!(pixels, HostData::U32(_)) },
+                step: Step::rows(0, tiles, 0),
+                input: Some(pixels),
+                valid_rows: usize::MAX,
+                media_row,
+            });
+            media_row += tiles * model.rows_per_tile();
+        }
     }
     for sound in &inputs.sounds {
         let frames = sound.frames;
@@ -93,13 +93,13 @@ fn runs(model: &Model, inputs: &Inputs) -> Vec<Run> {
         valid_rows: usize::MAX,
         media_row: 0,
     });
-    runs
+    Ok(runs)
 }
 
 /// Prepares a run, and puts its rows into the media state if it is an encoder's.
 fn prepare(model: &mut Model, run: &Run) -> Result<ExeId> {
     match (run.work, &run.input) {
-        (Work::Vision { .. }, Some(HostData::F32(pixels))) => model.encode_tiles(pixels, run.media_row)?,
+        (Work::Vision { tiles, .. }, Some(pixels)) => model.encode_batch(tiles, pixels, run.media_row)?,
         (Work::Audio { frames }, Some(HostData::F32(fbank))) => {
             model.encode_sound(fbank, frames, run.media_row)?;
         }
@@ -121,7 +121,7 @@ pub fn dump(engine: &mut Engine, system: Option<&str>, question: &Question) -> R
     let inputs = engine.session(system)?.inputs(question)?;
     let model = &engine.model;
     let mut out = String::new();
-    for run in runs(model, &inputs) {
+    for run in runs(model, &inputs)? {
         let written = model.written(run.work)?;
         let fused = model.fused(run.work)?;
         let (before, after) = (written.nodes.len(), fused.nodes.len());
@@ -151,7 +151,7 @@ pub fn dump(engine: &mut Engine, system: Option<&str>, question: &Question) -> R
 pub fn logits(engine: &mut Engine, system: Option<&str>, question: &Question) -> Result<Vec<f32>> {
     let inputs = engine.session(system)?.inputs(question)?;
     let model = &mut engine.model;
-    for run in runs(model, &inputs).iter().filter(|run| !matches!(run.work, Work::Text { .. })) {
+    for run in runs(model, &inputs)?.iter().filter(|run| !matches!(run.work, Work::Text { .. })) {
         prepare(model, run)?;
     }
     let (exe, io) = model.run_ids(&inputs.ids, 0, 0, Head::All)?;

@@ -16,6 +16,7 @@ pub mod bench;
 mod cache;
 pub mod diagnose;
 mod graphs;
+mod ledger;
 pub mod measure;
 pub mod model;
 mod sampling;
@@ -39,9 +40,10 @@ use crate::models::config::{Opened, open_model};
 use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
+pub use ledger::{Stage, overlap_ms};
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
-pub use session::Session;
+pub use session::{LONGEST_SOUND_SECONDS, Session, SoundStream};
 pub use synth::write_synthetic;
 
 /// Rows of a prompt that go through the model at once; longer ones go in chunks, which bounds the arena.
@@ -74,6 +76,32 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
+/// Chunked attention of the audio encoder: a frame (40 ms) sees its own chunk and some before it, and nothing later. A
+/// sound can then be encoded while it comes in, see [`Session::sound_stream`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AudioChunk {
+    /// Frames of a chunk.
+    pub frames: usize,
+    /// Chunks that a frame sees before its own; all of them if not given.
+    pub left: Option<usize>,
+}
+
+impl std::str::FromStr for AudioChunk {
+    type Err = String;
+
+    /// `16` or `16/4`.
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (frames, left) = match s.split_once('/') {
+            Some((frames, left)) => (frames, Some(left)),
+            None => (s, None),
+        };
+        match (frames.parse(), left.map(str::parse).transpose()) {
+            (Ok(frames @ 1..=4096), Ok(left)) => Ok(AudioChunk { frames, left }),
+            _ => Err(format!("FRAMES or FRAMES/LEFT expected, 1 to 4096 frames of 40 ms, got {s:?}")),
+        }
+    }
+}
+
 /// How a model is opened.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Options {
@@ -83,6 +111,14 @@ pub struct Options {
     pub context: Option<usize>,
     /// What is kept of earlier questions.
     pub cache: CacheOptions,
+    /// Instead of the attention that the checkpoint states for sounds. Only what a checkpoint was trained for gives good
+    /// answers.
+    pub audio_chunk: Option<AudioChunk>,
+    /// Log-mel frames are computed by the device, within 1e-3 of the host's. Sounds with noise added, and sounds that come
+    /// in piece by piece, stay with the host.
+    pub device_filterbank: bool,
+    /// Pictures are resized and cut by the device, to the same bits as by the host. Videos stay with the host.
+    pub device_tiling: bool,
     /// Run graphs launch by launch instead of replaying captures.
     pub no_capture: bool,
     /// Fill arenas with NaN before every run.
@@ -95,6 +131,8 @@ pub struct Engine {
     tokenizer: Tokenizer,
     marks: StateMarks,
     stop_ids: Vec<u32>,
+    device_filterbank: bool,
+    device_tiling: bool,
 }
 
 /// What a turn asks. Pictures and sounds are in memory; [`Question::image`] and [`Question::audio`] read files.
@@ -230,6 +268,8 @@ pub struct Answer {
     /// What of them was there already.
     pub cache: CacheUse,
     pub timings: Timings,
+    /// What the first token waited for, by beginning.
+    pub stages: Vec<Stage>,
 }
 
 impl Engine {
@@ -240,10 +280,17 @@ impl Engine {
 
     /// As [`Engine::open`] for a model that was found already.
     pub fn from_opened(
-        opened: Opened,
+        mut opened: Opened,
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
+        if let Some(chunk) = options.audio_chunk {
+            let Some(audio) = &mut opened.config.audio else {
+                crate::bail_input!("chunks of sound are asked for, but this model has no audio encoder")
+            };
+            audio.chunk_size = chunk.frames as i64;
+            audio.left_chunks = chunk.left.map_or(-1, |left| left.min(1 << 20) as i64);
+        }
         let vocab = opened.config.text.vocab_size;
         let tokenizer = match &opened.dir {
             Some(dir) => Tokenizer::from_dir(dir)?,
@@ -256,8 +303,19 @@ impl Engine {
         let context = opened.config.context(options.context)?;
         let token_limit = vocab.min(tokenizer.vocab_len());
         let sizes = TextSizes { max_seq: context, media_rows: context, token_limit };
-        let model = open_on(opened, sizes, options, false, progress)?;
-        Ok(Engine { marks: StateMarks::new(&tokenizer), tokenizer, stop_ids, model })
+        let mut model = open_on(opened, sizes, options, false, progress)?;
+        // Where nothing is captured there is nothing to get ready.
+        if model.backend().asynchronous() && !options.no_capture {
+            model.warm()?;
+        }
+        Ok(Engine {
+            marks: StateMarks::new(&tokenizer),
+            tokenizer,
+            stop_ids,
+            model,
+            device_filterbank: options.device_filterbank,
+            device_tiling: options.device_tiling,
+        })
     }
 
     /// Starts a conversation. `system` replaces the default system text.

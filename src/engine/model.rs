@@ -1,18 +1,22 @@
 //! A model on a device: its states, its prepared graphs, and the three things that can be run: tiles to rows, a
 //! sound to rows, rows to the next token.
 
+mod encoders;
+
 use std::sync::Arc;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
-use super::graphs::{EncoderIo, Graphs, TextIo};
+use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
 use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
-use crate::media::fbank::rows_for_frames;
+use crate::media::tiles::Tiles;
 use crate::models::config::ModelConfig;
+use crate::models::intern_vit::Tiling;
 use crate::models::qwen2::{self, Head, Ids, TextKey, TextSizes, state};
-use crate::models::{intern_vit, whale};
+use crate::models::whale::Piece;
+use crate::models::{intern_vit, intern_vit::Pixels, whale};
 use crate::weights::Source;
 
 /// Ids with this bit are rows of the media state.
@@ -33,8 +37,14 @@ pub struct Model {
     source: Arc<dyn Source>,
     fusion: Fusion,
     text: Graphs<TextKey, TextIo>,
-    vision: Graphs<usize, EncoderIo>,
+    vision: Graphs<(usize, bool), EncoderIo>,
     audio: Graphs<(usize, usize), EncoderIo>,
+    pieces: Graphs<(Piece, usize), PieceIo>,
+    pictures: Graphs<Tiling, PictureIo>,
+    /// From samples; key as `audio`.
+    samples: Graphs<(usize, usize), EncoderIo>,
+    /// Window, spans and weights of the filterbank; none before the first sound.
+    mel_states: Vec<StateId>,
     text_states: Vec<StateId>,
     /// What the KV cache and the media state hold. Whoever writes to these states says so here first.
     pub(super) cache: Cache,
@@ -44,8 +54,13 @@ pub struct Model {
     row_bytes: u64,
     position_states: Vec<StateId>,
     positions: usize,
+    /// Of [`whale::build_piece`], behind the positions; and the rows of the sound that is coming in. None before the first.
+    piece_states: Vec<StateId>,
+    arriving: Option<StateId>,
     /// Keep intermediate results of the encoders readable, for comparisons.
     observe: bool,
+    /// Pictures go to the device as normalised f32, not as bytes: four times as much (`VIVACE_PIXELS=f32`).
+    pixel_values: bool,
 }
 
 /// One of the graphs of a model.
@@ -58,8 +73,10 @@ pub(super) enum Work {
         ids: Ids,
         head: Head,
     },
+    /// Tiles as bytes, or as normalised values.
     Vision {
         tiles: usize,
+        bytes: bool,
     },
     Audio {
         frames: usize,
@@ -92,13 +109,20 @@ impl Model {
             text: Graphs::new(Lane::Text),
             vision: Graphs::new(Lane::Vision),
             audio: Graphs::new(Lane::Audio),
+            pieces: Graphs::new(Lane::Audio),
+            pictures: Graphs::new(Lane::Vision),
+            samples: Graphs::new(Lane::Audio),
+            mel_states: Vec::new(),
             text_states: Vec::new(),
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
             prefix_states: Vec::new(),
             row_bytes: 0,
             position_states: Vec::new(),
             positions: 0,
+            piece_states: Vec::new(),
+            arriving: None,
             observe,
+            pixel_values: std::env::var_os("VIVACE_PIXELS").is_some_and(|v| v == "f32"),
         };
         let recipes = model.recipes()?;
         let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
@@ -114,7 +138,52 @@ impl Model {
         if model.cfg.audio.is_some() {
             model.reserve_positions(POSITIONS_AT_FIRST)?;
         }
+        model.prepare_decoding()?;
         Ok(model)
+    }
+
+    /// Does what decoding steps would otherwise do between two tokens: a graph for every bucket and both heads is run
+    /// once and captured, and the arena takes the longest chunk of a prompt, so that no later prompt moves it.
+    fn prepare_decoding(&mut self) -> Result<()> {
+        if !self.backend.asynchronous() {
+            return Ok(());
+        }
+        let (context, ids) = (self.sizes.max_seq, Ids::Host);
+        let rows = self.padded_rows(super::PREFILL_CHUNK_ROWS.min(context));
+        let longest = self.fused(Work::Text { rows, kv_len: context, ids, head: Head::Greedy })?;
+        let longest = crate::plan::plan(longest, |d| self.backend.arena_elem_bytes(d))?;
+        self.backend.reserve(Lane::Text, longest.arena_bytes)?;
+        for kv_len in buckets(context) {
+            for head in [Head::Greedy, Head::Sample] {
+                let (exe, _) = self.text_graph(1, kv_len, Ids::LastToken, head)?;
+                let kv_bucket = self.kv_bucket(kv_len);
+                self.text.pin(TextKey { rows: 1, kv_bucket, ids: Ids::LastToken, head });
+                // Whatever it writes to the states is written anew before anyone reads it.
+                self.backend.run(exe, Step::rows(0, 1, 0))?;
+                self.backend.warm(exe)?;
+            }
+        }
+        self.backend.sync()
+    }
+
+    /// Prepares and captures what almost every first question runs besides, so that it does not wait for it: short prompts
+    /// and one tile. What the states hold then means nothing.
+    pub(super) fn warm(&mut self) -> Result<()> {
+        const PROMPT_ROWS: [usize; 4] = [64, 128, 256, 512];
+        let most = self.sizes.max_seq;
+        // The first run goes launch by launch, the second one captures.
+        for _ in 0..2 {
+            for rows in PROMPT_ROWS.into_iter().filter(|&r| r <= most) {
+                self.run_ids(&vec![0; rows], 0, 0, Head::Greedy)?;
+            }
+            if let Some(vision) = &self.cfg.vision {
+                let size = vision.image_size;
+                if self.rows_per_tile() <= self.sizes.media_rows {
+                    self.encode_picture(&Tiles::blank(size), 0)?;
+                }
+            }
+        }
+        self.backend.sync()
     }
 
     /// Every weight of every graph, after fusion.
@@ -132,11 +201,15 @@ impl Model {
         let cfg = &self.cfg;
         add(qwen2::build(&cfg.text, &self.sizes, self.dtype, key(Ids::Host, Head::All))?.graph)?;
         if let Some(vision) = &cfg.vision {
-            add(intern_vit::build(vision, &cfg.text, self.dtype, 1)?.graph)?;
+            add(intern_vit::build(vision, &cfg.text, self.dtype, 1, Pixels::Values)?.graph)?;
         }
         if let Some(audio) = &cfg.audio {
             add(whale::build(audio, &cfg.text, self.dtype, 64, 64)?.graph)?;
             add(whale::position_tables(audio, self.dtype, 64)?)?;
+            if let Some(chunk) = whale::chunk(audio) {
+                let piece = Piece::new(audio, 0, chunk, true);
+                add(whale::build_piece(audio, &cfg.text, self.dtype, piece, chunk, chunk)?.graph)?;
+            }
             if audio.prompt_rows > 0 {
                 add(whale::prompt_rows(&cfg.text, self.dtype, audio.prompt_rows)?.0)?;
             }
@@ -158,9 +231,9 @@ impl Model {
         if self.backend.asynchronous() { pad_rows(rows) } else { rows }
     }
 
-    /// The bucket that holds `kv_len` rows: a power of two from 256 up, so that one captured graph serves many steps.
+    /// The bucket that holds `kv_len` rows, so that one captured graph serves many steps.
     fn kv_bucket(&self, kv_len: usize) -> usize {
-        kv_len.next_power_of_two().max(256).min(self.sizes.max_seq)
+        bucket(kv_len, self.sizes.max_seq)
     }
 
     /// The prepared text graph for `rows` rows ending at `kv_len`.
@@ -189,8 +262,10 @@ impl Model {
                 let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
                 Ok(qwen2::build(text, &self.sizes, dtype, key)?.graph)
             }
-            Work::Vision { tiles } => match &self.cfg.vision {
-                Some(vision) => Ok(intern_vit::build(vision, text, dtype, tiles)?.graph),
+            Work::Vision { tiles, bytes } => match &self.cfg.vision {
+                Some(vision) => {
+                    Ok(intern_vit::build(vision, text, dtype, tiles, encoders::pixels(bytes))?.graph)
+                }
                 None => crate::bail_input!("this model has no vision tower: it cannot take pictures"),
             },
             Work::Audio { frames } => match &self.cfg.audio {
@@ -216,7 +291,9 @@ impl Model {
                 let (exe, io) = self.text_graph(rows, kv_len, ids, head)?;
                 Ok((exe, io.ids))
             }
-            Work::Vision { tiles } => self.vision_graph(tiles).map(|(exe, io)| (exe, Some(io.input))),
+            Work::Vision { tiles, bytes } => {
+                self.vision_graph(tiles, bytes).map(|(exe, io)| (exe, Some(io.input)))
+            }
             Work::Audio { frames } => self.audio_graph(frames).map(|(exe, io)| (exe, Some(io.input))),
         }
     }
@@ -325,117 +402,26 @@ impl Model {
     pub(super) fn read_text_state(&mut self, index: usize) -> Result<HostData> {
         self.backend.read_state(self.text_states[index])
     }
-
-    /// Rows that one tile gives.
-    pub fn rows_per_tile(&self) -> usize {
-        self.cfg.vision.as_ref().map_or(0, intern_vit::rows_per_tile)
-    }
-
-    /// Rows that a sound of `frames` frames gives.
-    pub fn rows_of_sound(&self, frames: usize) -> usize {
-        rows_for_frames(frames) + self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows)
-    }
-
-    /// The prepared vision graph for `tiles` tiles.
-    pub(super) fn vision_graph(&mut self, tiles: usize) -> Result<(ExeId, EncoderIo)> {
-        let Some(vision) = &self.cfg.vision else {
-            crate::bail_input!("this model has no vision tower: it cannot take pictures")
-        };
-        let (text, dtype, observe) = (&self.cfg.text, self.dtype, self.observe);
-        self.vision.get(self.backend.as_mut(), &self.fusion, &[], tiles, || {
-            let mut v = intern_vit::build(vision, text, dtype, tiles)?;
-            let inner = vec![("last_hidden_state", v.last_hidden), ("features", v.features)];
-            if observe {
-                inner.iter().for_each(|(_, t)| v.graph.output(*t));
-            }
-            Ok((v.graph, EncoderIo { input: v.pixels, result: v.projected, inner }))
-        })
-    }
-
-    /// Enqueues tiles, f32 `[n, 3, S, S]`, and puts their rows into the media state from `first_row` on.
-    pub fn encode_tiles(&mut self, pixels: &[f32], first_row: usize) -> Result<()> {
-        let Some(vision) = &self.cfg.vision else {
-            crate::bail_input!("this model has no vision tower: it cannot take pictures")
-        };
-        let tile_len = 3 * vision.image_size * vision.image_size;
-        let rows = pixels.len() / tile_len * self.rows_per_tile();
-        self.cache.media.overwritten(first_row..first_row + rows);
-        let mut row = first_row;
-        for batch in pixels.chunks(TILES_AT_ONCE * tile_len) {
-            let tiles = batch.len() / tile_len;
-            let (exe, io) = self.vision_graph(tiles)?;
-            self.backend.write(exe, io.input, &HostData::F32(batch.to_vec()))?;
-            self.backend.run(exe, Step::rows(0, tiles, 0))?;
-            self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], row, usize::MAX)?;
-            row += tiles * self.rows_per_tile();
-        }
-        Ok(())
-    }
-
-    /// The prepared audio graph for `frames` frames.
-    pub(super) fn audio_graph(&mut self, frames: usize) -> Result<(ExeId, EncoderIo)> {
-        if self.cfg.audio.is_none() {
-            crate::bail_input!("this model has no audio encoder: it cannot take sounds");
-        }
-        self.reserve_positions(whale::encoder_frames(frames))?;
-        let (cfg, dtype, observe, cap) = (&self.cfg, self.dtype, self.observe, self.positions);
-        let key = (frames, cap);
-        self.audio.get(self.backend.as_mut(), &self.fusion, &self.position_states, key, || {
-            let Some(audio) = &cfg.audio else { crate::bail_runtime!("no audio encoder") };
-            let mut a = whale::build(audio, &cfg.text, dtype, frames, cap)?;
-            let inner = vec![("subsampled", a.subsampled), ("encoder", a.encoded)];
-            if observe {
-                inner.iter().for_each(|(_, t)| a.graph.output(*t));
-            }
-            Ok((a.graph, EncoderIo { input: a.fbank, result: a.embeds, inner }))
-        })
-    }
-
-    /// Enqueues a sound, log-mel frames `[frames, 80]`, and puts its rows into the media state from `first_row` on.
-    pub fn encode_sound(&mut self, fbank: &[f32], frames: usize, first_row: usize) -> Result<()> {
-        let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
-        let media = self.text_states[state::MEDIA];
-        self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
-        if prompt > 0 {
-            let (g, ids, rows) = whale::prompt_rows(&self.cfg.text, self.dtype, prompt)?;
-            let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
-            let exe = self.backend.prepare(Lane::Audio, p, &[])?;
-            self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
-            self.backend.run(exe, Step::rows(0, prompt, 0))?;
-            self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
-            self.backend.sync()?;
-            self.backend.release(exe);
-        }
-        let (exe, io) = self.audio_graph(frames)?;
-        self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
-        self.backend.run(exe, Step::rows(0, frames, 0))?;
-        self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
-    }
-
-    /// Makes Whale's position tables long enough for `positions`.
-    fn reserve_positions(&mut self, positions: usize) -> Result<()> {
-        let Some(audio) = &self.cfg.audio else { return Ok(()) };
-        if positions <= self.positions {
-            return Ok(());
-        }
-        let cap = positions.next_power_of_two().max(POSITIONS_AT_FIRST);
-        self.backend.sync()?;
-        self.audio.clear(self.backend.as_mut());
-        self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
-        let g = fuse(whale::position_tables(audio, self.dtype, cap)?, &self.fusion)?;
-        self.position_states = create_states(self.backend.as_mut(), &g)?;
-        let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
-        let exe = self.backend.prepare(Lane::Audio, p, &self.position_states)?;
-        self.backend.run(exe, Step::rows(0, cap, 0))?;
-        self.backend.sync()?;
-        self.backend.release(exe);
-        self.positions = cap;
-        Ok(())
-    }
 }
 
 fn create_states(backend: &mut dyn Backend, g: &Graph) -> Result<Vec<StateId>> {
     g.states.iter().map(|d| backend.create_state(d)).collect()
+}
+
+/// The bucket of a context that holds `kv_len` rows: a power of two from 256 up.
+fn bucket(kv_len: usize, context: usize) -> usize {
+    kv_len.next_power_of_two().max(256).min(context)
+}
+
+/// Every bucket of a context.
+fn buckets(context: usize) -> Vec<usize> {
+    let mut all = vec![bucket(1, context)];
+    while let Some(&last) = all.last()
+        && last < context
+    {
+        all.push(bucket(last + 1, context));
+    }
+    all
 }
 
 /// Row counts that share graphs: all up to 16 (matrix-vector kernels), then multiples of 16, 64 and 128 as the
@@ -452,6 +438,51 @@ fn pad_rows(rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Beside the weights, at the longest context: the states, and the largest arena of every lane.
+    #[test]
+    fn a_prompt_of_30000_tokens_takes_at_most_8_gb_beside_the_weights() {
+        let json = include_str!("../../examples/vita-1.5.json");
+        let cfg = ModelConfig::from_json(json, "vita-1.5.json").unwrap();
+        let (most, dtype) = (cfg.text.max_position_embeddings, DType::BF16);
+        assert_eq!(most, 32_768);
+        let sizes = TextSizes { max_seq: most, media_rows: most, token_limit: cfg.text.vocab_size };
+        let (mut states, mut text_arena) = (0, 0);
+        for head in [Head::None, Head::Greedy, Head::Sample] {
+            let rows = super::super::PREFILL_CHUNK_ROWS;
+            let key = TextKey { rows, kv_bucket: most, ids: Ids::Host, head };
+            let built = qwen2::build(&cfg.text, &sizes, dtype, key).unwrap();
+            // Logits are those of the last row: all rows would take 2.5 GB a chunk.
+            assert!(built.logits.is_none_or(|l| built.graph.desc(l).rows() == 1));
+            let plan = crate::plan::plan(fuse(built.graph, &Fusion::on()).unwrap(), |d| d.bytes()).unwrap();
+            states = plan.graph.states.iter().map(Desc::bytes).sum::<u64>();
+            text_arena = text_arena.max(plan.arena_bytes as u64);
+        }
+        let vision =
+            intern_vit::build(cfg.vision.as_ref().unwrap(), &cfg.text, dtype, TILES_AT_ONCE, Pixels::Values)
+                .unwrap();
+        let audio = whale::build(cfg.audio.as_ref().unwrap(), &cfg.text, dtype, 6000, 2048).unwrap();
+        let tables: u64 = audio.graph.states.iter().map(Desc::bytes).sum();
+        let arenas: u64 = [vision.graph, audio.graph]
+            .map(|g| {
+                crate::plan::plan(fuse(g, &Fusion::on()).unwrap(), |d| d.bytes()).unwrap().arena_bytes as u64
+            })
+            .iter()
+            .sum();
+        let kept = CacheOptions::default().bytes;
+        let all = states + tables + text_arena + arenas + kept;
+        assert!(all < 8_000_000_000, "{all}");
+    }
+
+    #[test]
+    fn buckets_cover_a_context() {
+        assert_eq!(buckets(16400), [256, 512, 1024, 2048, 4096, 8192, 16384, 16400]);
+        assert_eq!(buckets(512), [256, 512]);
+        assert_eq!(buckets(100), [100]);
+        for context in [1, 255, 256, 257, 5000] {
+            assert!((1..=context).all(|n| buckets(context).contains(&bucket(n, context))), "{context}");
+        }
+    }
 
     #[test]
     fn padding_wastes_little_and_shares_graphs() {

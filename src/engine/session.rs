@@ -3,14 +3,16 @@
 use std::time::Instant;
 
 use super::cache::{CacheUse, Content, Key, Placed, Source};
-use super::model::MEDIA_BIT;
+use super::ledger::{Ledger, total_ms};
+use super::model::{MEDIA_BIT, TILES_AT_ONCE};
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result};
-use crate::exec::{Lane, Mark, Ticket};
+use crate::exec::{Lane, Ticket, Wait};
 use crate::media::audio::Sound;
-use crate::media::fbank::{Fbank, FbankOptions, log_mel};
-use crate::media::tiles::{TileOptions, Tiles, tile};
+use crate::media::fbank::{Fbank, FbankOptions, at_rate, frame_count, log_mel};
+use crate::media::tiles::{TileOptions, Tiles, choose_grid, tile};
 use crate::media::video;
+use crate::models::intern_vit::Tiling;
 use crate::models::qwen2::{Head, state};
 use crate::text::{Dialogue, Piece, State, StopStrings, Utf8Stream};
 
@@ -29,8 +31,7 @@ pub struct Session<'e> {
 
 /// What the model gets of a question.
 pub(super) struct Inputs {
-    /// f32 `[tiles, 3, S, S]` per picture.
-    pub pixels: Vec<Vec<f32>>,
+    pub pictures: Vec<Tiles>,
     pub sounds: Vec<Fbank>,
     pub ids: Vec<u32>,
 }
@@ -58,13 +59,19 @@ impl Medium<'_> {
 enum Made {
     Tiles(Tiles),
     Sound(Fbank),
+    /// A picture that the device tiles.
+    Grid(Tiling),
+    /// Samples at 16 kHz that the device filters.
+    Samples(Vec<f32>),
 }
 
-/// Work of the encoders, between marks.
+/// The largest picture that the device tiles, in bytes, and the largest between the two passes of its resize. Larger ones
+/// the host tiles, or refuses.
+const DEVICE_PICTURE_BYTES: usize = 128 << 20;
+
+/// Work of the encoders.
 #[derive(Default)]
 struct Encoded {
-    vision: Option<(Mark, Mark)>,
-    audio: Option<(Mark, Mark)>,
     placed: Vec<Placed>,
     /// Pictures and sounds that ran.
     count: usize,
@@ -93,27 +100,30 @@ impl<'e> Session<'e> {
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
         options.sampling.check()?;
-        let start = Instant::now();
-        let mut t = Timings { decode_ms: question.decode_ms, ..Timings::default() };
-        let mut media = self.recognise(question, &mut t)?;
+        let mut ledger = Ledger::new();
+        ledger.begin(self.engine.model.backend_mut())?;
+        let mut media = self.recognise(question, &mut ledger)?;
 
         let mut dialogue = self.dialogue.clone();
-        let keys = self.merge(&mut dialogue, question, &media)?;
+        let keys = ledger.host("prompt", || self.merge(&mut dialogue, question, &media))?;
         self.check_context(&keys)?;
-        let found = timed(&mut t.cache_ms, || self.engine.model.cache.find(self.pos, &keys))?;
+        let found = ledger.host("cache", || self.engine.model.cache.find(self.pos, &keys))?;
         let (reused, rest) = keys.split_at(found.rows() - self.pos);
 
-        let encoded = self.encode(&mut media, rest, &mut t)?;
-        let head = self.start_sampler(&keys, options)?;
+        let encoded = self.encode(&mut media, rest, &mut ledger)?;
+        let head = ledger.host("sampler", || self.start_sampler(&keys, options))?;
         let model = &mut self.engine.model;
         let restored = &reused[found.resident - self.pos..];
-        timed(&mut t.cache_ms, || model.reuse(found, restored))?;
+        ledger.host("cache", || model.reuse(found, restored))?;
         let prefill_start = model.backend_mut().mark(Lane::Text)?;
         let first = self.prefill(found.rows(), rest, &encoded.placed, head)?;
         let model = &mut self.engine.model;
         let prefill_end = model.backend_mut().mark(Lane::Text)?;
+        ledger.device("prefill", prefill_start, prefill_end);
         // Copying a large picture takes time: the device computes meanwhile.
-        media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
+        ledger.host("keep", || {
+            media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
+        });
 
         // From here on the question is in the cache.
         self.dialogue = dialogue;
@@ -129,28 +139,31 @@ impl<'e> Session<'e> {
         };
         self.engine.model.cache.count(cache);
 
-        let answer = self.generate(first, head, options, start, on_event)?;
-        let backend = self.engine.model.backend_mut();
-        if let Some((from, to)) = encoded.vision {
-            t.vision_ms = backend.elapsed_us(from, to)? / 1e3;
-        }
-        if let Some((from, to)) = encoded.audio {
-            t.audio_ms = backend.elapsed_us(from, to)? / 1e3;
-        }
-        t.prefill_ms = backend.elapsed_us(prefill_start, prefill_end)? / 1e3;
-        t.first_token_ms = answer.timings.first_token_ms;
-        t.per_token_ms = answer.timings.per_token_ms;
-        t.total_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Answer { timings: t, prompt_rows: keys.len(), cache, ..answer })
+        let answer = self.generate(first, head, options, &ledger, on_event)?;
+        let first_token_ms = answer.timings.first_token_ms;
+        let stages = ledger.close(first_token_ms, self.engine.model.backend_mut())?;
+        let of = |stage| total_ms(&stages, stage);
+        let timings = Timings {
+            decode_ms: question.decode_ms,
+            cache_ms: of("cache"),
+            tile_ms: of("tile"),
+            vision_ms: of("vision"),
+            filterbank_ms: of("filterbank"),
+            audio_ms: of("audio"),
+            prefill_ms: of("prefill"),
+            total_ms: ledger.now_ms(),
+            ..answer.timings
+        };
+        Ok(Answer { timings, stages, prompt_rows: keys.len(), cache, ..answer })
     }
 
     /// A question as the model gets it without anything kept: pixels per picture, log-mel frames per sound, ids.
     /// Nothing runs.
     pub(super) fn inputs(&self, question: &Question) -> Result<Inputs> {
-        let t = &mut Timings::default();
+        let ledger = &mut Ledger::new();
         let mut media = Vec::new();
         for (i, source) in self.sources(question)?.into_iter().enumerate() {
-            media.push(self.make(source, Content(i as u64), t)?);
+            media.push(self.make_here(source, Content(i as u64), ledger)?);
         }
         let keys = self.merge(&mut self.dialogue.clone(), question, &media)?;
         self.check_context(&keys)?;
@@ -160,11 +173,12 @@ impl<'e> Session<'e> {
             placed.push(Placed { content: m.content, first_row, wanted: true });
             first_row += m.rows;
         }
-        let mut inputs = Inputs { pixels: Vec::new(), sounds: Vec::new(), ids: ids(&keys, &placed)? };
+        let mut inputs = Inputs { pictures: Vec::new(), sounds: Vec::new(), ids: ids(&keys, &placed)? };
         for made in media.into_iter().filter_map(|m| m.made) {
             match made {
-                Made::Tiles(tiles) => inputs.pixels.push(tiles.pixel_values()?),
+                Made::Tiles(tiles) => inputs.pictures.push(tiles),
                 Made::Sound(fbank) => inputs.sounds.push(fbank),
+                Made::Grid(_) | Made::Samples(_) => crate::bail_runtime!("made by the device"),
             }
         }
         Ok(inputs)
@@ -194,7 +208,7 @@ impl<'e> Session<'e> {
     }
 
     /// Finds the pictures and sounds that are known. The others are tiled and filtered.
-    fn recognise<'q>(&mut self, question: &'q Question, t: &mut Timings) -> Result<Vec<Medium<'q>>> {
+    fn recognise<'q>(&mut self, question: &'q Question, ledger: &mut Ledger) -> Result<Vec<Medium<'q>>> {
         self.engine.model.cache.media.begin();
         let mut media = Vec::new();
         for source in self.sources(question)? {
@@ -203,7 +217,7 @@ impl<'e> Session<'e> {
             }
             let cache = &mut self.engine.model.cache;
             let known =
-                timed(&mut t.cache_ms, || match media.iter().find(|m: &&Medium| m.source.same(&source)) {
+                ledger.host("cache", || match media.iter().find(|m: &&Medium| m.source.same(&source)) {
                     Some(m) if cache.enabled() => Some((m.content, m.tiles, m.rows)),
                     _ => cache.media.find(&source),
                 });
@@ -212,7 +226,7 @@ impl<'e> Session<'e> {
                     Medium { source, content, tiles, rows, made: None, new: false }
                 }
                 None => {
-                    let made = self.make(source, Content(0), t)?;
+                    let made = self.make(source, Content(0), ledger)?;
                     let content = self.engine.model.cache.media.insert(made.tiles, made.rows);
                     Medium { content, ..made }
                 }
@@ -221,35 +235,64 @@ impl<'e> Session<'e> {
         Ok(media)
     }
 
+    /// As [`Session::make_here`], unless the device does that.
+    fn make<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
+        let engine = &*self.engine;
+        let (made, tiles, rows) = match source {
+            Source::Picture(picture, o) if engine.device_tiling => {
+                let (columns, rows) = choose_grid(picture.width, picture.height, o);
+                let tiling = Tiling { width: picture.width, height: picture.height, columns, rows };
+                let between = picture.height.saturating_mul(3 * columns * o.size);
+                if picture.data.len().max(between) > DEVICE_PICTURE_BYTES || tiling.tiles() > TILES_AT_ONCE {
+                    return self.make_here(source, content, ledger);
+                }
+                let tiles = tiling.tiles();
+                (Made::Grid(tiling), tiles, tiles * engine.model.rows_per_tile())
+            }
+            Source::Sound(sound, o) if engine.device_filterbank && o.dither == 0.0 => {
+                self.check_sound(sound)?;
+                let samples = ledger.host("filterbank", || at_rate(sound))?.into_owned();
+                let rows = engine.model.rows_of_sound(frame_count(samples.len()));
+                (Made::Samples(samples), 0, rows)
+            }
+            _ => return self.make_here(source, content, ledger),
+        };
+        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
+    }
+
     /// Tiles a picture, filters a sound.
-    fn make<'q>(&self, source: Source<'q>, content: Content, t: &mut Timings) -> Result<Medium<'q>> {
+    fn make_here<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
         let model = &self.engine.model;
         let made = match source {
-            Source::Picture(picture, o) => Made::Tiles(timed(&mut t.tile_ms, || tile(picture, o))?),
+            Source::Picture(picture, o) => Made::Tiles(ledger.host("tile", || tile(picture, o))?),
             Source::Video(frames, size) => {
-                Made::Tiles(timed(&mut t.tile_ms, || video::frame_tiles(frames, size))?)
+                Made::Tiles(ledger.host("tile", || video::frame_tiles(frames, size))?)
             }
             Source::Sound(sound, o) => {
                 self.check_sound(sound)?;
-                Made::Sound(timed(&mut t.filterbank_ms, || log_mel(sound, o))?)
+                Made::Sound(ledger.host("filterbank", || log_mel(sound, o))?)
             }
         };
         let (tiles, rows) = match &made {
             Made::Tiles(tiles) => (tiles.count, tiles.count * model.rows_per_tile()),
             Made::Sound(fbank) => (0, model.rows_of_sound(fbank.frames)),
+            Made::Grid(_) | Made::Samples(_) => crate::bail_runtime!("made by the device"),
         };
         Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
     }
 
     /// Refuses a sound that cannot fit before any time is spent on it.
     fn check_sound(&self, sound: &Sound) -> Result<()> {
-        let frames = (sound.seconds() * 100.0) as usize;
+        self.check_seconds(sound.seconds())
+    }
+
+    fn check_seconds(&self, seconds: f64) -> Result<()> {
+        let frames = (seconds * 100.0) as usize;
         let rows = self.engine.model.rows_of_sound(frames);
         let free = self.engine.context_rows() - self.pos;
         crate::ensure_input!(
             rows < free,
-            "a sound of {:.1} s takes {rows} rows of the context, {free} are free ({} too many)",
-            sound.seconds(),
+            "a sound of {seconds:.1} s takes {rows} rows of the context, {free} are free ({} too many)",
             rows - free + 1
         );
         Ok(())
@@ -302,7 +345,7 @@ impl<'e> Session<'e> {
 
     /// Enqueues the encoders, side by side, for what `rest` has rows of that are not in the media state. The text lane
     /// goes on after them.
-    fn encode(&mut self, media: &mut [Medium<'_>], rest: &[Key], t: &mut Timings) -> Result<Encoded> {
+    fn encode(&mut self, media: &mut [Medium<'_>], rest: &[Key], ledger: &mut Ledger) -> Result<Encoded> {
         let mut needed: Vec<Content> = Vec::new();
         for key in rest {
             if let Key::Media { content, .. } = *key
@@ -313,7 +356,7 @@ impl<'e> Session<'e> {
         }
         let mut done =
             Encoded { placed: self.engine.model.cache.media.place(&needed)?, ..Encoded::default() };
-        for (lane, marks) in [(Lane::Vision, &mut done.vision), (Lane::Audio, &mut done.audio)] {
+        for (lane, stage) in [(Lane::Vision, "vision"), (Lane::Audio, "audio")] {
             let mut from = None;
             for p in done.placed.iter().filter(|p| p.wanted) {
                 let Some(m) = media.iter_mut().find(|m| m.content == p.content) else {
@@ -324,22 +367,27 @@ impl<'e> Session<'e> {
                 }
                 if m.made.is_none() {
                     // It was known, but its rows have given way since.
-                    m.made = self.make(m.source, m.content, t)?.made;
+                    m.made = self.make(m.source, m.content, ledger)?.made;
                 }
                 let model = &mut self.engine.model;
                 if from.is_none() {
                     from = Some(model.backend_mut().mark(lane)?);
                 }
-                match &m.made {
-                    Some(Made::Tiles(tiles)) => model.encode_tiles(&tiles.pixel_values()?, p.first_row)?,
-                    Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row)?,
-                    None => {}
-                }
+                ledger.host("enqueue", || match &m.made {
+                    Some(Made::Tiles(tiles)) => model.encode_picture(tiles, p.first_row),
+                    Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row),
+                    Some(Made::Samples(samples)) => model.encode_samples(samples, p.first_row),
+                    Some(Made::Grid(tiling)) => match m.source {
+                        Source::Picture(picture, _) => model.encode_tiling(picture, *tiling, p.first_row),
+                        _ => Ok(()),
+                    },
+                    None => Ok(()),
+                })?;
                 done.count += 1;
             }
             if let Some(from) = from {
                 let backend = self.engine.model.backend_mut();
-                *marks = Some((from, backend.mark(lane)?));
+                ledger.device(stage, from, backend.mark(lane)?);
                 backend.join(Lane::Text, lane)?;
             }
         }
@@ -386,7 +434,7 @@ impl<'e> Session<'e> {
         first: Ticket,
         head: Head,
         options: &GenerateOptions,
-        start: Instant,
+        ledger: &Ledger,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
         let context = self.engine.context_rows();
@@ -405,10 +453,12 @@ impl<'e> Session<'e> {
             if ahead && wanted {
                 next = Some(self.step(base + n, n + 1, head)?);
             }
-            let id = self.engine.model.backend_mut().wait_token(ticket)?;
+            // The first token is what a user waits for. Behind the others the device is busy with the next step.
+            let wait = if n == 0 { Wait::Busy } else { Wait::Asleep };
+            let id = self.engine.model.backend_mut().wait_token(ticket, wait)?;
             let now = Instant::now();
             match n {
-                0 => answer.timings.first_token_ms = (now - start).as_secs_f64() * 1e3,
+                0 => answer.timings.first_token_ms = ledger.now_ms(),
                 _ => times_ms.push((now - last).as_secs_f64() * 1e3),
             }
             last = now;
@@ -455,7 +505,7 @@ impl<'e> Session<'e> {
             }
         }
         if let Some(ticket) = next {
-            self.engine.model.backend_mut().wait_token(ticket)?;
+            self.engine.model.backend_mut().wait_token(ticket, Wait::Asleep)?;
         }
 
         let mut rest = stops.push(&stream.flush());
@@ -485,14 +535,6 @@ impl<'e> Session<'e> {
     }
 }
 
-/// Runs `work` and adds the milliseconds that it took.
-fn timed<T>(ms: &mut f64, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let done = work();
-    *ms += start.elapsed().as_secs_f64() * 1e3;
-    done
-}
-
 /// The tokens among rows.
 fn tokens(keys: &[Key]) -> impl Iterator<Item = u32> + '_ {
     keys.iter().filter_map(|key| match *key {
@@ -512,6 +554,10 @@ fn ids(keys: &[Key], placed: &[Placed]) -> Result<Vec<u32>> {
     };
     keys.iter().map(id).collect()
 }
+
+mod stream;
+
+pub use stream::{LONGEST_SOUND_SECONDS, SoundStream};
 
 #[cfg(test)]
 mod tests;

@@ -182,7 +182,7 @@ fn measure_case(model: &mut Model, seed: u64, case: &Case, golden: &Golden) -> R
         let name = format!("{}.pixel_values", case.name);
         let pixels = test_input(seed, &name, &[case.images, 3, size, size], 0.0, 1.0);
         model.encode_tiles(&pixels, 0)?;
-        let (exe, io) = model.vision_graph(case.images)?;
+        let (exe, io) = model.vision_graph(case.images, false)?;
         for (key, t) in io.inner.iter().chain(&[("projected", io.result)]) {
             let t = model.backend.read(exe, *t)?;
             compare(&format!("vision.{key}"), t.data.f32s(), t.desc.cols())?;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
 use crate::core::{
     DType, Desc, Error, HostData, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
 };
@@ -305,6 +305,14 @@ impl Backend for Cpu {
         Ok(ExeId(self.exes.len() - 1))
     }
 
+    fn warm(&mut self, _: ExeId) -> Result<()> {
+        Ok(())
+    }
+
+    fn reserve(&mut self, _: Lane, _: usize) -> Result<()> {
+        Ok(())
+    }
+
     fn release(&mut self, exe: ExeId) {
         if let Some(slot) = self.exes.get_mut(exe.0) {
             *slot = None;
@@ -400,7 +408,7 @@ impl Backend for Cpu {
         }
     }
 
-    fn wait_token(&mut self, ticket: Ticket) -> Result<u32> {
+    fn wait_token(&mut self, ticket: Ticket, _: Wait) -> Result<u32> {
         Ok(ticket.0 as u32)
     }
 

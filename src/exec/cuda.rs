@@ -5,17 +5,18 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit};
+use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
 use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
 use crate::gpu::launch::{DevicePtr, GpuIo, GpuTensor, Launch, Launcher, Scratch};
 use crate::gpu::memory::{
-    DeviceBuffer, Meter, PinnedBuffer, Pitched, copy_in, copy_out, copy_within, copy_within_2d,
+    DeviceBuffer, Meter, PinnedBuffer, Pitched, copy_in, copy_out, copy_within, copy_within_2d, write_words,
 };
 use crate::gpu::modules::Modules;
 use crate::gpu::staging::Uploader;
 use crate::gpu::stream::{Captured, Event, Stream};
+use crate::ops::checks::asked;
 use crate::plan::Plan;
 use crate::weights::Source;
 
@@ -42,6 +43,7 @@ pub struct Cuda {
     capture: bool,
     poison: bool,
     pdl: bool,
+    write_step: bool,
     modules: Modules,
     device: Device,
 }
@@ -147,7 +149,7 @@ impl Cuda {
             states: Vec::new(),
             tokens: Tokens {
                 ring: PinnedBuffer::new(TOKENS * 4)?,
-                events: (0..TOKENS).map(|_| Event::untimed()).collect::<Result<_>>()?,
+                events: (0..TOKENS).map(|_| Event::sleeping()).collect::<Result<_>>()?,
                 next: 0,
             },
             marks: (0..MARKS).map(|_| Event::timed()).collect::<Result<_>>()?,
@@ -157,6 +159,14 @@ impl Cuda {
             poison: false,
             // The switch that tells a race between overlapping kernels from every other error.
             pdl: std::env::var_os("VIVACE_PDL").is_none_or(|v| v != "0"),
+            // How the step of a run comes to the device: by the copy engine, which waits for the run before and is waited
+            // for, or by the stream itself.
+            write_step: asked(
+                "VIVACE_STEP",
+                |way| ["copy", "write"].contains(&way).then_some(way == "write"),
+                "copy or write",
+            )?
+            .unwrap_or(false),
             modules,
             device,
         })
@@ -235,18 +245,39 @@ impl Cuda {
         Ok(program)
     }
 
-    /// Brings the exe's addresses up to date and sends the step; the program is then ready to be enqueued.
-    fn start(&mut self, id: ExeId, step: Step) -> Result<()> {
+    /// Brings the exe's addresses up to date, where the arena is another since it was recorded.
+    fn record_again(&mut self, id: ExeId) -> Result<()> {
         let exe = self.exe(id)?;
-        let lane = exe.lane;
-        if exe.arena != self.lane(lane).generation {
+        let arena = self.lane(exe.lane).generation;
+        if exe.arena != arena {
             let program = self.record(exe)?;
-            let arena = self.lane(lane).generation;
             let exe = self.exe_mut(id)?;
             (exe.program, exe.captured, exe.arena, exe.runs) = (program, None, arena, 0);
         }
+        Ok(())
+    }
+
+    /// Makes a graph of the exe's program, if there is none yet.
+    fn capture_run(&mut self, id: ExeId) -> Result<()> {
+        let exe = self.exe(id)?;
+        if exe.captured.is_none() {
+            let captured = self.lane(exe.lane).stream.capture(|| self.enqueue(exe))?;
+            self.exe_mut(id)?.captured = Some(captured);
+        }
+        Ok(())
+    }
+
+    /// Brings the exe's addresses up to date and sends the step; the program is then ready to be enqueued.
+    fn start(&mut self, id: ExeId, step: Step) -> Result<()> {
+        self.record_again(id)?;
         if self.poison {
             self.poison_arena(id)?;
+        }
+        let lane = self.exe(id)?.lane;
+        if self.write_step {
+            let lane = self.lane(lane);
+            // SAFETY: the buffer holds a Step, which is two words, and is aligned to 256 bytes.
+            return unsafe { write_words(lane.step.ptr, bytemuck::cast(step), &lane.stream) };
         }
         self.lanes[lane as usize].send_step(step)
     }
@@ -365,18 +396,30 @@ impl Backend for Cuda {
         let total: u64 = recipes.iter().map(Recipe::bytes).sum();
         let stream = &self.lanes[Lane::Text as usize].stream;
         let mut uploader = Uploader::new(&self.device, &self.modules, stream);
-        let mut done = 0;
+        let (mut done, mut sent) = (0, 0);
+        let start = std::time::Instant::now();
         for recipe in recipes {
             if !self.weights.contains_key(recipe) {
                 let buffer = DeviceBuffer::new(recipe.bytes() as usize, &recipe.name(), &self.meter)?;
                 uploader
                     .upload(recipe, from.as_ref(), &buffer, &mut |bytes| progress(done + bytes, total))?;
                 self.weights.insert(recipe.clone(), buffer);
+                sent += recipe.bytes();
             }
             done += recipe.bytes();
             progress(done, total);
         }
-        stream.sync()
+        let (packed, waited) = (start.elapsed(), uploader.waited());
+        stream.sync()?;
+        let all = start.elapsed().as_secs_f64();
+        tracing::info!(
+            "weights: {:.2} GB in {all:.2} s, {:.1} GB/s; {:.2} s of it packing, {:.2} s waiting for the bus",
+            sent as f64 / 1e9,
+            sent as f64 / 1e9 / all.max(1e-9),
+            (packed - waited).as_secs_f64(),
+            waited.as_secs_f64()
+        );
+        Ok(())
     }
 
     fn create_state(&mut self, desc: &Desc) -> Result<StateId> {
@@ -437,6 +480,23 @@ impl Backend for Cuda {
         }
     }
 
+    fn warm(&mut self, id: ExeId) -> Result<()> {
+        self.record_again(id)?;
+        if self.capture {
+            self.capture_run(id)?;
+            let exe = self.exe(id)?;
+            if let Some(captured) = &exe.captured {
+                captured.upload(&self.lane(exe.lane).stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, lane: Lane, arena_bytes: usize) -> Result<()> {
+        self.device.make_current()?;
+        self.grow_arena(lane, arena_bytes)
+    }
+
     fn release(&mut self, exe: ExeId) {
         if let Some(slot) = self.exes.get_mut(exe.0)
             && let Some(exe) = slot.take()
@@ -456,10 +516,8 @@ impl Backend for Cuda {
 
     fn run(&mut self, id: ExeId, step: Step) -> Result<()> {
         self.start(id, step)?;
-        let exe = self.exe(id)?;
-        if self.capture && exe.runs > 0 && exe.captured.is_none() {
-            let captured = self.lane(exe.lane).stream.capture(|| self.enqueue(exe))?;
-            self.exe_mut(id)?.captured = Some(captured);
+        if self.capture && self.exe(id)?.runs > 0 {
+            self.capture_run(id)?;
         }
         let exe = self.exe(id)?;
         match &exe.captured {
@@ -542,12 +600,15 @@ impl Backend for Cuda {
         Ok(Ticket(ticket))
     }
 
-    fn wait_token(&mut self, ticket: Ticket) -> Result<u32> {
+    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32> {
         if ticket.0 + (TOKENS as u64) <= self.tokens.next {
             crate::bail_runtime!("token {} was overwritten by later ones", ticket.0);
         }
         let at = (ticket.0 % TOKENS as u64) as usize;
-        self.tokens.events[at].sync()?;
+        match wait {
+            Wait::Busy => self.tokens.events[at].spin()?,
+            Wait::Asleep => self.tokens.events[at].sync()?,
+        }
         let b = &self.tokens.ring.bytes()[at * 4..][..4];
         Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }

@@ -32,6 +32,15 @@ pub struct StateId(pub usize);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket(pub u64);
 
+/// How a token is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// On a busy core: it comes as soon as it can.
+    Busy,
+    /// Asleep: no core is taken, and it comes some 20 us later. For tokens behind which the next run is enqueued.
+    Asleep,
+}
+
 /// A point in time on a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mark(pub usize);
@@ -165,6 +174,13 @@ pub trait Backend {
     /// Fixes every address of a plan. `states[i]` backs `Place::State(i)` of its graph; its weights are loaded.
     fn prepare(&mut self, lane: Lane, plan: Plan, states: &[StateId]) -> Result<ExeId>;
 
+    /// Does ahead what the second run of `exe` would do, after its first: from now on a run allocates and instantiates
+    /// nothing.
+    fn warm(&mut self, exe: ExeId) -> Result<()>;
+
+    /// Makes room for runs on `lane` whose plans want up to `arena_bytes`, so that preparing one changes no address.
+    fn reserve(&mut self, lane: Lane, arena_bytes: usize) -> Result<()>;
+
     fn release(&mut self, exe: ExeId);
 
     /// Writes an input (its first `data.len()` elements); ordered before the next run.
@@ -205,7 +221,7 @@ pub trait Backend {
     fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket>;
 
     /// Waits for a token. The device may already be at later runs.
-    fn wait_token(&mut self, ticket: Ticket) -> Result<u32>;
+    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32>;
 
     /// Notes the time at which a lane gets to what is now enqueued on it. Marks are few and reused in turn: read one
     /// before 64 later ones are made.

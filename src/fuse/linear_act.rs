@@ -25,7 +25,15 @@ impl Rule for LinearActRule {
         };
         let linear = uses.private_writer(g, g.nodes[at].ins[0])?;
         let Op::Linear(Linear { bias, out_f32: false }) = g.nodes[linear].op else { return None };
-        let op = LinearFused { bias, act, scale: false, residual: false, out_f32: false };
+        let op = LinearFused {
+            bias,
+            act,
+            scale: false,
+            residual: false,
+            table_at: None,
+            norm: None,
+            out_f32: false,
+        };
         let node = Node { op: op.into(), ins: g.nodes[linear].ins.clone(), outs: g.nodes[at].outs.clone() };
         Some(Rewrite { remove: vec![linear, at], with: vec![node] })
     }
@@ -37,7 +45,7 @@ impl Rule for LinearActRule {
             LinearAct::Relu => Act::Relu,
             _ => return None,
         };
-        if op.scale || op.residual {
+        if op.scale || op.residual || op.norm.is_some() {
             return None;
         }
         let out = g.desc(node.outs[0]).clone();

@@ -40,6 +40,8 @@ impl Rule for LinearResidual {
             act: LinearAct::None,
             scale: scale.is_some(),
             residual: true,
+            table_at: None,
+            norm: None,
             out_f32: false,
         };
         let node = Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() };
@@ -48,7 +50,7 @@ impl Rule for LinearResidual {
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let Op::LinearFused(op) = &node.op else { return None };
-        if !op.residual || op.act != LinearAct::None {
+        if !op.residual || op.table_at.is_some() || op.act != LinearAct::None || op.norm.is_some() {
             return None;
         }
         let out = g.desc(node.outs[0]).clone();

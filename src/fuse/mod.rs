@@ -6,11 +6,14 @@ mod assemble_tokens;
 mod conv_relu;
 mod embed_splice;
 mod linear_act;
+mod linear_arg_max;
+mod linear_keys;
 mod linear_residual;
+mod linear_rope;
 mod norm_act;
+mod norm_linear;
 mod qkv_rope;
 mod swiglu;
-mod whale_qkv;
 
 use crate::core::{Place, Recipe, Result, Tensor};
 use crate::graph::{Graph, Node};
@@ -29,6 +32,11 @@ pub trait Rule: Sync {
     /// What it saves, for `--help` and dumps.
     fn about(&self) -> &'static str;
 
+    /// Rules whose results it takes: without them it finds nothing in the models.
+    fn needs(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The rewrite anchored at node `at`, if the pattern is there.
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite>;
 
@@ -39,13 +47,16 @@ pub trait Rule: Sync {
 /// Every rule, in the order of application: what swallows whole patterns first, what takes the rest last.
 pub const RULES: &[&dyn Rule] = &[
     &qkv_rope::QkvRope,
-    &whale_qkv::WhaleQkv,
+    &linear_rope::LinearRope,
+    &linear_keys::LinearKeys,
     &swiglu::Swiglu,
     &norm_act::NormAct,
     &conv_relu::ConvRelu,
     &linear_act::LinearActRule,
     &linear_residual::LinearResidual,
     &add_norm::AddNorm,
+    &norm_linear::NormLinear,
+    &linear_arg_max::LinearArgMax,
     &embed_splice::EmbedSplice,
     &assemble_tokens::AssembleTokens,
 ];
@@ -134,25 +145,43 @@ pub fn expand(mut g: Graph) -> Result<Graph> {
     }
 }
 
-/// Who writes and who reads each tensor, by node index.
+/// Who writes and who reads each tensor, by node index. Made again after every rewrite, so in three allocations.
 pub struct Uses {
     writer: Vec<Option<usize>>,
-    readers: Vec<Vec<usize>>,
+    /// Readers of tensor t are `readers[ends[t - 1]..ends[t]]`.
+    readers: Vec<usize>,
+    ends: Vec<usize>,
 }
 
 impl Uses {
     pub fn of(g: &Graph) -> Uses {
-        let mut uses =
-            Uses { writer: vec![None; g.tensors.len()], readers: vec![Vec::new(); g.tensors.len()] };
+        let mut writer = vec![None; g.tensors.len()];
+        let mut ends = vec![0; g.tensors.len()];
         for (at, node) in g.nodes.iter().enumerate() {
-            node.ins.iter().for_each(|t| uses.readers[t.0 as usize].push(at));
-            node.outs.iter().for_each(|t| uses.writer[t.0 as usize] = Some(at));
+            node.ins.iter().for_each(|t| ends[t.0 as usize] += 1);
+            node.outs.iter().for_each(|t| writer[t.0 as usize] = Some(at));
         }
-        uses
+        // From counts to where each tensor's readers begin; filling moves the beginnings to the ends.
+        let mut begin = 0;
+        for end in &mut ends {
+            begin += std::mem::replace(end, begin);
+        }
+        let mut readers = vec![0; begin];
+        for (at, node) in g.nodes.iter().enumerate() {
+            for t in &node.ins {
+                let next = &mut ends[t.0 as usize];
+                readers[*next] = at;
+                *next += 1;
+            }
+        }
+        Uses { writer, readers, ends }
     }
 
     pub fn readers(&self, t: Tensor) -> &[usize] {
-        self.readers.get(t.0 as usize).map_or(&[], Vec::as_slice)
+        let t = t.0 as usize;
+        let begin = t.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        // A tensor made since has none.
+        self.ends.get(t).map_or(&[], |&end| &self.readers[begin..end])
     }
 
     pub fn writer(&self, t: Tensor) -> Option<usize> {

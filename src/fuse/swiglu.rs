@@ -48,6 +48,8 @@ impl Rule for Swiglu {
             bias: false,
             scale: false,
             residual: false,
+            table_at: None,
+            norm: None,
             out_f32: false,
         };
         let node = Node { op: op.into(), ins: vec![x, w], outs: g.nodes[at].outs.clone() };
@@ -56,7 +58,7 @@ impl Rule for Swiglu {
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let Op::LinearFused(op) = &node.op else { return None };
-        if op.act != LinearAct::Swiglu {
+        if op.act != LinearAct::Swiglu || op.norm.is_some() {
             return None;
         }
         let weights = unstacked(g, node.ins[1])?;

@@ -130,6 +130,27 @@ pub unsafe fn copy_in(dst: DevicePtr, src: &[u8], stream: &Stream) -> Result<()>
     })
 }
 
+/// Enqueues `dst[..2] = words`, done by what feeds the stream to the device: no copy engine takes part, and nothing of
+/// the host's is read later.
+///
+/// # Safety
+/// `dst` has room for two words and is aligned to one.
+pub unsafe fn write_words(dst: DevicePtr, words: [u64; 2], stream: &Stream) -> Result<()> {
+    let mut at = dst;
+    let mut ops = words.map(|word| {
+        // SAFETY: all-zero operations are valid; what matters is set below.
+        let mut op: sys::CUstreamBatchMemOpParams = unsafe { std::mem::zeroed() };
+        op.writeValue.operation = sys::CUstreamBatchMemOpType::CU_STREAM_MEM_OP_WRITE_VALUE_64;
+        op.writeValue.address = at.0;
+        op.writeValue.__bindgen_anon_1.value64 = word;
+        at = at.offset(size_of::<u64>());
+        op
+    });
+    // SAFETY: the caller's promise for the addresses; the operations are copied by the call.
+    let wrote = unsafe { sys::cuStreamBatchMemOp_v2(stream.raw(), 2, ops.as_mut_ptr(), 0) };
+    check(wrote.result(), || "writing two words".into())
+}
+
 /// Enqueues `dst = src[..dst.len()]`.
 ///
 /// # Safety

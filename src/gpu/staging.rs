@@ -1,6 +1,8 @@
 //! Weights on their way to the device: packed by all threads into pinned buffers while earlier buffers are copied;
 //! synthetic ones are made in place.
 
+use std::time::{Duration, Instant};
+
 use super::device::Device;
 use super::fill::fill;
 use super::memory::{DeviceBuffer, PinnedBuffer, copy_in};
@@ -20,11 +22,18 @@ pub struct Uploader<'a> {
     stream: &'a Stream,
     stages: Vec<(PinnedBuffer, Event)>,
     next: usize,
+    /// How long the host had nothing to do but wait for the bus.
+    waited: Duration,
 }
 
 impl<'a> Uploader<'a> {
     pub fn new(device: &'a Device, modules: &'a Modules, stream: &'a Stream) -> Uploader<'a> {
-        Uploader { device, modules, stream, stages: Vec::new(), next: 0 }
+        Uploader { device, modules, stream, stages: Vec::new(), next: 0, waited: Duration::ZERO }
+    }
+
+    /// How long the host waited for the bus: nearly all of the time where nothing else is in the way.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Enqueues the weight of `recipe`. `progress` counts its bytes.
@@ -54,9 +63,12 @@ impl<'a> Uploader<'a> {
             }
             let (buffer, copied) = &mut self.stages[self.next % STAGES];
             self.next += 1;
+            let start = Instant::now();
             copied.sync()?;
+            self.waited += start.elapsed();
             let staged = &mut buffer.bytes_mut()[..bytes];
-            packer.fill(first, staged);
+            // One thread alone copies pages far slower than the bus takes them.
+            packer.fill_on_all_threads(first, staged);
             // SAFETY: the range lies in the weight's buffer; the stage is filled again only after its event.
             unsafe { copy_in(to.ptr.offset(first * size), staged, self.stream)? };
             copied.record(self.stream)?;

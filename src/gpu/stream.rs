@@ -62,6 +62,12 @@ impl Drop for Stream {
 pub struct Captured(sys::CUgraphExec);
 
 impl Captured {
+    /// Brings to the device what the first launch would bring.
+    pub fn upload(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: as in launch().
+        check(unsafe { result::graph::upload(self.0, stream.0) }, || "uploading a graph".into())
+    }
+
     pub fn launch(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both live; every address that the graph holds belongs to buffers that outlive it.
         check(unsafe { result::graph::launch(self.0, stream.0) }, || "replaying a graph".into())
@@ -81,16 +87,27 @@ pub struct Event(sys::CUevent);
 impl Event {
     /// With time stamps, for measuring.
     pub fn timed() -> Result<Event> {
-        Event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+        Event::create(sys::CUevent_flags::CU_EVENT_DEFAULT as u32)
     }
 
     /// For ordering only, which is cheaper.
     pub fn untimed() -> Result<Event> {
-        Event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+        Event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
     }
 
-    fn create(flags: sys::CUevent_flags) -> Result<Event> {
-        Ok(Event(check(result::event::create(flags), || "creating an event".into())?))
+    /// For ordering, and [`Event::sync`] sleeps: it takes no core, and returns some 20 us later.
+    pub fn sleeping() -> Result<Event> {
+        let (untimed, blocking) =
+            (sys::CUevent_flags::CU_EVENT_DISABLE_TIMING, sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC);
+        Event::create(untimed as u32 | blocking as u32)
+    }
+
+    fn create(flags: u32) -> Result<Event> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the driver writes one handle.
+        let made = unsafe { sys::cuEventCreate(&mut event, flags) };
+        check(made.result(), || "creating an event".into())?;
+        Ok(Event(event))
     }
 
     pub fn record(&self, stream: &Stream) -> Result<()> {
@@ -102,6 +119,17 @@ impl Event {
     pub fn sync(&self) -> Result<()> {
         // SAFETY: the event lives.
         check(unsafe { result::event::synchronize(self.0) }, || "running on the GPU".into())
+    }
+
+    /// The same without sleeping, whatever the event: as soon as it can be, at the price of a core.
+    pub fn spin(&self) -> Result<()> {
+        loop {
+            // SAFETY: the event lives.
+            match unsafe { result::event::query(self.0) } {
+                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => std::hint::spin_loop(),
+                reached => return check(reached, || "running on the GPU".into()),
+            }
+        }
     }
 
     /// Microseconds from `self` to `later`; both were recorded with time stamps and reached.

@@ -46,7 +46,7 @@ impl Axis {
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
         let support = 2.0 * stretch;
-        let taps = (support.ceil() as usize * 2 + 1).min(from);
+        let taps = Axis::taps(from, to);
         let mut spans = Vec::with_capacity(keep.len());
         let mut coeffs = vec![0; keep.len() * taps];
         let mut w = Vec::with_capacity(taps);
@@ -73,6 +73,22 @@ impl Axis {
 
     fn len(&self) -> usize {
         self.spans.len()
+    }
+
+    /// `[outputs, 2 + taps]`: first input, how many, their coefficients (i32). Also returns the columns.
+    pub fn words(&self) -> (Vec<u32>, usize) {
+        let mut words = Vec::with_capacity(self.len() * (2 + self.taps));
+        for (&(first, count), coeffs) in self.spans.iter().zip(self.coeffs.chunks_exact(self.taps)) {
+            words.extend([first as u32, count as u32]);
+            words.extend(coeffs.iter().map(|&k| k as u32));
+        }
+        (words, 2 + self.taps)
+    }
+
+    /// Inputs of an output at most, for a whole axis.
+    pub fn taps(from: usize, to: usize) -> usize {
+        let support = 2.0 * (from as f64 / to as f64).max(1.0);
+        (support.ceil() as usize * 2 + 1).min(from)
     }
 
     fn coeffs(&self, i: usize) -> &[i32] {

@@ -38,6 +38,18 @@ pub struct FbankOptions {
     pub seed: u64,
 }
 
+impl FbankOptions {
+    /// Fails where a value makes no sense.
+    pub fn check(&self) -> Result<()> {
+        ensure_input!(
+            self.dither.is_finite() && self.dither >= 0.0,
+            "dither {}: wanted a number from 0 up",
+            self.dither
+        );
+        Ok(())
+    }
+}
+
 /// Log-mel frames: `data` is `[frames, 80]`, one frame per 10 ms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fbank {
@@ -60,12 +72,7 @@ pub fn rows_for_frames(frames: usize) -> usize {
 ///
 /// Fails when the sound is shorter than [`MIN_FRAMES`] frames (85 ms): the encoder would make no row of it.
 pub fn log_mel(sound: &Sound, options: FbankOptions) -> Result<Fbank> {
-    require_length(sound)?;
-    let samples = match sound.rate_hz {
-        RATE_HZ => Cow::Borrowed(&sound.samples[..]),
-        rate => Cow::Owned(resample(&sound.samples, rate, RATE_HZ)),
-    };
-    fbank(&samples, options)
+    fbank(&at_rate(sound)?, options)
 }
 
 /// Fails when a sound is too short for [`log_mel`].
@@ -87,12 +94,13 @@ pub fn require_length(sound: &Sound) -> Result<()> {
 
 /// Log-mel frames of samples (full scale -1..1) at 16 kHz; fewer than 400 samples make no frame.
 pub fn fbank(samples: &[f32], options: FbankOptions) -> Result<Fbank> {
-    ensure_input!(
-        options.dither.is_finite() && options.dither >= 0.0,
-        "dither {}: wanted a number from 0 up",
-        options.dither
-    );
-    let frames = frame_count(samples.len());
+    fbank_from(samples, 0, options)
+}
+
+/// The frames of [`fbank`] from frame `first` on.
+pub fn fbank_from(samples: &[f32], first: usize, options: FbankOptions) -> Result<Fbank> {
+    options.check()?;
+    let frames = frame_count(samples.len()).saturating_sub(first);
     let mut data = vec![0.0; frames * BINS];
     let tables = Tables::get();
     let fft = RealFftPlanner::<f32>::new().plan_fft_forward(FFT);
@@ -101,6 +109,7 @@ pub fn fbank(samples: &[f32], options: FbankOptions) -> Result<Fbank> {
         .with_min_len(16)
         .enumerate()
         .try_for_each_init(scratch, |(x, spectrum, scratch), (t, out)| {
+            let t = first + t;
             condition(&samples[t * SHIFT..][..FRAME], t, options, &tables.window, x);
             fft.process_with_scratch(x, spectrum, scratch)?;
             let power: [f32; FFT / 2] = std::array::from_fn(|i| spectrum[i].norm_sqr());
@@ -135,6 +144,40 @@ fn condition(samples: &[f32], t: usize, options: FbankOptions, window: &[f32], x
     for (x, w) in x.iter_mut().zip(window) {
         *x *= w;
     }
+}
+
+/// What an op needs to compute the same frames: the window, per mel bin the first bin of the spectrum and how many
+/// (`[80, 2]`), and their weights (`[80, W]`, zeros at the end).
+pub fn op_tables() -> (Vec<f32>, Vec<u32>, Vec<f32>) {
+    let tables = Tables::get();
+    let width = mel_width();
+    let mut weights = Vec::with_capacity(BINS * width);
+    let mut spans = Vec::with_capacity(2 * BINS);
+    for (first, bin) in &tables.mel {
+        spans.extend([*first as u32, bin.len() as u32]);
+        weights.extend_from_slice(bin);
+        weights.resize(weights.len() + width - bin.len(), 0.0);
+    }
+    (tables.window.clone(), spans, weights)
+}
+
+/// W of [`op_tables`].
+pub fn mel_width() -> usize {
+    Tables::get().mel.iter().map(|(_, bin)| bin.len()).max().unwrap_or(0)
+}
+
+/// Samples that `frames` frames are made of.
+pub fn samples_of(frames: usize) -> usize {
+    FRAME + frames.saturating_sub(1) * SHIFT
+}
+
+/// Brings a sound to 16 kHz; fails when it is too short for [`log_mel`].
+pub fn at_rate(sound: &Sound) -> Result<Cow<'_, [f32]>> {
+    require_length(sound)?;
+    Ok(match sound.rate_hz {
+        RATE_HZ => Cow::Borrowed(&sound.samples[..]),
+        rate => Cow::Owned(resample(&sound.samples, rate, RATE_HZ)),
+    })
 }
 
 /// What does not depend on the samples.
@@ -233,6 +276,18 @@ mod tests {
         assert_ne!(noisy, fbank(&silence, FbankOptions { seed: 8, ..options }).unwrap());
         let e = fbank(&silence, FbankOptions { dither: f32::NAN, seed: 0 }).unwrap_err();
         assert_eq!(e.to_string(), "dither NaN: wanted a number from 0 up");
+    }
+
+    #[test]
+    fn later_frames_are_those_of_the_whole() {
+        let samples: Vec<f32> = (0..4_000).map(|i| (i as f32 * 0.1).sin() * 0.3).collect();
+        let options = FbankOptions { dither: 1.0, seed: 3 };
+        let whole = fbank(&samples, options).unwrap();
+        for first in [0, 1, 5, whole.frames, whole.frames + 3] {
+            let rest = fbank_from(&samples, first, options).unwrap();
+            assert_eq!(rest.frames, whole.frames.saturating_sub(first));
+            assert_eq!(rest.data, whole.data[(whole.frames - rest.frames) * BINS..]);
+        }
     }
 
     #[test]

@@ -8,3 +8,4 @@ pub mod image;
 pub mod resample;
 pub mod tiles;
 pub mod video;
+pub mod wav;

@@ -36,6 +36,41 @@ pub fn resample(input: &[f32], from_hz: u32, to_hz: u32) -> Vec<f32> {
     out
 }
 
+/// [`resample`] for an input that comes in pieces: the same values, to the bit.
+pub struct Resampler {
+    /// None for equal rates.
+    table: Option<Table>,
+    /// Outputs that were made.
+    done: usize,
+}
+
+impl Resampler {
+    /// The rates must be positive.
+    pub fn new(from_hz: u32, to_hz: u32) -> Resampler {
+        let d = gcd(from_hz, to_hz);
+        let table = (from_hz != to_hz).then(|| Table::new((from_hz / d) as usize, (to_hz / d) as usize));
+        Resampler { table, done: 0 }
+    }
+
+    /// Appends what `input`, all of it so far, decides; if it `ends` here, all the rest.
+    pub fn advance(&mut self, input: &[f32], ends: bool, out: &mut Vec<f32>) {
+        let Some(table) = &self.table else {
+            out.extend_from_slice(&input[self.done..]);
+            self.done = input.len();
+            return;
+        };
+        let len = (input.len() as u128 * table.to as u128).div_ceil(table.from as u128) as usize;
+        while self.done < len {
+            let (start, phase) = (self.done / table.to * table.from, self.done % table.to);
+            if !ends && start + phase * table.from / table.to + table.taps > input.len() + table.width {
+                break;
+            }
+            out.push(table.at(input, start, phase));
+            self.done += 1;
+        }
+    }
+}
+
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
@@ -137,6 +172,22 @@ mod tests {
         assert_eq!(resample(&[1.0; 4], 48_000, 16_000).len(), 2);
         assert_eq!(resample(&[1.0; 441], 44_100, 16_000).len(), 160);
         assert_eq!(resample(&[1.0; 442], 44_100, 16_000).len(), 161);
+    }
+
+    #[test]
+    fn pieces_give_the_bits_of_the_whole() {
+        for rate in [16_000, 8_000, 44_100, 48_000, 11_025] {
+            let x = sine(333.0, rate, 5_003);
+            for piece in [1, 7, 160, 5_003] {
+                let (mut resampler, mut out) = (Resampler::new(rate, 16_000), Vec::new());
+                for end in (piece..x.len()).step_by(piece) {
+                    resampler.advance(&x[..end], false, &mut out);
+                }
+                assert!(piece > 160 || out.len() * rate as usize > 4_500 * 16_000, "{rate} Hz: goes ahead");
+                resampler.advance(&x, true, &mut out);
+                assert!(out == resample(&x, rate, 16_000), "{rate} Hz in pieces of {piece}");
+            }
+        }
     }
 
     #[test]

@@ -45,6 +45,11 @@ pub struct Tiles {
 }
 
 impl Tiles {
+    /// One black tile.
+    pub fn blank(size: usize) -> Tiles {
+        Tiles { size, count: 1, grid: (1, 1), data: vec![0; 3 * size * size] }
+    }
+
     /// Writes `(v / 255 - mean) / std` as `[count, 3, size, size]`. Fails when `out` has another length.
     pub fn write_pixel_values(&self, out: &mut [f32]) -> Result<()> {
         let plane = self.size * self.size;
@@ -79,7 +84,7 @@ impl Tiles {
 }
 
 /// The normalised value of each byte, per channel.
-fn normalised() -> &'static [[f32; 256]; 3] {
+pub fn normalised() -> &'static [[f32; 256]; 3] {
     static TABLE: OnceLock<[[f32; 256]; 3]> = OnceLock::new();
     TABLE.get_or_init(|| {
         std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - MEAN[c]) / STD[c]))

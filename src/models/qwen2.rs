@@ -77,7 +77,7 @@ pub struct TextGraph {
     pub ids: Option<Tensor>,
     /// `[T, C]`: merged embeddings.
     pub embeds: Tensor,
-    /// After the final norm: `[1, C]`, or `[T, C]` with [`Head::All`].
+    /// After the final norm: `[T, C]`, with [`Head::All`].
     pub hidden: Option<Tensor>,
     /// f32 `[1, V]`, or `[T, V]` with [`Head::All`].
     pub logits: Option<Tensor>,
@@ -161,13 +161,16 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
             Head::Sample => b.g.push("token", Sample { limit }, &[logits, seen, sampler])?[0],
             _ => b.push1("token", ArgMax { limit }, &[logits])?,
         };
-        b.g.output(hidden);
         b.g.output(logits);
         match key.head {
-            Head::All => b.g.output(token),
+            Head::All => {
+                b.g.output(hidden);
+                b.g.output(token);
+                out.hidden = Some(hidden);
+            }
             _ => b.g.store(token, token_state)?,
         }
-        (out.hidden, out.logits, out.token) = (Some(hidden), Some(logits), Some(token));
+        (out.logits, out.token) = (Some(logits), Some(token));
     }
     if key.head == Head::All {
         b.g.output(embeds);

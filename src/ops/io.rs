@@ -1,5 +1,7 @@
 //! What an op's CPU reference reads and writes.
 
+use std::borrow::Cow;
+
 use crate::core::{Desc, HostData, HostWeight, Result, Step};
 
 /// One input.
@@ -77,6 +79,14 @@ impl<'a> CpuIns<'a> {
         match &self.data[i] {
             CpuIn::Weight(w) => Ok(w.to_f32()),
             _ => Ok(self.f32s(i)?.to_vec()),
+        }
+    }
+
+    /// The same without a copy where it is an activation.
+    pub fn values(&self, i: usize) -> Result<Cow<'a, [f32]>> {
+        match &self.data[i] {
+            CpuIn::Weight(w) => Ok(Cow::Owned(w.to_f32())),
+            _ => Ok(Cow::Borrowed(self.f32s(i)?)),
         }
     }
 }

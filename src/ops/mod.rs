@@ -116,6 +116,7 @@ pub mod elementwise;
 pub mod embed;
 pub mod linear;
 pub mod norm;
+pub mod preprocess;
 pub mod rope;
 pub mod sample;
 #[cfg(test)]
@@ -139,10 +140,14 @@ ops! {
     embed::Splice,
     embed::EmbedSplice,
     embed::LastRows,
+    embed::RowsAt,
+    embed::Recent,
     sample::ArgMax,
     sample::Sample,
     linear::Linear,
     linear::LinearFused,
+    linear::LinearRope,
+    linear::LinearArgMax,
     conv::Patchify,
     conv::PrependClass,
     conv::AssembleTokens,
@@ -152,8 +157,11 @@ ops! {
     conv::Conv1d,
     attention::Attention,
     attention::KeyBias,
-    attention::FoldKeys,
+    attention::AddKeys,
     attention::SinTable,
+    preprocess::Filterbank,
+    preprocess::ResizeWidth,
+    preprocess::ResizeToTiles,
 }
 
 /// `Err` naming the op and what it got, for `infer`.

@@ -174,6 +174,13 @@ impl<'a> Packer<'a> {
         }
     }
 
+    /// As [`Packer::fill`], on all threads.
+    pub fn fill_on_all_threads(&self, first: usize, out: &mut [u8]) {
+        out.par_chunks_mut(TASK * self.recipe.dtype.bytes())
+            .enumerate()
+            .for_each(|(i, out)| self.fill(first + i * TASK, out));
+    }
+
     fn fill_f32(&self, first: usize, out: &mut [f32]) {
         for (part, from, bytes) in &self.parts {
             part.for_each_run(first..first + out.len(), |run| {
@@ -190,10 +197,7 @@ pub fn pack(recipe: &Recipe, source: &dyn Source, out: &mut [u8]) -> Result<()> 
     if out.len() as u64 != recipe.bytes() {
         bail_runtime!("{}: expected room for {} bytes, found {}", recipe.name(), recipe.bytes(), out.len());
     }
-    let packer = Packer::new(recipe, source)?;
-    out.par_chunks_mut(TASK * recipe.dtype.bytes())
-        .enumerate()
-        .for_each(|(i, out)| packer.fill(i * TASK, out));
+    Packer::new(recipe, source)?.fill_on_all_threads(0, out);
     Ok(())
 }
 

@@ -293,3 +293,22 @@ fn names(dir: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+#[test]
+fn a_sound_on_standard_input_that_cannot_be_used() {
+    let model = tiny();
+    let mut args = vec!["run", "--model", &model, "--device", "cpu", "--audio", "-"];
+    let refused =
+        |args: &[&str], stdin: &[u8], parts: &[&str]| vivace_with_stdin(args, stdin).refused(2, parts);
+    refused(&args, b"", &["standard input: the sound file is empty"]);
+    refused(&args, b"RIFF0000WAVEfmt ", &["standard input: the WAV ends in its header"]);
+    let mut silent = std::fs::read(Path::new(ROOT).join("examples/media/chime.wav")).expect("a sound");
+    let at = silent.windows(4).position(|w| w == b"data").expect("samples");
+    silent.truncate(at + 8);
+    refused(&args, &silent, &["standard input: the sound lasts 0.0 ms", "at least 85 ms"]);
+    args.extend(["--prompt", "-"]);
+    refused(&args, b"", &["--prompt - and --audio -", "standard input"]);
+    refused(&["run", "--model", &model, "--audio", "-", "-"], b"", &["--audio -", "once, not 2 times"]);
+    let text = ["run", "--model", &model, "--device", "cpu", "--prompt", "x", "--audio-chunk", "0"];
+    refused(&text, b"", &["--audio-chunk", "1 to 4096 frames"]);
+}

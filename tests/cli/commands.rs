@@ -23,6 +23,7 @@ fn json_has_the_documented_fields() {
         "prompt_rows",
         "cache",
         "timings",
+        "stages",
         "memory",
     ];
     assert_eq!(keys(&json), top);
@@ -43,6 +44,17 @@ fn json_has_the_documented_fields() {
     for name in timings {
         assert!(json["timings"][name].as_f64().expect("a number") > 0.0, "{name}: {json}");
     }
+    let stages = json["stages"].as_array().expect("stages");
+    let sum = |name: &str| -> f64 {
+        let of = stages.iter().filter(|s| name.is_empty() || s["stage"] == name);
+        of.map(|s| s["critical_ms"].as_f64().expect("a number")).sum()
+    };
+    assert_eq!(keys(&stages[0]), ["stage", "start_ms", "ms", "critical_ms"]);
+    for name in ["tile", "filterbank", "vision", "audio", "prefill", "token"] {
+        assert!(sum(name) > 0.0, "{name}: {json}");
+    }
+    let first = json["timings"]["first_token_ms"].as_f64().expect("a number");
+    assert!((sum("") / first - 1.0).abs() < 0.02, "{} of {first}: {json}", sum(""));
     assert_eq!(keys(&json["cache"]), ["reused_rows", "prefilled_rows", "media_reused", "media_encoded"]);
     assert_eq!(json["cache"]["prefilled_rows"], json["prompt_rows"], "a first question is computed whole");
     assert_eq!(json["cache"]["media_encoded"], 2);
@@ -321,4 +333,41 @@ fn the_samples_of_the_model_end_to_end() {
     for run in ["# vision, 5 tiles: ", "# audio, 352 frames: "] {
         assert!(graphs.contains(run), "no {run:?} in the dump");
     }
+}
+
+/// A recorder's WAV: it does not know how long it will be.
+fn recorded() -> Vec<u8> {
+    let mut wav = std::fs::read(Path::new(ROOT).join(SOUND)).expect("a sound");
+    let at = wav.windows(4).position(|w| w == b"data").expect("samples") + 4;
+    wav[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    wav
+}
+
+#[test]
+fn a_sound_is_heard_from_standard_input() {
+    for (config, chunk) in [("tiny.json", None), ("tiny-chunked.json", None), ("tiny.json", Some("16/4"))] {
+        let model = format!("synthetic:{}", fixture(config));
+        let mut args = vec!["run", "--model", &model, "--device", "cpu", "--context", "2048", "--json"];
+        args.extend(["--max-new-tokens", "8", "--prompt", "what?", "--audio"]);
+        let with = |sound: &'static str| {
+            let mut all = args.clone();
+            all.push(sound);
+            all.extend(chunk.into_iter().flat_map(|c| ["--audio-chunk", c]));
+            all
+        };
+        let file = vivace(&with(SOUND)).json();
+        let piped = vivace_with_stdin(&with("-"), &recorded()).json();
+        assert_eq!(piped["tokens"], file["tokens"], "{config}");
+        assert_eq!(piped["prompt_rows"], file["prompt_rows"]);
+        assert_eq!(
+            (&piped["cache"]["media_reused"], &piped["cache"]["media_encoded"]),
+            (&1.into(), &0.into())
+        );
+        assert_eq!(piped["timings"]["audio_ms"], 0.0);
+        // What is no WAV is heard when it is there.
+        let flac = std::fs::read(fixture("tone.flac")).expect("a sound");
+        assert_eq!(vivace_with_stdin(&with("-"), &flac).json()["cache"]["media_encoded"], 1);
+    }
+    let dump = ["run", "--model", &tiny(), "--device", "cpu", "--audio", "-", "--dump-graph"];
+    assert!(vivace_with_stdin(&dump, &recorded()).out.contains("audio, "));
 }

@@ -23,6 +23,8 @@ pub(super) enum Item {
     FirstToken,
     /// The same where an earlier question had the system text and the picture, but another text and another sound.
     FirstTokenCached,
+    /// The same where the sound was encoded while it came in: from its end.
+    FirstTokenStreamed,
 }
 
 pub(super) const FULL_ITEMS: &[Item] = &[
@@ -44,6 +46,7 @@ pub(super) const FULL_ITEMS: &[Item] = &[
     Item::Audio(3000),
     Item::FirstToken,
     Item::FirstTokenCached,
+    Item::FirstTokenStreamed,
 ];
 
 pub(super) const SMALL_ITEMS: &[Item] = &[
@@ -54,6 +57,7 @@ pub(super) const SMALL_ITEMS: &[Item] = &[
     Item::Audio(300),
     Item::FirstToken,
     Item::FirstTokenCached,
+    Item::FirstTokenStreamed,
 ];
 
 impl Item {
@@ -66,6 +70,7 @@ impl Item {
             Item::Audio(n) => format!("audio_{n}"),
             Item::FirstToken => "first_token".to_owned(),
             Item::FirstTokenCached => "first_token_cached".to_owned(),
+            Item::FirstTokenStreamed => "first_token_streamed".to_owned(),
         }
     }
 
@@ -78,6 +83,7 @@ impl Item {
             Item::Vision(n) => format!("{n} tiles"),
             Item::Audio(n) => format!("{n} frames of sound"),
             Item::FirstTokenCached => "the same, system text and picture known".to_owned(),
+            Item::FirstTokenStreamed => "the same, and the sound encoded while it came in".to_owned(),
             Item::FirstToken => {
                 format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token")
             }
@@ -90,7 +96,7 @@ impl Item {
             Item::Load | Item::Vision(_) => 64,
             Item::Decode(n) | Item::Prefill(n) => n + 16,
             Item::Audio(n) => n / 8 + 64,
-            Item::FirstToken | Item::FirstTokenCached => MIXED_CONTEXT,
+            Item::FirstToken | Item::FirstTokenCached | Item::FirstTokenStreamed => MIXED_CONTEXT,
         }
     }
 }

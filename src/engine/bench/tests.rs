@@ -1,4 +1,4 @@
-use super::super::DeviceChoice;
+use super::super::{AudioChunk, DeviceChoice};
 use super::items::{FULL_ITEMS, MIXED_CONTEXT};
 use super::*;
 use crate::core::DType;
@@ -6,7 +6,7 @@ use crate::core::DType;
 #[test]
 fn filters_pick_by_part_of_the_name() {
     let all = || FULL_ITEMS.iter().copied();
-    assert_eq!(selected(all(), None).unwrap().len(), 18);
+    assert_eq!(selected(all(), None).unwrap().len(), 19);
     let some = selected(all(), Some("decode_4, vision_13")).unwrap();
     assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
     let message = selected(all(), Some("speed")).unwrap_err().to_string();
@@ -88,4 +88,24 @@ fn the_mixed_request_has_128_text_tokens() {
     let (rows, frames) = bench.pad_question(&mut question).unwrap();
     assert_eq!(frames, 998);
     assert_eq!(rows, MIXED_TEXT_TOKENS + 124);
+}
+
+#[test]
+fn a_request_is_reported_stage_by_stage() {
+    let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+    let report = run(&options, None, Some("first_token_cached"), &mut |_| {}).unwrap();
+    let row = &report.rows[0];
+    let stage = |name: &str| row.stages.iter().find(|s| s.stage == name);
+    for name in ["filterbank", "audio", "prefill", "token"] {
+        assert!(stage(name).is_some_and(|s| s.critical_us > 0.0 && s.median_us >= s.critical_us), "{name}");
+    }
+    assert!(stage("vision").is_none(), "the picture is known");
+    assert_eq!(row.overlap_us, Some(0.0));
+    let json = serde_json::to_value(row).unwrap();
+    assert!(json["stages"][0]["median_us"].is_number() && json["overlap_us"].is_number());
+    assert!(report.to_string().contains("waited for"));
+
+    let audio_chunk = Some(AudioChunk { frames: 4, left: Some(4) });
+    let report = run(&Options { audio_chunk, ..options }, None, Some("streamed"), &mut |_| {}).unwrap();
+    assert!(report.rows[0].stages.iter().all(|s| s.stage != "audio" && s.stage != "filterbank"));
 }

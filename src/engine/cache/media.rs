@@ -87,6 +87,8 @@ struct Entry {
     /// First row in the media state, while it is there.
     first_row: Option<usize>,
     used: u64,
+    /// Questions for which it stays, whatever the limits say.
+    held: u8,
 }
 
 impl Entry {
@@ -145,6 +147,13 @@ impl Media {
     /// A question begins: what it finds and what it brings stays until the next one.
     pub fn begin(&mut self) {
         self.clock += 1;
+        let limit = self.limit_bytes;
+        for e in self.entries.iter_mut().filter(|e| e.held > 0) {
+            e.held -= 1;
+            if e.held == 0 && e.source.as_ref().is_some_and(|kept| kept.source().bytes() > limit) {
+                e.source = None;
+            }
+        }
         self.entries.retain(|e| e.source.is_some());
     }
 
@@ -162,8 +171,21 @@ impl Media {
         let content = Content(self.next);
         self.next += 1;
         let used = self.clock;
-        self.entries.push(Entry { content, source: None, tiles, rows, first_row: None, used });
+        self.entries.push(Entry { content, source: None, tiles, rows, first_row: None, used, held: 0 });
         content
+    }
+
+    /// Keeps what `content` is made of for the next question, even where nothing is kept otherwise.
+    pub fn hold(&mut self, content: Content, source: &Source<'_>) {
+        if let Some(e) = self.entries.iter_mut().find(|e| e.content == content) {
+            // The question that begins next is the last one that has to find it.
+            (e.source, e.held) = (Some(source.keep()), 2);
+        }
+    }
+
+    /// Nothing came of `content`.
+    pub fn forget(&mut self, content: Content) {
+        self.entries.retain(|e| e.content != content);
     }
 
     /// Keeps a copy of what `content` is made of, so that later questions find it: if need be in place of others, and
@@ -174,7 +196,7 @@ impl Media {
             return;
         }
         while self.len() >= MOST || self.bytes() + bytes > self.limit_bytes {
-            let old = self.entries.iter().enumerate().filter(|(_, e)| e.used < self.clock);
+            let old = self.entries.iter().enumerate().filter(|(_, e)| e.used < self.clock && e.held == 0);
             let Some((oldest, _)) = old.min_by_key(|(_, e)| e.used) else { return };
             self.entries.remove(oldest);
             self.evicted += 1;
@@ -363,6 +385,20 @@ mod tests {
         let mut off = media(0);
         insert(&mut off, &source(0), 1, 4);
         assert!(off.find(&source(0)).is_none() && off.len() == 0);
+    }
+
+    #[test]
+    fn what_is_held_stays_for_the_next_question_whatever_the_limit() {
+        for limit in [0, 1 << 20] {
+            let mut m = media(limit);
+            let a = picture(0);
+            let id = m.insert(1, 4);
+            m.hold(id, &Source::Picture(&a, tiling(12)));
+            m.begin();
+            assert_eq!(m.find(&Source::Picture(&a, tiling(12))), Some((id, 1, 4)));
+            m.begin();
+            assert_eq!(m.find(&Source::Picture(&a, tiling(12))).is_some(), limit > 0, "limit {limit}");
+        }
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn record(
 ) -> Result<(Vec<Recorded>, u32)> {
     let mut recorded = Vec::new();
     let mut first = token;
-    for run in runs(model, inputs) {
+    for run in runs(model, inputs)? {
         let run = run.with_rows(rows);
         if run.input.is_none()
             && let Some(token) = first

@@ -73,7 +73,7 @@ pub fn profile(
     let model = &mut engine.model;
     let ceilings = model.backend().ceilings();
     let mut graphs = Vec::new();
-    for run in runs(model, &inputs) {
+    for run in runs(model, &inputs)? {
         let exe = prepare(model, &run)?;
         let graph = model.fused(run.work)?;
         let backend = model.backend_mut();

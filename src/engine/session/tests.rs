@@ -345,6 +345,39 @@ fn a_question_that_fails_leaves_no_trace() {
     );
 }
 
+#[test]
+fn tiles_made_by_the_device_are_the_same_and_frames_nearly() {
+    let tall = Picture::new(90, 300, (0..90 * 300 * 3).map(|i| (i * 31 % 253) as u8).collect()).unwrap();
+    let seen = Question { images: vec![picture(0), tall], ..Question::text("What is this?") };
+    let heard =
+        Question { sounds: vec![Sound { rate_hz: 8_000, ..sound(0) }], ..Question::text("And this?") };
+    let mut device = open_with(&Options { device_tiling: true, poison: true, ..Options::default() });
+    let mut host = on();
+    for question in [&seen, &heard, &seen] {
+        let [a, b] = [&mut device, &mut host].map(|e| compute(&mut e.session(Some("S")).unwrap(), question));
+        assert!(a == b);
+    }
+    let mut device = open_with(&Options { device_filterbank: true, poison: true, ..Options::default() });
+    let mut host = on();
+    let noisy = Question { dither: 1.0, ..heard.clone() };
+    for question in [&heard, &noisy] {
+        let [a, b] = [&mut device, &mut host].map(|e| compute(&mut e.session(Some("S")).unwrap(), question));
+        assert_eq!((a.0.tokens, a.1), (b.0.tokens, b.1));
+        let rel = super::super::measure::relative(&a.0.logits, &b.0.logits).0;
+        assert!(rel < 1e-4 && (rel == 0.0) == (question.dither > 0.0), "{rel}");
+    }
+    // What looks into the model has the host make its inputs.
+    super::super::diagnose::profile(&mut device, None, &seen, 1).unwrap();
+}
+
+#[test]
+fn getting_ready_changes_no_answer() {
+    let mixed = Question { sounds: vec![sound(0)], ..seen("What is this?", picture(0)) };
+    let mut ready = on();
+    ready.model.warm().unwrap();
+    same_numbers(ready, &[("A", vec![mixed.clone(), Question::text("And then?")]), ("A", vec![mixed])]);
+}
+
 /// What a GPU computes from kept rows errs as what it computes whole, and the rows that come back are those that went.
 #[cfg(feature = "cuda")]
 #[test]

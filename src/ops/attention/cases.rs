@@ -1,7 +1,7 @@
 //! Cases of the attention family: ragged lengths, tile edges, every mask, source and head dim; and the shapes of the
 //! models.
 
-use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
+use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::core::DType;
 use crate::ops::{Case, Fill};
 
@@ -157,11 +157,29 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     for t in [249, 749] {
         all.push(packed(t, 1, Some(("bias", bias)), vit()).bench());
     }
+    // A bias for more keys than there are: a table that serves sequences of every length.
+    for (t, keys, op) in [
+        (3, 7, op(2, 2, 64, Mask::Full, Source::Packed)),
+        (131, 190, op(3, 3, 64, Mask::Full, Source::Packed)),
+        (150, 151, op(2, 2, 128, Mask::Chunk { size: 40, left: 1 }, Source::Packed)),
+        (33, 64, op(2, 2, 40, Mask::Full, Source::Packed)),
+    ] {
+        all.push(bias_table(t, keys, bias, op));
+    }
+    all.extend([249, 749].map(|t| bias_table(t, 1024, bias, vit()).bench()));
     for kv in [512, 2048, 8192, 32768] {
         all.push(cache(1, kv - 1, 1, (kv, kv), lm).bench());
     }
     all.push(cache(4, 2044, 4, (2048, 2048), lm).bench());
     all
+}
+
+/// As [`packed`], one sequence, with a bias for `keys` keys.
+fn bias_table(t: usize, keys: usize, fill: Fill, op: Attention) -> Case<Attention> {
+    let one = packed(t, 1, None, op);
+    let op = Attention { bias: true, ..one.op.clone() };
+    let heads = op.heads;
+    Case { name: format!("{}_bias{keys}", one.name), op, ..one }.act_f32(&[heads, keys], fill)
 }
 
 /// (T, rows of p, heads, head dim).
@@ -183,12 +201,10 @@ pub(super) fn key_bias() -> Vec<Case<KeyBias>> {
     all
 }
 
-pub(super) fn fold_keys() -> Vec<Case<FoldKeys>> {
+pub(super) fn add_keys() -> Vec<Case<AddKeys>> {
     let case = |(t, cap, heads, head_dim): (usize, usize, usize, usize)| {
-        let op = FoldKeys { heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
         let c = heads * head_dim;
-        let case = Case::new(format!("t{t}_h{heads}_d{head_dim}"), op);
-        case.act(&[t, 3 * c]).act(&[cap, c]).weight(&[c]).weight(&[c])
+        Case::new(format!("t{t}_c{c}"), AddKeys).act(&[t, 3 * c]).act(&[cap, c])
     };
     let mut all: Vec<_> = KEYS.map(case).into();
     all.extend([249, 749].map(|t| case((t, 1024, 16, 64)).bench()));

@@ -20,6 +20,11 @@ const ONE_CLUSTER_KEYS: usize = 2048;
 /// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against
 /// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 17.6 against 27.
 const WGMMA_KEYS: usize = 384;
+/// The same with a bias per key: 5.5 against 6.0 us at 249 rows, 13.9 against 17.9 at 749.
+const WGMMA_KEYS_WITH_BIAS: usize = 192;
+/// Keys from which one row's splits that are merged at once (`attention/decode.cu`) are ahead of clusters: 22.4 against
+/// 24.6 to 26.2 us at 32768, where 10.1 and 8.5 are taken at 8192.
+const ONCE_KEYS: usize = 32768;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Choice {
@@ -128,22 +133,26 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
             Wanted::Mma => choice,
         },
         (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
-            let decode = wanted.decode.unwrap_or(Decoding::Clusters(None));
+            let ahead = match arch == 90 && tiles == 1 && kv_bucket >= ONCE_KEYS {
+                true => Decoding::Once,
+                false => Decoding::Clusters(None),
+            };
+            let decode = wanted.decode.unwrap_or(ahead);
             decode.choose(tiles, splits, op.kv_heads, kv_bucket, arch).unwrap_or(choice)
         }
         _ => choice,
     }
 }
 
-/// The faster of the two tile kernels, as far as measured. With a bias per key `wgmma.cu` was behind, 12.1 against 6.0 us
-/// at 249 rows, 27.8 against 17.8 at 749, before the bias came through shared memory.
+/// The faster of the two tile kernels, as far as measured.
 fn on_hopper(op: &Attention, t: usize) -> Wanted {
     let keys = match op.source {
         Source::Cache { kv_bucket } => kv_bucket,
         _ => t / op.batch,
     };
     let chunks = matches!(op.mask, Mask::Chunk { .. });
-    match keys >= WGMMA_KEYS && !op.bias && !chunks {
+    let enough = if op.bias { WGMMA_KEYS_WITH_BIAS } else { WGMMA_KEYS };
+    match keys >= enough && !chunks {
         true => Wanted::Wgmma,
         false => Wanted::Mma,
     }
@@ -310,8 +319,9 @@ mod tests {
             ((vit(13), 13 * 1025), true),
             // 300 rows each: the keys of one sequence count.
             ((vit(4), 4 * 300), false),
-            (audio(249), false),
-            (audio(749), false),
+            (audio(74), false),
+            (audio(249), true),
+            (audio(749), true),
             (chunks(749), false),
         ] {
             let wgmma = choose(&op, t, 90, Switches::default()) == Choice::Wgmma;
@@ -325,6 +335,10 @@ mod tests {
         // One row is a decode step.
         let one_row = choose(&cache(28, 4, 128, 2048), 1, 90, Switches::default());
         assert!(matches!(one_row, Choice::DecodeCluster { .. }), "{one_row:?}");
+        let long = |t, arch| choose(&cache(28, 4, 128, 32768), t, arch, Switches::default());
+        assert_eq!(long(1, 90), Choice::DecodeOnce { tiles: 1, splits: 32 });
+        assert!(matches!(long(4, 90), Choice::DecodeCluster { .. } | Choice::Decode { .. }));
+        assert!(matches!(long(1, 80), Choice::Decode { .. }));
         for bad in ["", "WGMMA", "wgmma/1", "wgmma-free"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }

@@ -99,7 +99,7 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
         crate::bail_runtime!("{}: {n} rows in a cache of {s_max}", io.ins.descs[1].name);
     }
     let bias = match op.bias {
-        true => Some(io.ins.f32s(io.ins.len() - 1)?),
+        true => Some((io.ins.f32s(io.ins.len() - 1)?, io.ins.extent(io.ins.len() - 1).1)),
         false => None,
     };
 
@@ -131,8 +131,8 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
                 let keys = &keys[(seq * g + kv) * d * n..];
                 add_rows(scores, q.at(seq * rows + i, head), |c| &keys[c * n + seen.start..c * n + seen.end]);
                 match bias {
-                    Some(bias) => {
-                        let bias = &bias[head * t + seq * rows + seen.start..];
+                    Some((bias, width)) => {
+                        let bias = &bias[head * width + seq * rows + seen.start..];
                         scores.iter_mut().zip(bias).for_each(|(s, b)| *s = *s * op.scale + b);
                     }
                     None => scores.iter_mut().for_each(|s| *s *= op.scale),
@@ -152,29 +152,32 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
     Ok(())
 }
 
-/// `KeyBias` (`first` 0) and `FoldKeys` (`first` C): the key columns begin at `first` of a row.
-pub(super) fn fold_keys(
-    io: &mut CpuIo<'_>,
-    heads: usize,
-    head_dim: usize,
-    scale: f32,
-    first: usize,
-) -> Result<()> {
+pub(super) fn key_bias(io: &mut CpuIo<'_>, heads: usize, head_dim: usize, scale: f32) -> Result<()> {
     let (x, p) = (io.ins.f32s(0)?, io.ins.vector(1)?);
     let (u, vb) = (io.ins.vector(2)?, io.ins.vector(3)?);
     let (t, cols) = io.ins.extent(0);
     let (y, bias) = io.outs.f32_pair(0, 1)?;
-    y.copy_from_slice(x);
     for row in 0..t {
         for head in 0..heads {
             let mut sum = 0.0;
             for c in head * head_dim..(head + 1) * head_dim {
-                let (at, p) = (row * cols + first + c, p[row * heads * head_dim + c]);
-                sum += u[c] * x[at] + vb[c] * p;
-                y[at] = x[at] + p;
+                let at = row * cols + c;
+                sum += u[c] * x[at] + vb[c] * p[at];
+                y[at] = x[at] + p[at];
             }
             bias[head * t + row] = scale * sum;
         }
+    }
+    Ok(())
+}
+
+pub(super) fn add_keys(io: &mut CpuIo<'_>) -> Result<()> {
+    let (x, p) = (io.ins.f32s(0)?, io.ins.f32s(1)?);
+    let (cols, c) = (io.ins.extent(0).1, io.ins.extent(1).1);
+    let y = io.outs.f32s(0)?;
+    y.copy_from_slice(x);
+    for (y, p) in y.chunks_exact_mut(cols).zip(p.chunks_exact(c)) {
+        y[c..2 * c].iter_mut().zip(p).for_each(|(y, p)| *y += p);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, choose};
 use super::wgmma::WgmmaTile;
-use super::{Attention, FoldKeys, KeyBias, Mask, SinTable, Source};
+use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
@@ -33,6 +33,7 @@ struct AttentionParams {
     chunk: u32,
     left: i32,
     scale: f32,
+    bias_row: u32,
 }
 
 struct Naive;
@@ -156,6 +157,7 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
         chunk: chunk as u32,
         left: left as i32,
         scale: op.scale,
+        bias_row: if op.bias { last.cols() as u32 } else { 0 },
     })
 }
 
@@ -206,7 +208,7 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
     };
     let dtype = io.outs[0].desc.dtype;
     let k = kv(a.k).map(dtype, op, tile.keys)?;
-    let (all, at_once) = ([(op.heads * op.batch * rows) as u64], [tile.keys as u32 + 4]);
+    let (all, at_once) = ([op.heads as u64 * u64::from(a.bias_row)], [tile.keys as u32 + 4]);
     let bias = match tile.bias {
         true => TensorMap::encode(DType::F32, a.bias, &all, &[], &at_once, Swizzle::None, L2Promotion::B128)?,
         false => k,
@@ -299,62 +301,71 @@ unsafe impl Kernel for FoldKeysKernel {
 }
 
 /// Threads of the kernels in whale.cu.
-const WHALE_THREADS: usize = 256;
+const WHALE_THREADS: u32 = 256;
 
-/// The key columns begin at column `first` of a row; `copy` when the others must be copied.
-fn fold_keys(
-    l: &mut Launcher<'_>,
-    io: &GpuIo<'_>,
-    (heads, head_dim, scale): (usize, usize, f32),
-    packed: bool,
-) -> Result<()> {
-    let ([x, p, u, vb], [y, bias]) = io.take()?;
-    let dtype = x.desc.dtype;
-    crate::ensure_input!(
-        head_dim % 8 == 0 && head_dim <= 256 && u.desc.dtype == dtype,
-        "{}: wants D % 8 == 0, D <= 256 and u, vb of k's type on the GPU; got D {head_dim}, u {}",
-        y.name(),
-        u.desc.brief()
-    );
-    let (rows, lanes) = (x.rows(), (head_dim / 8).next_power_of_two());
-    let keys = |x: GpuTensor<'_>| {
-        let first = if packed { heads * head_dim } else { 0 };
-        x.ptr.offset(first * dtype.bytes())
-    };
-    let params = FoldKeysParams {
-        x: keys(x),
-        p: p.ptr,
-        u: u.ptr,
-        vb: vb.ptr,
-        y: keys(y),
-        bias: bias.ptr,
-        row_stride: x.cols() as u32,
-        rows: rows as u32,
-        heads: heads as u32,
-        head_dim: head_dim as u32,
-        lanes: lanes as u32,
-        copy: u32::from(packed && x.ptr != y.ptr),
-        scale,
-    };
-    let ctas = (rows * heads).div_ceil(WHALE_THREADS / lanes);
+impl CudaOp for KeyBias {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, p, u, vb], [y, bias]) = io.take()?;
+        let (dtype, head_dim) = (x.desc.dtype, self.head_dim);
+        crate::ensure_input!(
+            head_dim % 8 == 0 && head_dim <= 256 && u.desc.dtype == dtype,
+            "{}: wants D % 8 == 0, D <= 256 and u, vb of k's type on the GPU; got D {head_dim}, u {}",
+            y.name(),
+            u.desc.brief()
+        );
+        let params = FoldKeysParams {
+            x: x.ptr,
+            p: p.ptr,
+            u: u.ptr,
+            vb: vb.ptr,
+            y: y.ptr,
+            bias: bias.ptr,
+            row_stride: x.cols() as u32,
+            rows: x.rows() as u32,
+            heads: self.heads as u32,
+            head_dim: head_dim as u32,
+            lanes: (head_dim / 8).next_power_of_two() as u32,
+            copy: 0,
+            scale: self.scale,
+        };
+        fold_keys(l, dtype, &params)
+    }
+}
+
+impl CudaOp for AddKeys {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, p], [y]) = io.take()?;
+        let (dtype, c) = (x.desc.dtype, p.cols());
+        crate::ensure_input!(c % 8 == 0, "{}: wants C % 8 == 0 on the GPU; got {c}", y.name());
+        let keys = |x: GpuTensor<'_>| x.ptr.offset(c * dtype.bytes());
+        let params = FoldKeysParams {
+            x: keys(x),
+            p: p.ptr,
+            u: DevicePtr::NULL,
+            vb: DevicePtr::NULL,
+            y: keys(y),
+            bias: DevicePtr::NULL,
+            row_stride: x.cols() as u32,
+            rows: x.rows() as u32,
+            heads: (c / 8) as u32,
+            head_dim: 8,
+            lanes: 1,
+            copy: u32::from(x.ptr != y.ptr),
+            scale: 0.0,
+        };
+        fold_keys(l, dtype, &params)
+    }
+}
+
+/// One launch of the kernel that both share.
+fn fold_keys(l: &mut Launcher<'_>, dtype: DType, p: &FoldKeysParams) -> Result<()> {
+    let ctas = (p.rows * p.heads).div_ceil(WHALE_THREADS / p.lanes);
     if ctas == 0 {
         return Ok(());
     }
     // SAFETY: infer() fixed the extents, the planner put them in live memory; a group of lanes touches the columns of
-    // one head in one row below `rows`, and p has at least as many rows.
-    unsafe { l.launch::<FoldKeysKernel>(dtype, Geometry::grid([ctas as u32, 1, 1]), &params) }
-}
-
-impl CudaOp for KeyBias {
-    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        fold_keys(l, io, (self.heads, self.head_dim, self.scale), false)
-    }
-}
-
-impl CudaOp for FoldKeys {
-    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        fold_keys(l, io, (self.heads, self.head_dim, self.scale), true)
-    }
+    // one head in one row below `rows`, and p has at least as many rows; u, vb and bias are all there or all null.
+    unsafe { l.launch::<FoldKeysKernel>(dtype, Geometry::grid([ctas, 1, 1]), p) }
 }
 
 #[repr(C)]
@@ -382,7 +393,7 @@ impl CudaOp for SinTable {
             pe.name(),
             pe.desc.brief()
         );
-        let ctas = (self.rows * self.width / 2).div_ceil(WHALE_THREADS);
+        let ctas = (self.rows * self.width / 2).div_ceil(WHALE_THREADS as usize);
         if ctas == 0 {
             return Ok(());
         }

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
-pub use whale::{FoldKeys, KeyBias, SinTable};
+pub use whale::{AddKeys, KeyBias, SinTable};
 
 /// Which keys a query sees, within its sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +65,7 @@ pub enum Source {
 /// | Packed | qkv `[T, (H + 2G)·D]` | the same |
 /// | Cache | q `[T, H·D]`, kv state `[2, G, S_max, D]` | row i is position `step.pos + i`; the cache up to there |
 ///
-/// With `bias`, one more input, f32 `[H, T]`: it is added to the scaled score of key j. A bias of -inf hides a key; a
+/// With `bias`, one more input, f32 `[H, T]`, or of one sequence `[H, R >= T]`: it is added to the scaled score of key j. A bias of -inf hides a key; a
 /// row that sees no key gives 0. With a cache, rows from `step.valid_rows` on give 0; the other sources know no
 /// padding rows. outs: `[T, H·D]`.
 #[derive(Clone, PartialEq, Debug)]
@@ -108,7 +108,11 @@ impl Attention {
                 )
             }
         };
-        let bias = if self.bias { format!(", bias [{h}, T] f32") } else { String::new() };
+        let bias = if self.bias {
+            format!(", bias [{h}, T] f32 (of one sequence: [{h}, R >= T])")
+        } else {
+            String::new()
+        };
         format!("{ins}{bias}; T % {} = 0, and {h} query heads on {g} kv heads", self.batch)
     }
 
@@ -139,7 +143,12 @@ impl Attention {
             }
             _ => false,
         };
-        let bias_fits = bias.is_none_or(|b| b.shape.dims() == [h, t] && b.dtype == DType::F32);
+        let bias_fits = bias.is_none_or(|b| match b.shape.dims() {
+            [heads, keys] => {
+                *heads == h && b.dtype == DType::F32 && (*keys == t || self.batch == 1 && *keys > t)
+            }
+            _ => false,
+        });
         fits && bias_fits && t % self.batch == 0
     }
 }

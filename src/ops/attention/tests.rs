@@ -174,26 +174,30 @@ fn a_cache_that_is_too_short_is_an_error() {
     assert!(message.contains("17 rows in a cache of 16"), "{message}");
 }
 
-/// Whale's scores as the paper writes them equal attention over folded keys with the bias.
+/// Whale's scores as the paper writes them are those of plain attention: over keys k + p with a bias of the keys, and
+/// with queries q + u and a bias of the positions alone.
 #[test]
 fn folding_keys_keeps_the_scores() {
     let (h, d, t, cap) = (3, 8, 10, 14);
     let c = h * d;
     let (qkv, p) = (noise(t * 3 * c, 5), noise(cap * c, 6));
     let (u, vb) = (noise(c, 7), noise(c, 8));
+    let less_u: Vec<f32> = u.iter().map(|u| -u).collect();
     let scale = 0.4;
-    let op = FoldKeys { heads: h, head_dim: d, scale };
-    let ins: [(&[usize], &[f32]); 4] = [(&[t, 3 * c], &qkv), (&[cap, c], &p), (&[c], &u), (&[c], &vb)];
-    let folded = run(&op, Step::default(), &ins);
+    let op = KeyBias { heads: h, head_dim: d, scale };
     let k: Vec<f32> = qkv.chunks_exact(3 * c).flat_map(|r| r[c..2 * c].to_vec()).collect();
     let ins: [(&[usize], &[f32]); 4] = [(&[t, c], &k), (&[cap, c], &p), (&[c], &u), (&[c], &vb)];
-    let separate = run(&KeyBias { heads: h, head_dim: d, scale }, Step::default(), &ins);
-    assert_eq!(folded[1], separate[1]);
+    let folded = run(&op, Step::default(), &ins);
+    let ins: [(&[usize], &[f32]); 4] = [(&[cap, c], &p), (&[cap, c], &p), (&[c], &less_u), (&[c], &vb)];
+    let of_positions = &run(&op, Step::default(), &ins)[1];
+    let ins: [(&[usize], &[f32]); 2] = [(&[t, 3 * c], &qkv), (&[cap, c], &p)];
+    let packed = &run(&AddKeys, Step::default(), &ins)[0];
 
     for i in 0..t {
         for j in 0..t {
-            assert_eq!(folded[0][j * 3 * c + c..j * 3 * c + 2 * c], separate[0][j * c..(j + 1) * c]);
-            assert_eq!(folded[0][j * 3 * c..j * 3 * c + c], qkv[j * 3 * c..j * 3 * c + c]);
+            assert_eq!(packed[j * 3 * c + c..j * 3 * c + 2 * c], folded[0][j * c..(j + 1) * c]);
+            assert_eq!(packed[j * 3 * c..j * 3 * c + c], qkv[j * 3 * c..j * 3 * c + c]);
+            assert_eq!(packed[j * 3 * c + 2 * c..(j + 1) * 3 * c], qkv[j * 3 * c + 2 * c..(j + 1) * 3 * c]);
             for head in 0..h {
                 let at = |x: usize| head * d + x;
                 let paper: f32 = (0..d)
@@ -203,10 +207,15 @@ fn folding_keys_keeps_the_scores() {
                     })
                     .sum();
                 let q = &qkv[i * 3 * c + at(0)..][..d];
-                let ours: f32 =
-                    scale * q.iter().zip(&separate[0][j * c + at(0)..]).map(|(a, b)| a * b).sum::<f32>();
-                let ours = ours + separate[1][head * t + j];
-                assert!((ours - paper).abs() < 1e-5, "{i} {j} {head}: {ours} {paper}");
+                let keys = &folded[0][j * c + at(0)..][..d];
+                let dot = |add: &[f32]| -> f32 {
+                    let terms = q.iter().zip(add).zip(keys).map(|((q, add), k)| (q + add) * k);
+                    scale * terms.sum::<f32>()
+                };
+                let of_keys = dot(&[0.0; 8]) + folded[1][head * t + j];
+                assert!((of_keys - paper).abs() < 1e-5, "{i} {j} {head}: {of_keys} {paper}");
+                let of_positions = dot(&u[at(0)..][..d]) + of_positions[head * cap + j];
+                assert!((of_positions - paper).abs() < 1e-5, "{i} {j} {head}: {of_positions} {paper}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Whale's attention without relative shift:
 //! `scale·((q_i + u)·k_j + (q_i + v)·p_j) = scale·q_i·(k_j + p_j) + scale·(u·k_j + v·p_j)`:
-//! plain attention over keys `k + p` with one bias per key and head.
+//! plain attention over keys `k + p` with one bias per key and head. As
+//! `scale·(q_i + u)·(k_j + p_j) + scale·(v - u)·p_j` that bias is known before a sound is: the models use this form.
 
 use super::{Case, CpuIo, OpDef, cases, cpu, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
@@ -16,15 +17,11 @@ pub struct KeyBias {
     pub scale: f32,
 }
 
-/// [`KeyBias`] on the key columns of a packed qkv; q and v pass through.
+/// Adds row t of a table to the key columns of row t of a packed qkv; q and v pass through.
 ///
-/// ins: qkv `[T, 3·H·D]`, p `[cap >= T, H·D]`, u `[H·D]`, vb `[H·D]`; outs: qkv' `[T, 3·H·D]`, bias f32 `[H, T]`.
+/// ins: qkv `[T, 3·C]`, p `[cap >= T, C]`; outs: qkv' `[T, 3·C]`.
 #[derive(Clone, PartialEq, Debug)]
-pub struct FoldKeys {
-    pub heads: usize,
-    pub head_dim: usize,
-    pub scale: f32,
-}
+pub struct AddKeys;
 
 /// Absolute positions (Vaswani et al. 2017): `pe[t, 2i] = sin(t · 10000^(-2i/width))`, `pe[t, 2i+1] = cos(same)`.
 /// The frequency is rounded to f32, then the angle.
@@ -37,19 +34,18 @@ pub struct SinTable {
     pub dtype: DType,
 }
 
-/// Whether `ins` are keys of `parts` blocks of C columns, p `[cap >= T, C]`, u `[C]` and vb `[C]`.
-fn fits(ins: &[&Desc], c: usize, parts: usize) -> bool {
+/// Whether `ins` are keys of `parts` blocks of C columns, and p `[cap >= T, C]`.
+fn takes_table(k: &Desc, p: &Desc, c: usize, parts: usize) -> bool {
+    let p_rows = p.shape.dims() == [p.rows(), c] && p.rows() >= k.rows();
+    k.shape.dims() == [k.rows(), parts * c] && k.dtype.is_float() && c > 0 && p_rows && p.dtype == k.dtype
+}
+
+/// Whether `ins` are keys, p `[cap >= T, C]`, u `[C]` and vb `[C]`.
+fn fits(ins: &[&Desc], c: usize) -> bool {
     match ins {
         [k, p, u, vb] => {
-            let p_rows = p.shape.dims() == [p.rows(), c] && p.rows() >= k.rows();
             let vectors = u.shape.dims() == [c] && vb.shape.dims() == [c];
-            let same = p.dtype == k.dtype && u.dtype == vb.dtype;
-            k.shape.dims() == [k.rows(), parts * c]
-                && k.dtype.is_float()
-                && c > 0
-                && p_rows
-                && vectors
-                && same
+            takes_table(k, p, c, 1) && vectors && u.dtype == vb.dtype
         }
         _ => false,
     }
@@ -60,7 +56,7 @@ impl OpDef for KeyBias {
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
         let c = self.heads * self.head_dim;
-        if !fits(ins, c, 1) {
+        if !fits(ins, c) {
             let wants = format!("k [T, {c}], p [cap >= T, {c}] of k's type, u [{c}], vb [{c}] of one type");
             return Err(mismatch(Self::NAME, &wants, ins));
         }
@@ -81,7 +77,7 @@ impl OpDef for KeyBias {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
-        cpu::fold_keys(io, self.heads, self.head_dim, self.scale, 0)
+        cpu::key_bias(io, self.heads, self.head_dim, self.scale)
     }
 
     fn cases() -> Vec<Case<Self>> {
@@ -89,27 +85,20 @@ impl OpDef for KeyBias {
     }
 }
 
-impl OpDef for FoldKeys {
-    const NAME: &'static str = "FoldKeys";
+impl OpDef for AddKeys {
+    const NAME: &'static str = "AddKeys";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let c = self.heads * self.head_dim;
-        if !fits(ins, c, 3) {
-            let wants =
-                format!("qkv [T, {}], p [cap >= T, {c}] of qkv's type, u [{c}], vb [{c}] of one type", 3 * c);
-            return Err(mismatch(Self::NAME, &wants, ins));
+        match ins {
+            [qkv, p] if takes_table(qkv, p, p.cols(), 3) => Ok(vec![(qkv.dtype, qkv.shape)]),
+            _ => Err(mismatch(Self::NAME, "qkv [T, 3·C], p [cap >= T, C] of qkv's type", ins)),
         }
-        Ok(vec![(ins[0].dtype, ins[0].shape), (DType::F32, Shape::new(&[self.heads, ins[0].rows()]))])
     }
 
     /// In the slot of its input, which is how it runs in a model, it touches the key columns alone.
-    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+    fn cost(&self, ins: &[&Desc], _: &[&Desc]) -> Cost {
         let keys = ins[0].bytes() / 3;
-        Cost {
-            flops: 5 * ins[0].shape.len() as u64 / 3,
-            read_bytes: 2 * keys + ins[2].bytes() + ins[3].bytes(),
-            written_bytes: keys + outs[1].bytes(),
-        }
+        Cost { flops: ins[0].shape.len() as u64 / 3, read_bytes: 2 * keys, written_bytes: keys }
     }
 
     fn reuse(&self) -> &'static [(usize, usize)] {
@@ -117,11 +106,11 @@ impl OpDef for FoldKeys {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
-        cpu::fold_keys(io, self.heads, self.head_dim, self.scale, self.heads * self.head_dim)
+        cpu::add_keys(io)
     }
 
     fn cases() -> Vec<Case<Self>> {
-        cases::fold_keys()
+        cases::add_keys()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The shapes that test, benchmark and profile share.
 
-use super::{AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, PrependClass};
+use super::{AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, Pixels, PrependClass};
 use crate::core::DType;
 use crate::ops::{Case, Fill};
 
@@ -8,8 +8,13 @@ const UNIT: Fill = Fill::Uniform { centre: 0.0, scale: 1.0 };
 
 pub(super) fn patchify() -> Vec<Case<Patchify>> {
     let case = |n: usize, s: usize, patch: usize, padded_cols: usize, dtype: DType| {
-        Case::new(format!("n{n}_s{s}_p{patch}_{dtype}"), Patchify { patch, padded_cols, dtype })
-            .act_f32(&[n, 3, s, s], UNIT)
+        let op = Patchify { pixels: Pixels::Values, patch, padded_cols, dtype };
+        Case::new(format!("n{n}_s{s}_p{patch}_{dtype}"), op).act_f32(&[n, 3, s, s], UNIT)
+    };
+    let bytes = |n: usize, s: usize, patch: usize, padded_cols: usize| {
+        let pixels = Pixels::Bytes { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+        let op = Patchify { pixels, patch, padded_cols, dtype: DType::BF16 };
+        Case::new(format!("bytes_n{n}_s{s}_p{patch}"), op).ids(&[n, s, 3 * s / 4], u32::MAX)
     };
     vec![
         case(3, 56, 14, 592, DType::BF16),
@@ -17,6 +22,10 @@ pub(super) fn patchify() -> Vec<Case<Patchify>> {
         case(2, 15, 5, 80, DType::BF16),
         case(1, 448, 14, 592, DType::BF16).bench(),
         case(13, 448, 14, 592, DType::BF16).bench(),
+        bytes(3, 56, 14, 592),
+        bytes(2, 20, 5, 80),
+        bytes(1, 448, 14, 592).bench(),
+        bytes(13, 448, 14, 592).bench(),
     ]
 }
 
@@ -121,6 +130,8 @@ pub(super) fn conv1d() -> Vec<Case<Conv1d>> {
     };
     let mut all =
         vec![case(1, 128, 256), case(2, 8, 16), case(37, 128, 256), case(130, 72, 136), case(139, 64, 40)];
+    // Windows out of even rows and odd ones: two rows, an even number, rows behind the first tile of 64.
+    all.extend([(2, 64, 24), (38, 128, 250), (300, 192, 136)].map(|(t, c, n)| case(t, c, n)));
     let ints = Case::new("ints_t45_c16_n40", Conv1d { kernel: 5, stride: 2, pad_right: 4 })
         .act_with(&[45, 16], Fill::SmallInts)
         .weight_with(&[40, 80], Fill::SmallInts)

@@ -1,6 +1,6 @@
 //! References: copies as the definitions say, convolutions as products with gathered rows.
 
-use super::{Conv1d, Conv2d, Patchify, PixelShuffle};
+use super::{Conv1d, Conv2d, Patchify, PixelShuffle, Pixels};
 use crate::core::Result;
 use crate::cpu::gemm::{Rows, gemm};
 use crate::ops::CpuIo;
@@ -8,8 +8,25 @@ use crate::ops::elementwise::Act;
 use rayon::prelude::*;
 
 pub(super) fn patchify(op: &Patchify, io: &mut CpuIo<'_>) -> Result<()> {
-    let (s, p, cols) = (io.ins.descs[0].shape[3], op.patch, op.padded_cols);
-    let (x, g) = (io.ins.f32s(0)?, s / p);
+    let (p, cols) = (op.patch, op.padded_cols);
+    let s = op.pixels.side(io.ins.descs[0]).unwrap_or(0);
+    let g = s / p;
+    let from_bytes;
+    let x = match op.pixels {
+        Pixels::Values => io.ins.f32s(0)?,
+        Pixels::Bytes { mean, std } => {
+            let words = io.ins.u32s(0)?;
+            let byte = |i: usize| words[i / 4].to_le_bytes()[i % 4];
+            let plane = s * s;
+            from_bytes = (0..words.len() * 4)
+                .map(|i| {
+                    let (tile, c, at) = (i / (3 * plane), i / plane % 3, i % plane);
+                    (f32::from(byte((tile * plane + at) * 3 + c)) / 255.0 - mean[c]) / std[c]
+                })
+                .collect::<Vec<f32>>();
+            &from_bytes
+        }
+    };
     let y = io.outs.f32s(0)?;
     for (row, y) in y.chunks_exact_mut(cols).enumerate() {
         let (tile, i, j) = (row / (g * g), row / g % g, row % g);

@@ -1,6 +1,8 @@
 //! Launchers of the convolutions and of what stands around them.
 
-use super::{AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, PrependClass, conv1, wgmma};
+use super::{
+    AssembleTokens, Cmvn, Conv1d, Conv2d, Patchify, PixelShuffle, Pixels, PrependClass, conv1, wgmma,
+};
 use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
@@ -42,6 +44,9 @@ struct PatchifyParams {
     patch: u32,
     cols: u32,
     vectors: u32,
+    bytes: u32,
+    mean: [f32; 3],
+    std: [f32; 3],
 }
 
 struct PatchifyKernel;
@@ -150,15 +155,22 @@ impl CudaOp for Patchify {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([x], [y]) = io.take()?;
         let vectors = vectors("Patchify", &y)?;
+        let (bytes, mean, std) = match self.pixels {
+            Pixels::Values => (0, [0.0; 3], [1.0; 3]),
+            Pixels::Bytes { mean, std } => (1, mean, std),
+        };
         let p = PatchifyParams {
             x: x.ptr,
             y: y.ptr,
-            size: x.desc.shape[3] as u32,
+            size: self.pixels.side(x.desc).unwrap_or(0) as u32,
             patch: self.patch as u32,
             cols: y.cols() as u32,
             vectors,
+            bytes,
+            mean,
+            std,
         };
-        // SAFETY: infer() made y's rows those of x's patches; a thread writes one vector below `vectors`.
+        // SAFETY: infer() made y's rows those of x's patches, four bytes of them in an element where x is u32; a thread writes one vector below `vectors`.
         unsafe { l.launch::<PatchifyKernel>(y.desc.dtype, cover(vectors as usize), &p) }
     }
 }
@@ -276,7 +288,20 @@ impl CudaOp for Conv2d {
         }
         let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
         let bias = Some(b);
-        Product { a: x, rows, m: pixels, w, bias, act, scale: None, residual: None, y }.launch(l)
+        let product = Product {
+            a: x,
+            rows,
+            m: pixels,
+            w,
+            bias,
+            act,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm: None,
+            y,
+        };
+        product.launch(l)
     }
 }
 
@@ -284,7 +309,23 @@ impl CudaOp for Conv1d {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([a, w, b], [y]) = io.take()?;
         let rows = RowsOf::Matrix { pitch: self.stride * a.cols() };
-        let act = LinearAct::None;
-        Product { a, rows, m: y.rows(), w, bias: Some(b), act, scale: None, residual: None, y }.launch(l)
+        let product = Product {
+            a,
+            rows,
+            m: y.rows(),
+            w,
+            bias: Some(b),
+            act: LinearAct::None,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm: None,
+            y,
+        };
+        let chip = wgmma::launch::chip(l)?;
+        match wgmma::windows(&chip, self.stride, [a.rows(), a.cols()], [y.rows(), w.rows(), w.cols()]) {
+            Some(plan) => product.launch_windows(l, plan),
+            None => product.launch(l),
+        }
     }
 }

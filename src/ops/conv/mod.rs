@@ -12,12 +12,23 @@ mod wgmma;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 
+/// How tiles come in.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Pixels {
+    /// f32 `[n, 3, S, S]`, normalised.
+    Values,
+    /// RGB bytes `[n, S, S, 3]`, four of them in a u32 `[n, S, 3·S / 4]`, the first the lowest. Each becomes
+    /// `(byte / 255 - mean) / std` of its channel, every step rounded to f32.
+    Bytes { mean: [f32; 3], std: [f32; 3] },
+}
+
 /// Cuts tiles into patches: row `n·P + i·g + j` is patch (i, j) of tile n, columns in the order (c, y, x) of a
 /// convolution's weights, zeros from `3·patch²` to `padded_cols`.
 ///
-/// ins: pixels f32 `[n, 3, S, S]`; outs: x `[n·P, padded_cols]` of type `dtype`, P = g² = (S / patch)².
+/// ins: tiles as [`Pixels`] says; outs: x `[n·P, padded_cols]` of type `dtype`, P = g² = (S / patch)².
 #[derive(Clone, PartialEq, Debug)]
 pub struct Patchify {
+    pub pixels: Pixels,
     pub patch: usize,
     pub padded_cols: usize,
     pub dtype: DType,
@@ -80,24 +91,37 @@ pub struct Conv1d {
     pub pad_right: usize,
 }
 
+impl Pixels {
+    /// Side of the tiles `x`, if that is what they are.
+    fn side(&self, x: &Desc) -> Option<usize> {
+        match (self, x.shape.dims(), x.dtype) {
+            (Pixels::Values, &[_, 3, h, w], DType::F32) if h == w => Some(h),
+            (Pixels::Bytes { .. }, &[_, h, words], DType::U32) if 3 * h == 4 * words => Some(h),
+            _ => None,
+        }
+    }
+}
+
 impl OpDef for Patchify {
     const NAME: &'static str = "Patchify";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
         let p = self.patch;
-        match ins {
-            [x] if matches!(x.shape.dims(), [_, 3, h, w] if h == w && p > 0 && h % p == 0)
-                && x.dtype == DType::F32
-                && self.padded_cols >= 3 * p * p =>
-            {
-                let patches = (x.shape[2] / p).pow(2);
-                Ok(vec![(self.dtype, Shape::new(&[x.shape[0] * patches, self.padded_cols]))])
+        let side = match ins {
+            [x] => self.pixels.side(x).filter(|side| p > 0 && side % p == 0),
+            _ => None,
+        };
+        match side {
+            Some(side) if self.padded_cols >= 3 * p * p => {
+                let rows = ins[0].shape[0] * (side / p).pow(2);
+                Ok(vec![(self.dtype, Shape::new(&[rows, self.padded_cols]))])
             }
             _ => {
-                let wants = format!(
-                    "pixels f32 [n, 3, S, S] with S % {p} == 0, and {} padded columns or more",
-                    3 * p * p
-                );
+                let tiles = match self.pixels {
+                    Pixels::Values => "pixels f32 [n, 3, S, S]",
+                    Pixels::Bytes { .. } => "pixels u32 [n, S, 3·S / 4]",
+                };
+                let wants = format!("{tiles} with S % {p} == 0, and {} padded columns or more", 3 * p * p);
                 Err(mismatch(Self::NAME, &wants, ins))
             }
         }

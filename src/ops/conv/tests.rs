@@ -52,12 +52,52 @@ fn run(op: &impl OpDef, x: &[usize], weights: &[&[usize]]) -> Vec<f32> {
 
 #[test]
 fn patches_are_rows_in_weight_order() {
-    let op = Patchify { patch: 2, padded_cols: 16, dtype: DType::F32 };
+    let op = Patchify { pixels: Pixels::Values, patch: 2, padded_cols: 16, dtype: DType::F32 };
     let y = run(&op, &[2, 3, 4, 4], &[]);
     assert_eq!(y.len(), 2 * 4 * 16);
     // Tile 1, patch (1, 0), channel 2, pixel (0, 1).
     assert_eq!(y[(4 + 2) * 16 + 2 * 4 + 1], value(((3 + 2) * 4 + 2) * 4 + 1, 0));
     assert_eq!(y[(4 + 2) * 16 + 12..][..4], [0.0; 4]);
+}
+
+/// Bytes become what the host makes of them, to the bit.
+#[test]
+fn patches_of_bytes_are_those_of_their_values() {
+    let (mean, std) = ([0.485f32, 0.456, 0.406], [0.229f32, 0.224, 0.225]);
+    let (n, s) = (2, 16);
+    let bytes: Vec<u8> = (0..n * s * s * 3).map(|i| (i * 37 % 256) as u8).collect();
+    let words =
+        HostData::U32(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+    let mut values = vec![0.0; bytes.len()];
+    for (i, byte) in bytes.iter().enumerate() {
+        let (tile, at, c) = (i / (3 * s * s), i / 3 % (s * s), i % 3);
+        values[(tile * 3 + c) * s * s + at] = (f32::from(*byte) / 255.0 - mean[c]) / std[c];
+    }
+    let values = HostData::F32(values);
+    let patches = |pixels: Pixels, x: Desc, data: CpuIn<'_>| {
+        let op = Patchify { pixels, patch: 4, padded_cols: 56, dtype: DType::F32 };
+        let (dtype, shape) = op.infer(&[&x]).unwrap()[0];
+        let y = desc("y", shape.dims(), dtype);
+        let mut io = CpuIo {
+            step: Step::default(),
+            ins: CpuIns { descs: vec![&x], data: vec![data] },
+            outs: CpuOuts { descs: vec![&y], data: vec![HostData::poison(dtype, shape.len())] },
+        };
+        op.cpu(&mut io).unwrap();
+        io.outs.data[0].f32s().to_vec()
+    };
+    let from_bytes = patches(
+        Pixels::Bytes { mean, std },
+        desc("x", &[n, s, 3 * s / 4], DType::U32),
+        CpuIn::U32(words.u32s()),
+    );
+    let from_values =
+        patches(Pixels::Values, desc("x", &[n, 3, s, s], DType::F32), CpuIn::F32(values.f32s()));
+    assert_eq!(from_bytes, from_values);
+
+    let op = Patchify { pixels: Pixels::Bytes { mean, std }, patch: 3, padded_cols: 32, dtype: DType::F32 };
+    let message = op.infer(&[&desc("x", &[1, 15, 11], DType::U32)]).unwrap_err().to_string();
+    assert!(message.contains("pixels u32 [n, S, 3·S / 4] with S % 3 == 0"), "{message}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `conv/wgmma.cu`, TMA and wgmma of sm_90a: when it convolves, on which tile, and the launch.
 
 use super::Extents2d;
-use crate::ops::linear::wgmma::Work;
+use crate::ops::linear::wgmma::{self as linear, Work};
 
 /// Tiles of `conv/wgmma.cu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,6 +148,20 @@ impl Wanted {
     }
 }
 
+/// The plan of a convolution over rows `[T, C]` as a product `[m, n, k]` in clusters, where `VIVACE_CONV` asks for wgmma:
+/// not timed yet. `None` where it is for the kernel that takes rows of any pitch.
+pub(super) fn windows(
+    chip: &Chip,
+    stride: usize,
+    [t, c]: [usize; 2],
+    product: [usize; 3],
+) -> Option<linear::Plan> {
+    let wanted = matches!(chip.wanted, Some(Wanted::Wgmma(_)));
+    // An image for 90a runs on 9.0 and on nothing newer.
+    let takes = chip.arch == 90 && stride == 2 && t >= 2 && c > 0 && c % 64 == 0 && product[0] > 0;
+    if wanted && takes { linear::of_windows(product, chip.sm_count) } else { None }
+}
+
 /// `None` where the convolution is for the kernels of [`crate::ops::linear`].
 pub(super) fn choose(p: &Problem, chip: &Chip) -> Option<Plan> {
     let wanted = match chip.wanted {
@@ -282,6 +296,8 @@ pub(super) mod launch {
                     cols: n as u32,
                     act,
                     out_f32: 0,
+                    residual_first: 0,
+                    residual_cols: 0,
                     unused: 0,
                 },
                 partials,
@@ -330,6 +346,21 @@ mod tests {
     fn element<const RANK: usize>(v: &View<RANK>, coordinates: [usize; RANK]) -> Option<usize> {
         let inside = coordinates.iter().zip(v.dims).all(|(&c, dim)| c < dim);
         inside.then(|| coordinates.iter().zip(v.strides).map(|(c, stride)| c * stride).sum())
+    }
+
+    #[test]
+    fn windows_of_rows_go_to_clusters_where_they_are_asked_for() {
+        let asked = Chip { wanted: Wanted::parse("wgmma"), ..H200 };
+        let adapter = [125, 2048, 5120];
+        assert!(windows(&asked, 2, [249, 1024], adapter).is_some());
+        assert_eq!(windows(&H200, 2, [249, 1024], adapter), None);
+        assert_eq!(windows(&Chip { wanted: Wanted::parse("mma"), ..H200 }, 2, [249, 1024], adapter), None);
+        assert_eq!(windows(&Chip { arch: 100, ..asked }, 2, [249, 1024], adapter), None);
+        // Another stride, one row, columns that are not whole steps, one step of K.
+        assert_eq!(windows(&asked, 1, [249, 1024], adapter), None);
+        assert_eq!(windows(&asked, 2, [1, 1024], [1, 2048, 5120]), None);
+        assert_eq!(windows(&asked, 2, [249, 72], [125, 2048, 360]), None);
+        assert_eq!(windows(&asked, 2, [249, 64], [125, 2048, 64]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::ops::CpuIo;
 const CHUNK: usize = 1 << 14;
 
 pub(super) fn map(io: &mut CpuIo<'_>, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
-    let x = io.ins.f32s(0)?;
+    let x = io.ins.values(0)?;
     let y = io.outs.f32s(0)?;
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
         y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x));
@@ -18,7 +18,7 @@ pub(super) fn map(io: &mut CpuIo<'_>, f: impl Fn(f32) -> f32 + Sync) -> Result<(
 }
 
 pub(super) fn zip(io: &mut CpuIo<'_>, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<()> {
-    let (a, b) = (io.ins.f32s(0)?, io.ins.f32s(1)?);
+    let (a, b) = (io.ins.values(0)?, io.ins.values(1)?);
     let y = io.outs.f32s(0)?;
     let ins = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
     y.par_chunks_mut(CHUNK).zip(ins).for_each(|(y, (a, b))| {

@@ -1,6 +1,6 @@
 //! References of the row choosers.
 
-use super::{LastRows, MEDIA_BIT};
+use super::{LastRows, MEDIA_BIT, Recent, RowsAt};
 use crate::core::Result;
 use crate::ops::CpuIo;
 use crate::ops::io::{CpuIn, CpuIns};
@@ -53,6 +53,36 @@ pub(super) fn last_rows(op: &LastRows, io: &mut CpuIo<'_>) -> Result<()> {
             Some(row) => y.copy_from_slice(&x[row * cols..][..cols]),
             None => y.fill(0.0),
         }
+    }
+    Ok(())
+}
+
+pub(super) fn rows_at(op: &RowsAt, io: &mut CpuIo<'_>) -> Result<()> {
+    let (table, (rows, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
+    let pos = io.step.pos as usize;
+    for (i, y) in io.outs.f32s(0)?.chunks_mut(cols).enumerate() {
+        match (pos + i).checked_sub(op.back).filter(|&row| row < rows) {
+            Some(row) => y.copy_from_slice(&table[row * cols..][..cols]),
+            None => y.fill(0.0),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn recent(op: &Recent, io: &mut CpuIo<'_>) -> Result<()> {
+    let (x, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
+    let (pos, ring_rows) = (io.step.pos as usize, io.outs.descs[1].rows());
+    let (y, ring) = io.outs.f32_pair(0, 1)?;
+    let (before, now) = y.split_at_mut(op.rows * cols);
+    for (i, y) in before.chunks_mut(cols).enumerate() {
+        match (pos + i).checked_sub(op.rows) {
+            Some(at) => y.copy_from_slice(&ring[at % ring_rows * cols..][..cols]),
+            None => y.fill(0.0),
+        }
+    }
+    now.copy_from_slice(x);
+    for (i, x) in x.chunks(cols).enumerate() {
+        ring[(pos + i) % ring_rows * cols..][..cols].copy_from_slice(x);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Launchers of the row choosers.
 
-use super::{Embed, EmbedSplice, LastRows, Splice};
+use super::{Embed, EmbedSplice, LastRows, Recent, RowsAt, Splice};
 use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::{CudaOp, checks};
@@ -51,6 +51,34 @@ unsafe impl Kernel for LastRowsKernel {
     const FILE: &'static str = "embed";
     const SYMBOL: &'static str = "last_rows";
     type Params = LastRowsParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RecentParams {
+    x: DevicePtr,
+    table: DevicePtr,
+    y: DevicePtr,
+    step: DevicePtr,
+    rows: u32,
+    table_rows: u32,
+    vectors: u32,
+}
+
+struct RowsAtKernel;
+// SAFETY: `rows_at` in kernels/embed.cu takes one RecentParams by value; loading compares the sizes.
+unsafe impl Kernel for RowsAtKernel {
+    const FILE: &'static str = "embed";
+    const SYMBOL: &'static str = "rows_at";
+    type Params = RecentParams;
+}
+
+struct RecentKernel;
+// SAFETY: `recent` in kernels/embed.cu takes one RecentParams by value; loading compares the sizes.
+unsafe impl Kernel for RecentKernel {
+    const FILE: &'static str = "embed";
+    const SYMBOL: &'static str = "recent";
+    type Params = RecentParams;
 }
 
 /// One thread per vector of `y`.
@@ -118,5 +146,44 @@ impl CudaOp for LastRows {
         };
         // SAFETY: infer() gave x and y one width; a row beyond `rows` is not read.
         unsafe { l.launch::<LastRowsKernel>(dtype, grid(&y), &p) }
+    }
+}
+
+impl CudaOp for RowsAt {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([table], [y]) = io.take()?;
+        let dtype = checks::same_t16("RowsAt", &[table, y])?;
+        checks::whole_vectors("RowsAt", &table, usize::MAX)?;
+        let p = RecentParams {
+            x: DevicePtr::NULL,
+            table: table.ptr,
+            y: y.ptr,
+            step: l.step(),
+            rows: self.back as u32,
+            table_rows: table.rows() as u32,
+            vectors: (y.cols() / 8) as u32,
+        };
+        // SAFETY: infer() gave table and y one width; a row beyond `table_rows` is not read.
+        unsafe { l.launch::<RowsAtKernel>(dtype, grid(&y), &p) }
+    }
+}
+
+impl CudaOp for Recent {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, ring], [y, _]) = io.take()?;
+        let dtype = checks::same_t16("Recent", &[x, ring, y])?;
+        checks::whole_vectors("Recent", &x, usize::MAX)?;
+        let p = RecentParams {
+            x: x.ptr,
+            table: ring.ptr,
+            y: y.ptr,
+            step: l.step(),
+            rows: self.rows as u32,
+            table_rows: ring.rows() as u32,
+            vectors: (y.cols() / 8) as u32,
+        };
+        // SAFETY: infer() gave x, ring and y one width, y the rows of both, and the ring at least as many: the rows that
+        // are read and those that are written are different ones, each below `table_rows`.
+        unsafe { l.launch::<RecentKernel>(dtype, grid(&y), &p) }
     }
 }

@@ -1,4 +1,4 @@
-//! Rows chosen by ids: token embeddings, media rows, the last rows of a run.
+//! Rows chosen by ids or by position: token embeddings, media rows, the last rows of a run, rows of earlier runs.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -34,6 +34,25 @@ pub struct EmbedSplice;
 #[derive(Clone, PartialEq, Debug)]
 pub struct LastRows {
     pub n: usize,
+}
+
+/// Rows of a table by position: `y[i] = table[step.pos - back + i]`; a zero row where there is none.
+///
+/// ins: table state `[R, C]`; outs: y `[rows, C]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RowsAt {
+    pub rows: usize,
+    pub back: usize,
+}
+
+/// The rows of this run behind the last `rows` of earlier ones, and kept for later ones. The state is a ring: the row at
+/// position i lies in row i mod R. x are the rows from `step.pos` on, y the rows from `step.pos - rows` on; a zero row
+/// where there is none.
+///
+/// ins: x `[T, C]`, ring state `[R >= rows + T, C]`; outs: y `[rows + T, C]`, the same state.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Recent {
+    pub rows: usize,
 }
 
 /// What copying the rows of `y` reads and writes: the rows, and one id for each.
@@ -195,11 +214,111 @@ impl OpDef for LastRows {
     }
 }
 
+impl OpDef for RowsAt {
+    const NAME: &'static str = "RowsAt";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        match ins {
+            [table] if table.shape.rank() == 2 && table.dtype.is_float() => {
+                Ok(vec![(table.dtype, Shape::new(&[self.rows, table.cols()]))])
+            }
+            _ => Err(mismatch(Self::NAME, "table [R, C]", ins)),
+        }
+    }
+
+    fn cost(&self, _: &[&Desc], outs: &[&Desc]) -> Cost {
+        Cost { flops: 0, read_bytes: outs[0].bytes(), written_bytes: outs[0].bytes() }
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        cpu::rows_at(self, io)
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let case = |rows: usize, back: usize, pos: usize, r: usize, c: usize| {
+            let fill = Fill::Uniform { centre: 0.0, scale: 1.0 };
+            let case = Case::new(format!("n{rows}_back{back}_at{pos}_r{r}_c{c}"), RowsAt { rows, back });
+            case.state(&[r, c], fill).step(pos, rows, 0)
+        };
+        vec![
+            case(1, 0, 0, 1, 8),
+            case(12, 8, 16, 64, 128),
+            case(5, 3, 2, 9, 1032),
+            case(7, 2, 60, 63, 16),
+            case(68, 64, 240, 1024, 1024).bench(),
+        ]
+    }
+}
+
+impl OpDef for Recent {
+    const NAME: &'static str = "Recent";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        match ins {
+            [x, ring]
+                if x.shape.rank() == 2
+                    && ring.shape.rank() == 2
+                    && ring.cols() == x.cols()
+                    && ring.dtype == x.dtype
+                    && ring.rows() >= self.rows + x.rows() =>
+            {
+                let y = Shape::new(&[self.rows + x.rows(), x.cols()]);
+                Ok(vec![(x.dtype, y), (ring.dtype, ring.shape)])
+            }
+            _ => {
+                let wants = format!("x [T, C], ring [R, C] of x's type with R >= T + {}", self.rows);
+                Err(mismatch(Self::NAME, &wants, ins))
+            }
+        }
+    }
+
+    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+        let bytes = outs[0].bytes();
+        Cost { flops: 0, read_bytes: bytes, written_bytes: bytes + ins[0].bytes() }
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(1, 1)]
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        cpu::recent(self, io)
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let case = |rows: usize, t: usize, pos: usize, r: usize, c: usize| {
+            let fill = Fill::Uniform { centre: 0.0, scale: 1.0 };
+            let case = Case::new(format!("n{rows}_t{t}_at{pos}_r{r}_c{c}"), Recent { rows });
+            case.act(&[t, c]).state(&[r, c], fill).step(pos, rows + t, 0)
+        };
+        vec![
+            case(0, 1, 0, 1, 8),
+            case(8, 4, 36, 12, 384),
+            case(3, 4, 9, 8, 1032),
+            case(8, 2, 14, 12, 128),
+            case(5, 3, 2, 9, 16),
+            case(64, 4, 240, 68, 3072).bench(),
+        ]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::Step;
     use crate::ops::testing::{floats, ids, run};
+
+    #[test]
+    fn rows_by_position() {
+        let table = || floats("table", &[4, 1], &[1.0, 2.0, 3.0, 4.0]);
+        let at = |rows, back, pos| {
+            run(RowsAt { rows, back }, Step::rows(pos, rows, 0), vec![table()]).unwrap()[0].clone()
+        };
+        assert_eq!(at(2, 0, 1).f32s(), [2.0, 3.0]);
+        assert_eq!(at(3, 2, 3).f32s(), [2.0, 3.0, 4.0]);
+        assert_eq!(at(3, 2, 1).f32s(), [0.0, 1.0, 2.0]);
+        assert_eq!(at(2, 0, 3).f32s(), [4.0, 0.0]);
+    }
 
     #[test]
     fn ids_choose_rows() {

@@ -1,6 +1,6 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
-use super::{Linear, LinearAct, LinearFused};
+use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
 use crate::ops::{Case, Fill};
 
 /// The matrices of the models, `(name, N, K)`.
@@ -106,7 +106,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
             Some(fill) => case.act_with(shape, fill),
             None => case.act(shape),
         };
-        let [bias, scale, residual] = [op.bias, op.scale, op.residual];
+        let [bias, scale, residual, norm] = [op.bias, op.scale, op.residual, op.norm.is_some()];
         let mut case = weight(act(Case::new(name, op), &[t, k]), &[n, k]);
         if bias {
             case = weight(case, &[n]);
@@ -117,9 +117,20 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         if residual {
             case = act(case, &[t, m]);
         }
+        if norm {
+            case = weight(case, &[k]);
+        }
         case
     };
-    let op = |bias, act, scale, residual| LinearFused { bias, act, scale, residual, out_f32: false };
+    let op = |bias, act, scale, residual| LinearFused {
+        bias,
+        act,
+        scale,
+        residual,
+        table_at: None,
+        norm: None,
+        out_f32: false,
+    };
     let swiglu = op(false, LinearAct::Swiglu, false, false);
     let kinds = [
         ("gelu", op(true, LinearAct::Gelu, false, false)),
@@ -154,6 +165,29 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     ] {
         all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
     }
+    // A table on some columns: (rows, N, K, rows of the table, its first column, its columns).
+    let table = |name: &str, [t, n, k]: [usize; 3], [rows, at, cols]: [usize; 3], fill: Option<Fill>| {
+        let plain = case(name, t, n, k, op(true, LinearAct::None, false, false), fill);
+        let op = LinearFused { residual: true, table_at: Some(at), ..plain.op.clone() };
+        let case = Case { op, ..plain };
+        match fill {
+            Some(fill) => case.act_with(&[rows, cols], fill),
+            None => case.act(&[rows, cols]),
+        }
+    };
+    for (shape, [rows, at, cols]) in [
+        ([1, 96, 896], [3, 32, 32]),
+        ([1, 48, 18944], [1, 8, 16]),
+        ([7, 192, 80], [9, 64, 64]),
+        ([16, 120, 592], [16, 0, 40]),
+        ([65, 120, 80], [70, 40, 40]),
+        ([129, 528, 592], [200, 176, 176]),
+        ([300, 1536, 1024], [512, 512, 512]),
+    ] {
+        let [t, n, k] = shape;
+        all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None));
+    }
+    all.push(table("table_ints_t70_n144_k128", [70, 144, 128], [80, 48, 48], Some(Fill::SmallInts)));
     // More tiles than a GPU takes at once.
     all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
     all.push(case("scale_residual_t3000_n1540_k8", 3000, 1540, 8, kinds[2].1.clone(), None));
@@ -173,6 +207,19 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("down_t{t}"), t, 3584, 18944, down.clone(), None).bench());
         all.push(case(&format!("o_t{t}"), t, 3584, 3584, down, None).bench());
     }
+    // The layers of the audio encoder.
+    for t in [74, 249, 749] {
+        all.push(table(&format!("whale_qkv_t{t}"), [t, 3072, 1024], [1024, 1024, 1024], None).bench());
+        let relu = op(true, LinearAct::Relu, false, false);
+        all.push(case(&format!("whale_w1_t{t}"), t, 4096, 1024, relu, None).bench());
+        let residual = op(true, LinearAct::None, false, true);
+        all.push(case(&format!("whale_w2_t{t}"), t, 1024, 4096, residual.clone(), None).bench());
+        all.push(case(&format!("whale_out_t{t}"), t, 1024, 1024, residual, None).bench());
+    }
+    // Beside 1025 rows: one row block of 192 less, and rows of x and w that are no power of two bytes apart.
+    for (name, t, k) in [("vit_fc2_t960", 960, 4096), ("vit_fc2_k4160_t1025", 1025, 4160)] {
+        all.push(case(name, t, 1024, k, op(true, LinearAct::None, true, true), None).bench());
+    }
     for t in [1025, 4100, 13325] {
         let gelu = op(true, LinearAct::Gelu, false, false);
         all.push(case(&format!("vit_fc1_t{t}"), t, 4096, 1024, gelu, None).bench());
@@ -180,5 +227,97 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("vit_fc2_t{t}"), t, 1024, 4096, scaled.clone(), None).bench());
         all.push(case(&format!("vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
     }
+    // A norm in front, of one row: every form of the kernel, around its batches.
+    let normed = |op: LinearFused| LinearFused { norm: Some(1e-6), ..op };
+    for (n, k) in [(515, 8), (70, 896), (37, 1800), (1031, 3584), (45, 4096), (24, 18944), (11, 20488)] {
+        for (name, op) in
+            [("normed", op(false, LinearAct::None, false, false)), ("normed_all", kinds[4].1.clone())]
+        {
+            all.push(case(&format!("{name}_t1_n{n}_k{k}"), 1, n, k, normed(op), None));
+        }
+    }
+    for (n, k) in [(48, 256), (4704, 3584), (48, 4096)] {
+        all.push(case(&format!("normed_swiglu_t1_n{n}_k{k}"), 1, n, k, normed(swiglu.clone()), None));
+        let f32_out = LinearFused { out_f32: true, ..normed(swiglu_all.clone()) };
+        all.push(case(&format!("normed_swiglu_all_t1_n{n}_k{k}"), 1, n, k, f32_out, None));
+    }
+    all.push(case("normed_gate_up_t1", 1, 37888, 3584, normed(swiglu), None).bench());
+    let logits = LinearFused { out_f32: true, ..normed(op(false, LinearAct::None, false, false)) };
+    all.push(case("normed_lm_head_t1", 1, 151665, 3584, logits, None).bench());
+    all
+}
+
+pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
+    let case = |norm: bool,
+                (t, valid): (usize, usize),
+                (h, g, d): (usize, usize, usize),
+                k: usize,
+                s: usize,
+                pos| {
+        let n = (h + 2 * g) * d;
+        let op = LinearRope { norm: norm.then_some(1e-6), heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
+        let name = if norm { "normed_" } else { "" };
+        let case = Case::new(format!("{name}t{t}_v{valid}_h{h}_g{g}_d{d}_k{k}_at{pos}"), op)
+            .act(&[t, k])
+            .weight(&[n, k])
+            .weight(&[n])
+            .state(&[2, g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+            .step(pos, valid, 0);
+        if norm { case.weight(&[k]) } else { case }
+    };
+    let mut all = Vec::new();
+    // Every form of the kernel for one row, the ends of the cache, a row that is padding.
+    for norm in [false, true] {
+        all.extend([
+            case(norm, (1, 1), (7, 1, 128), 896, 33, 32),
+            case(norm, (1, 1), (2, 1, 16), 8, 8, 0),
+            case(norm, (1, 0), (1, 2, 48), 80, 8, 3),
+            case(norm, (1, 1), (3, 2, 64), 3584, 30001, 30000),
+            case(norm, (1, 1), (1, 1, 256), 3584, 5, 4),
+            case(norm, (1, 1), (2, 1, 64), 4096, 7, 5),
+            case(norm, (1, 1), (1, 1, 80), 20488, 7, 0),
+            case(norm, (1, 1), (28, 4, 128), 3584, 4096, 511).bench(),
+        ]);
+    }
+    all.extend([
+        case(false, (2, 2), (2, 1, 16), 8, 8, 1),
+        case(false, (5, 3), (3, 2, 48), 592, 40, 7),
+        case(false, (8, 8), (7, 1, 128), 896, 33, 25),
+        case(false, (9, 9), (1, 2, 64), 3584, 30001, 29992),
+        case(false, (16, 11), (2, 2, 256), 1024, 64, 9),
+        case(false, (8, 8), (28, 4, 128), 3584, 4096, 500).bench(),
+        case(false, (16, 16), (28, 4, 128), 3584, 4096, 500).bench(),
+    ]);
+    all
+}
+
+pub(super) fn linear_arg_max() -> Vec<Case<LinearArgMax>> {
+    // Whole numbers: sums are exact and many are equal, so the lowest index decides, in whatever order they are taken.
+    let ints = |v: usize, k: usize, limit: u32| {
+        Case::new(format!("ints_v{v}_k{k}_below{limit}"), LinearArgMax { norm: None, limit })
+            .act_with(&[1, k], Fill::SmallInts)
+            .weight_with(&[v, k], Fill::SmallInts)
+    };
+    // Two largest logits are far enough apart, at these seeds, for any order of sums.
+    let normed = |v: usize, k: usize, limit: u32| {
+        Case::new(format!("normed_v{v}_k{k}_below{limit}"), LinearArgMax { norm: Some(1e-6), limit })
+            .act(&[1, k])
+            .weight(&[v, k])
+            .weight(&[k])
+    };
+    let mut all = vec![
+        ints(515, 8, 515),
+        ints(4099, 64, 4000),
+        ints(3, 80, 1),
+        ints(70, 4096, 70),
+        ints(1031, 3584, 1000),
+    ];
+    all.extend([
+        normed(515, 896, 515),
+        normed(1031, 3584, 1000),
+        normed(45, 4096, 45),
+        normed(37, 20488, 36),
+    ]);
+    all.push(normed(151665, 3584, 151665).bench());
     all
 }

@@ -24,15 +24,49 @@ pub(crate) struct Chip {
     pub scratch_bytes: usize,
     pub counters: usize,
     pub wanted: Option<Wanted>,
+    pub few_rows: Option<FewRows>,
 }
 
-/// What `VIVACE_GEMM` asks for, to test and to compare: `mma`, or tile and parts of K of the wgmma kernel, such as
-/// `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan that its estimate prefers. It holds for the products that have a choice between the two kernels.
+/// What may be asked for instead of the choice made here, to test and to compare: `mma`, or tile and parts of K of the
+/// wgmma kernel, such as `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan
+/// that its estimate prefers; `encoders` for [`wgmma::of_encoders`]. It holds for the products that have a choice
+/// between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
     Teams,
+    Encoders,
     Wgmma(wgmma::Plan),
+}
+
+/// What `VIVACE_GEMM` says, separated by commas: `MxNxK=WANTED` for one shape, `WANTED` for all others.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Wishes {
+    shapes: Vec<([usize; 3], Wanted)>,
+    others: Option<Wanted>,
+}
+
+impl Wishes {
+    pub fn parse(text: &str) -> Option<Wishes> {
+        let mut wishes = Wishes::default();
+        for item in text.split(',') {
+            match item.split_once('=') {
+                Some((shape, wanted)) => {
+                    let sizes: Vec<usize> =
+                        shape.split('x').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+                    wishes.shapes.push((sizes.try_into().ok()?, Wanted::parse(wanted)?));
+                }
+                None if wishes.others.is_none() => wishes.others = Some(Wanted::parse(item)?),
+                None => return None,
+            }
+        }
+        Some(wishes)
+    }
+
+    /// What holds for a product of that shape.
+    pub fn of(&self, shape: [usize; 3]) -> Option<Wanted> {
+        self.shapes.iter().find(|(s, _)| *s == shape).map(|(_, wanted)| *wanted).or(self.others)
+    }
 }
 
 impl Wanted {
@@ -40,9 +74,15 @@ impl Wanted {
         match text {
             "mma" => return Some(Wanted::Mma),
             "teams" => return Some(Wanted::Teams),
+            "encoders" => return Some(Wanted::Encoders),
             _ => {}
         }
         let (tile, splits) = text.split_once('/')?;
+        let (shared, tile) = match tile.split_at_checked(1)? {
+            ("w", rest) => (wgmma::Shared::W, rest),
+            ("x", rest) => (wgmma::Shared::X, rest),
+            _ => (wgmma::Shared::Nothing, tile),
+        };
         let (team, tile) = match tile.split_at_checked(2)? {
             ("1x", rest) => (wgmma::Team::One, rest),
             ("2x", rest) => (wgmma::Team::Two, rest),
@@ -51,8 +91,10 @@ impl Wanted {
         };
         let (bm, bn) = tile.split_once('x')?;
         let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
-        let mut tiles = wgmma::WgmmaTile::ALL.into_iter().chain(wgmma::WgmmaTile::TEAMS);
-        let tile = tiles.find(|t| (t.team, t.bm, t.bn) == (team, bm, bn))?;
+        let [all, teams, pairs] =
+            [&wgmma::WgmmaTile::ALL[..], &wgmma::WgmmaTile::TEAMS, &wgmma::WgmmaTile::PAIRS];
+        let mut tiles = all.iter().chain(teams).chain(pairs);
+        let tile = *tiles.find(|t| (t.shared, t.team, t.bm, t.bn) == (shared, team, bm, bn))?;
         let splits = splits.parse().ok().filter(|&s| s >= 1)?;
         Some(Wanted::Wgmma(wgmma::Plan { tile, splits }))
     }
@@ -66,7 +108,7 @@ pub(crate) enum Config {
     /// `gemm/gemv.cu`, M = 1.
     Gemv(Gemv),
     /// `gemm/gemv.cu`, M = 2..=16.
-    Skinny,
+    Skinny(FewRows),
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
     /// `gemm/wgmma.cu` or `gemm/wgmma_teams.cu`, sm_90a: TMA and wgmma.
@@ -91,11 +133,40 @@ impl Gemv {
     const SIXTEEN: Gemv = Gemv { variant: "_16", rows: 2 };
 
     /// All of K in flight at once where an instance can. Microseconds at K = 3584 and 18944 in `gemm/LADDER.md`.
-    fn choose(k: usize) -> Gemv {
+    pub fn choose(k: usize) -> Gemv {
         match k {
             3584 => Gemv::SEVEN,
             2049..=20480 => Gemv::SIXTEEN,
             _ => Gemv::TWO,
+        }
+    }
+}
+
+/// Instances of the kernel for 2 to 16 rows in `gemm/gemv.cu`; `VIVACE_GEMV` asks for one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FewRows {
+    /// Weights are asked for a batch at a time.
+    Batches,
+    /// A block of weights is asked for when the one in its registers is used.
+    Refill,
+}
+
+impl FewRows {
+    pub fn parse(text: &str) -> Option<FewRows> {
+        match text {
+            "batches" => Some(FewRows::Batches),
+            "refill" => Some(FewRows::Refill),
+            _ => None,
+        }
+    }
+
+    /// Part of a kernel symbol, for `rows` rows.
+    pub fn variant(self, rows: usize) -> &'static str {
+        match (self, rows) {
+            (FewRows::Batches, ..=8) => "_m8",
+            (FewRows::Batches, _) => "_m16",
+            (FewRows::Refill, ..=8) => "_m8_refill",
+            (FewRows::Refill, _) => "_m16_refill",
         }
     }
 }
@@ -138,7 +209,7 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match p.m {
         _ if !p.aligned => Config::Naive,
         1 if p.dense => Config::Gemv(Gemv::choose(p.k)),
-        2..=16 if p.dense => Config::Skinny,
+        2..=16 if p.dense => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
         // An image for 90a runs on 9.0 and on nothing newer.
         _ if p.dense && chip.arch == 90 => match chip.wanted {
             Some(Wanted::Mma) => mma(p, chip),
@@ -146,7 +217,13 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
                 Config::Wgmma(plan)
             }
             wanted => {
-                let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.k) {
+                if wanted == Some(Wanted::Encoders)
+                    && let Some(plan) = wgmma::of_encoders([p.m, p.n, p.k])
+                    && plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters)
+                {
+                    return Config::Wgmma(plan);
+                }
+                let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.n, p.k) {
                     true => &wgmma::WgmmaTile::TEAMS,
                     false => &wgmma::WgmmaTile::ALL,
                 };
@@ -159,9 +236,11 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
 }
 
 /// Where `gemm/wgmma_teams.cu` was measured ahead at every shape that was tried: many rows and few steps of K, so that
-/// epilogues count (`gemm/LADDER.md`). Elsewhere its estimate has to be fitted first.
-fn teams_ahead(m: usize, k: usize) -> bool {
-    m >= 1025 && k <= 1024
+/// epilogues count; and at N = 1024, K = 4096 with 1025 rows (26.0 against 32.5 us) and with 13325 (166 against 203),
+/// though not with 4100 (64.4 against 54.1) (`gemm/LADDER.md`). Elsewhere its estimate has to be fitted first.
+fn teams_ahead(m: usize, n: usize, k: usize) -> bool {
+    let narrow_and_deep = n <= 1024 && k <= 4096 && (m <= 1152 || m >= 8192);
+    m >= 1025 && (k <= 1024 || narrow_and_deep)
 }
 
 /// The tile and split with the least estimated time.
@@ -218,8 +297,14 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip =
-        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
+    const H200: Chip = Chip {
+        sm_count: 132,
+        arch: 90,
+        scratch_bytes: 64 << 20,
+        counters: 64 << 10,
+        wanted: None,
+        few_rows: None,
+    };
 
     /// A chip whose large products are for `gemm/mma.cu`.
     const B200: Chip = Chip { arch: 100, ..H200 };
@@ -239,7 +324,9 @@ mod tests {
             }
         }
         for m in 2..=16 {
-            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny);
+            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny(FewRows::Batches));
+            let refilled = Chip { few_rows: FewRows::parse("refill"), ..H200 };
+            assert_eq!(choose(&dense(m, 515, 896), &refilled), Config::Skinny(FewRows::Refill));
         }
         let rows = Problem { dense: false, ..dense(1, 256, 640) };
         assert!(matches!(choose(&rows, &H200), Config::Mma { .. }));
@@ -272,7 +359,7 @@ mod tests {
         assert_ne!(choose(&dense(9000, 4096, 1024), &chip), Config::Wgmma(plan));
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
-        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
+        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny(FewRows::Batches));
         for bad in [
             "",
             "wgmma",
@@ -299,18 +386,48 @@ mod tests {
         assert_eq!(taken("2x128x128/1", 300), (wgmma::Team::Two, 128, 128, 1));
         assert_eq!(taken("cx128x128/4", 300), (wgmma::Team::Cluster, 128, 128, 4));
         // Unasked where they were measured ahead.
-        for (m, k, ahead) in
-            [(1025, 1024, true), (13325, 1024, true), (1024, 1024, false), (4100, 4096, false)]
+        for (m, n, k, ahead) in [
+            (1025, 4096, 1024, true),
+            (13325, 4096, 1024, true),
+            (1024, 4096, 1024, false),
+            (1025, 1024, 4096, true),
+            (4100, 1024, 4096, false),
+            (13325, 1024, 4096, true),
+            (1025, 3584, 4096, false),
+            (2048, 3584, 18944, false),
+        ] {
+            let Config::Wgmma(plan) = choose(&dense(m, n, k), &H200) else { panic!("{m} {n} {k}") };
+            assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {n} {k}");
+        }
+        // Pairs only where they are asked for.
+        let pair = |text| match choose(&dense(300, 512, 1024), &teams(text)) {
+            Config::Wgmma(plan) => (plan.tile.shared, plan.tile.team, plan.splits),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pair("w1x128x256/2"), (wgmma::Shared::W, wgmma::Team::One, 2));
+        assert_eq!(pair("x2x128x128/1"), (wgmma::Shared::X, wgmma::Team::Two, 1));
+        assert_eq!(pair("teams").0, wgmma::Shared::Nothing);
+        // By shape, beside a plan for all others.
+        let wishes = Wishes::parse("300x512x1024=cx64x128/4,1x64x96/1").unwrap();
+        let by_shape =
+            |m| match choose(&dense(m, 512, 1024), &Chip { wanted: wishes.of([m, 512, 1024]), ..H200 }) {
+                Config::Wgmma(plan) => (plan.tile.team, plan.tile.bm, plan.tile.bn, plan.splits),
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(by_shape(300), (wgmma::Team::Cluster, 64, 128, 4));
+        assert_eq!(by_shape(301), (wgmma::Team::One, 64, 96, 1));
+        assert_eq!(Wishes::parse("300x512x1024=mma").unwrap().of([1, 1, 1]), None);
+        for bad in
+            ["", "mma,teams", "300x512=mma", "300x512x1024=", "300x512x1024x1=mma", "axbxc=mma", "mma,"]
         {
-            let Config::Wgmma(plan) = choose(&dense(m, 4096, k), &H200) else { panic!("{m} {k}") };
-            assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {k}");
+            assert_eq!(Wishes::parse(bad), None, "{bad}");
         }
         // Teams that take turns do not split K; a cluster is two to eight CTAs.
         for none in ["2x128x128/2", "cx128x128/1", "cx128x128/9"] {
             assert_eq!(taken(none, 300).0, wgmma::Team::Plain, "{none}");
         }
         assert_ne!(taken("teams", 300).0, wgmma::Team::Plain);
-        assert_eq!(choose(&dense(16, 512, 1024), &teams("teams")), Config::Skinny);
+        assert_eq!(choose(&dense(16, 512, 1024), &teams("teams")), Config::Skinny(FewRows::Batches));
     }
 
     #[test]

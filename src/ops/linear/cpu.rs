@@ -1,10 +1,11 @@
 //! References of the matrix products: one blocked f32 product, then the rest row by row.
 
-use super::{Linear, LinearFused};
+use super::{Linear, LinearArgMax, LinearFused, LinearRope};
 use crate::core::Result;
 use crate::cpu::gemm::{Rows, gemm};
 use crate::ops::CpuIo;
 use crate::ops::elementwise::Act;
+use crate::ops::{norm, rope, sample};
 use rayon::prelude::*;
 
 pub(super) fn linear(op: &Linear, io: &mut CpuIo<'_>) -> Result<()> {
@@ -24,14 +25,20 @@ fn add(y: &mut [f32], b: &[f32]) {
 
 pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w) = (io.ins.f32s(0)?, io.ins.weight(1)?);
-    let [b, s, r] = op.optional_inputs();
+    let [b, s, r, g] = op.optional_inputs();
     let vector = |i: Option<usize>| i.map(|i| io.ins.vector(i)).transpose();
     let (b, s) = (vector(b)?, vector(s)?);
     let (n, m) = (w.shape().rows(), w.shape().rows() / op.act.rows_per_col());
     let rows = io.ins.extent(0).0;
     let residual = r.map(|r| io.ins.f32s(r)).transpose()?;
+    // The columns that it is added to.
+    let (first, width) = (op.table_at.unwrap_or(0), r.map_or(0, |r| io.ins.extent(r).1));
+    let normed = match (op.norm, g) {
+        (Some(eps), Some(g)) => Some(norm::rms_rows(x, &io.ins.vector(g)?, eps)),
+        _ => None,
+    };
     let mut sums = vec![0.0; rows * n];
-    gemm(Rows::dense(x, w.shape().cols()), w, &mut sums);
+    gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut sums);
     let y = io.outs.f32s(0)?;
     sums.par_chunks_mut(n.max(1)).zip(y.par_chunks_mut(m.max(1))).enumerate().with_min_len(16).for_each(
         |(t, (sums, y))| {
@@ -46,10 +53,30 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
                 y.iter_mut().zip(s).for_each(|(y, s)| *y *= s);
             }
             if let Some(r) = residual {
-                add(y, &r[t * m..][..m]);
+                add(&mut y[first..first + width], &r[t * width..][..width]);
             }
         },
     );
+    Ok(())
+}
+
+pub(super) fn linear_rope(op: &LinearRope, io: &mut CpuIo<'_>) -> Result<()> {
+    let (x, w, bias) = (io.ins.f32s(0)?, io.ins.weight(1)?, io.ins.vector(2)?);
+    let normed = match op.norm {
+        Some(eps) => Some(norm::rms_rows(x, &io.ins.vector(4)?, eps)),
+        None => None,
+    };
+    let mut qkv = vec![0.0; io.ins.extent(0).0 * bias.len()];
+    gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut qkv);
+    qkv.chunks_mut(bias.len()).for_each(|row| add(row, &bias));
+    rope::rotate_and_append(&op.rope(), &qkv, io.step, &io.ins.descs[3].name, &mut io.outs)
+}
+
+pub(super) fn linear_arg_max(op: &LinearArgMax, io: &mut CpuIo<'_>) -> Result<()> {
+    linear_fused(&op.parts().0, io)?;
+    let (v, mut ids) = (io.ins.extent(1).0, vec![0; io.ins.extent(0).0]);
+    sample::arg_max_rows(&op.parts().1, io.outs.f32s(0)?, v, &mut ids);
+    io.outs.u32s(1)?.copy_from_slice(&ids);
     Ok(())
 }
 

@@ -1,11 +1,12 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, Problem, Wanted, choose};
-use super::{Linear, LinearAct, LinearFused, wgmma};
+use super::choose::{Chip, Config, FewRows, Gemv, Problem, Wishes, choose};
+use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
 use crate::ops::checks::asked;
+use crate::ops::rope::cuda::{PAIRS, frequencies};
 
 /// `Epilogue` of kernels/gemm/epilogue.cuh.
 #[repr(C)]
@@ -20,6 +21,9 @@ pub(crate) struct Epilogue {
     /// As the enum there: see [`act_code`].
     pub act: u32,
     pub out_f32: u32,
+    /// Columns of `residual`, and the one that the first of them is added to.
+    pub residual_first: u32,
+    pub residual_cols: u32,
     pub unused: u32,
 }
 
@@ -46,10 +50,26 @@ struct GemmParams {
 struct GemvParams {
     x: DevicePtr,
     w: DevicePtr,
+    gain: DevicePtr,
     e: Epilogue,
     m: u32,
     n: u32,
     k: u32,
+    eps: f32,
+    inv_k: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemvRopeParams {
+    product: GemvParams,
+    kv: DevicePtr,
+    step: DevicePtr,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    max_rows: u32,
+    inv_freq: [f32; PAIRS],
 }
 
 struct NaiveKernel;
@@ -76,6 +96,48 @@ unsafe impl Kernel for GemvKernel {
     type Params = GemvParams;
 }
 
+struct GemvRopeKernel;
+// SAFETY: `gemv_rope*` in kernels/gemm/gemv.cu take one GemvRopeParams by value; loading compares the sizes.
+unsafe impl Kernel for GemvRopeKernel {
+    const FILE: &'static str = "gemm/gemv";
+    const SYMBOL: &'static str = "gemv_rope";
+    type Params = GemvRopeParams;
+}
+
+/// `ARG_SLOTS` of kernels/gemm/gemv.cu.
+const ARG_SLOTS: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemvArgMaxParams {
+    product: GemvParams,
+    slots: DevicePtr,
+    limit: u32,
+}
+
+struct GemvArgMaxKernel;
+// SAFETY: `gemv_arg_max_*` but its end take one GemvArgMaxParams by value; loading compares the sizes.
+unsafe impl Kernel for GemvArgMaxKernel {
+    const FILE: &'static str = "gemm/gemv";
+    const SYMBOL: &'static str = "gemv_arg_max";
+    type Params = GemvArgMaxParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemvArgMaxEndParams {
+    slots: DevicePtr,
+    id: DevicePtr,
+}
+
+struct GemvArgMaxEndKernel;
+// SAFETY: `gemv_arg_max_end` in kernels/gemm/gemv.cu takes one GemvArgMaxEndParams by value; loading compares the sizes.
+unsafe impl Kernel for GemvArgMaxEndKernel {
+    const FILE: &'static str = "gemm/gemv";
+    const SYMBOL: &'static str = "gemv_arg_max_end";
+    type Params = GemvArgMaxEndParams;
+}
+
 /// How the rows of A lie in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RowsOf {
@@ -95,7 +157,17 @@ pub(crate) struct Product<'a> {
     pub act: LinearAct,
     pub scale: Option<GpuTensor<'a>>,
     pub residual: Option<GpuTensor<'a>>,
+    /// As [`LinearFused::table_at`].
+    pub table_at: Option<usize>,
+    pub norm: Option<Norm<'a>>,
     pub y: GpuTensor<'a>,
+}
+
+/// An RMS norm of a in front of the product.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    pub gain: GpuTensor<'a>,
+    pub eps: f32,
 }
 
 /// `ACT_*` of kernels/common/act.cuh.
@@ -108,14 +180,17 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
     }
 }
 
-fn chip(l: &Launcher<'_>) -> Result<Chip> {
-    let takes = "mma, teams, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4";
+fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
+    let takes = "mma, teams, encoders, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4; for one shape alone \
+                 MxNxK=PLAN; several of them separated by commas";
+    let few_rows = asked("VIVACE_GEMV", FewRows::parse, "batches or refill")?;
     Ok(Chip {
+        few_rows,
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
-        wanted: asked("VIVACE_GEMM", Wanted::parse, takes)?,
+        wanted: asked("VIVACE_GEMM", Wishes::parse, takes)?.and_then(|wishes| wishes.of(shape)),
     })
 }
 
@@ -130,7 +205,7 @@ impl Product<'_> {
             self.a.name(),
             self.a.desc.brief()
         );
-        let others = [Some(self.w), self.bias, self.scale, self.residual];
+        let others = [Some(self.w), self.bias, self.scale, self.residual, self.norm.map(|n| n.gain)];
         for t in others.into_iter().flatten() {
             crate::ensure_input!(
                 t.desc.dtype == dtype,
@@ -166,6 +241,8 @@ impl Product<'_> {
             cols: (self.w.rows() / self.act.rows_per_col()) as u32,
             act: act_code(self.act),
             out_f32: u32::from(self.y.desc.dtype == DType::F32),
+            residual_first: self.table_at.unwrap_or(0) as u32,
+            residual_cols: self.residual.map_or(0, |r| r.cols()) as u32,
             unused: 0,
         }
     }
@@ -181,9 +258,17 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l)?);
+        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l, [m, n, k])?);
+        crate::ensure_input!(
+            self.norm.is_none() || matches!(config, Config::Gemv(_)),
+            "{}: a product with a norm in front wants one row of a multiple of 8 elements on the GPU; got {} {}",
+            self.y.name(),
+            self.a.name(),
+            self.a.desc.brief()
+        );
         match config {
-            Config::Gemv(_) | Config::Skinny => self.launch_gemv(l, config),
+            Config::Gemv(gemv) => self.launch_gemv(l, gemv.variant, gemv.rows),
+            Config::Skinny(few) => self.launch_gemv(l, few.variant(m), 16),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
             // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0.
             Config::Wgmma(plan) => unsafe {
@@ -192,19 +277,44 @@ impl Product<'_> {
         }
     }
 
-    fn launch_gemv(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
-        let e = self.epilogue();
+    /// Records the same for the windows of `a` with stride 2, on sm_90a.
+    pub fn launch_windows(&self, l: &mut Launcher<'_>, plan: wgmma::Plan) -> Result<()> {
+        self.check()?;
+        let (t, c) = (self.a.rows(), self.a.cols());
+        if t < 2 || c % 64 != 0 {
+            crate::bail_runtime!("{}: windows of {t} rows of {c}: 2 and a multiple of 64", self.y.name());
+        }
+        // SAFETY: infer() fixed the extents of all operands, check() their types; T and C are as wanted.
+        unsafe { wgmma::launch::launch_windows(l, plan, (self.a, self.m), self.w, self.epilogue()) }
+    }
+
+    fn gemv_params(&self) -> GemvParams {
         let (n, k) = (self.w.rows(), self.w.cols());
-        let (variant, rows) = match config {
-            Config::Gemv(gemv) => (gemv.variant, gemv.rows),
-            _ if self.m <= 8 => ("_m8", 16),
-            _ => ("_m16", 16),
-        };
-        let p = GemvParams { x: self.a.ptr, w: self.w.ptr, e, m: self.m as u32, n: n as u32, k: k as u32 };
-        let geometry = Geometry::grid([n.div_ceil(rows) as u32, 1, 1]);
+        GemvParams {
+            x: self.a.ptr,
+            w: self.w.ptr,
+            gain: self.norm.map_or(DevicePtr::NULL, |norm| norm.gain.ptr),
+            e: self.epilogue(),
+            m: self.m as u32,
+            n: n as u32,
+            k: k as u32,
+            eps: self.norm.map_or(0.0, |norm| norm.eps),
+            inv_k: 1.0 / k as f32,
+        }
+    }
+
+    /// Part of a kernel symbol: `variant`, and whether there is a norm.
+    fn gemv_variant(&self, variant: &str) -> String {
+        format!("{variant}{}", if self.norm.is_some() { "_norm" } else { "" })
+    }
+
+    /// `rows` rows of w for a CTA.
+    fn launch_gemv(&self, l: &mut Launcher<'_>, variant: &str, rows: usize) -> Result<()> {
+        let geometry = Geometry::grid([self.w.rows().div_ceil(rows) as u32, 1, 1]);
+        let (variant, p) = (self.gemv_variant(variant), self.gemv_params());
         // SAFETY: infer() fixed the extents of all operands and check() their types; K % 8 == 0 makes every row
         // 16-byte aligned; rows and columns beyond M and N are neither read nor written.
-        unsafe { l.launch_variant::<GemvKernel>(variant, self.a.desc.dtype, geometry, &p) }
+        unsafe { l.launch_variant::<GemvKernel>(&variant, self.a.desc.dtype, geometry, &p) }
     }
 
     fn launch_tiles(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
@@ -257,22 +367,106 @@ impl Product<'_> {
 
 impl CudaOp for Linear {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        let op = LinearFused {
-            bias: self.bias,
-            act: LinearAct::None,
-            scale: false,
-            residual: false,
-            out_f32: self.out_f32,
-        };
-        op.launch(l, io)
+        LinearFused::of(self).launch(l, io)
     }
 }
 
 impl CudaOp for LinearFused {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        let [bias, scale, residual] = self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
+        let [bias, scale, residual, gain] = self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
         let (a, w) = (io.ins[0], io.ins[1]);
         let rows = RowsOf::Matrix { pitch: w.cols() };
-        Product { a, rows, m: a.rows(), w, bias, act: self.act, scale, residual, y: io.outs[0] }.launch(l)
+        let norm = self.norm.zip(gain).map(|(eps, gain)| Norm { gain, eps });
+        let (m, act, table_at, y) = (a.rows(), self.act, self.table_at, io.outs[0]);
+        Product { a, rows, m, w, bias, act, scale, residual, table_at, norm, y }.launch(l)
+    }
+}
+
+impl CudaOp for LinearRope {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let [a, w, bias, kv] = io.ins[..4] else {
+            crate::bail_runtime!("LinearRope wants 4 inputs, its node has {}", io.ins.len())
+        };
+        let (m, k, y) = (a.rows(), w.cols(), io.outs[0]);
+        crate::ensure_input!(
+            LinearRope::takes(m, k, self.head_dim) && (m == 1 || self.norm.is_none()),
+            "{}: LinearRope wants at most 16 rows (one with a norm) of a multiple of 8 elements, and a head dim that is \
+             a multiple of 16 and at most 256 on the GPU; got {} {}, head dim {}",
+            y.name(),
+            a.name(),
+            a.desc.brief(),
+            self.head_dim
+        );
+        let norm = self.norm.zip(io.ins.get(4)).map(|(eps, &gain)| Norm { gain, eps });
+        let rows = RowsOf::Matrix { pitch: k };
+        let act = LinearAct::None;
+        let product = Product {
+            a,
+            rows,
+            m,
+            w,
+            bias: Some(bias),
+            act,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm,
+            y,
+        };
+        product.check()?;
+        let (variant, rows) = match m {
+            1 => (Gemv::choose(k).variant, Gemv::choose(k).rows),
+            _ => (chip(l, [m, w.rows(), k])?.few_rows.unwrap_or(FewRows::Batches).variant(m), 16),
+        };
+        let variant = product.gemv_variant(variant);
+        let p = GemvRopeParams {
+            product: product.gemv_params(),
+            kv: kv.ptr,
+            step: l.step(),
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            max_rows: kv.desc.shape[2] as u32,
+            inv_freq: frequencies(self.head_dim, self.theta),
+        };
+        let heads = self.heads + 2 * self.kv_heads;
+        let geometry = Geometry::grid([(self.head_dim / rows) as u32, heads as u32, 1]);
+        // SAFETY: as for gemv; infer() fixed N = (H + 2G)·D and the cache, which has x's type; takes() made both
+        // halves of a head whole blocks of the CTAs, and the head no wider than inv_freq; rows of the cache at or
+        // beyond `max_rows` are not written.
+        unsafe { l.launch_variant::<GemvRopeKernel>(&variant, a.desc.dtype, geometry, &p) }
+    }
+}
+
+impl CudaOp for LinearArgMax {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([a, w], [y, id]) = match io.ins[..] {
+            [a, w, ..] => ([a, w], [io.outs[0], io.outs[1]]),
+            _ => crate::bail_runtime!("LinearArgMax wants 2 inputs, its node has {}", io.ins.len()),
+        };
+        let (m, k) = (a.rows(), w.cols());
+        crate::ensure_input!(
+            LinearArgMax::takes(m, k),
+            "{}: LinearArgMax wants one row of a multiple of 8 elements on the GPU; got {} {}",
+            y.name(),
+            a.name(),
+            a.desc.brief()
+        );
+        let norm = self.norm.zip(io.ins.get(2)).map(|(eps, &gain)| Norm { gain, eps });
+        let rows = RowsOf::Matrix { pitch: k };
+        let act = LinearAct::None;
+        let product =
+            Product { a, rows, m, w, bias: None, act, scale: None, residual: None, table_at: None, norm, y };
+        product.check()?;
+        let gemv = Gemv::choose(k);
+        let slots = l.counters(2 * ARG_SLOTS)?;
+        let p = GemvArgMaxParams { product: product.gemv_params(), slots, limit: self.limit };
+        let geometry = Geometry::grid([w.rows().div_ceil(gemv.rows) as u32, 1, 1]);
+        let variant = product.gemv_variant(gemv.variant);
+        // SAFETY: as for gemv; the slots are ARG_SLOTS zeroed words of 64 bits, at the beginning of the counters.
+        unsafe { l.launch_variant::<GemvArgMaxKernel>(&variant, a.desc.dtype, geometry, &p)? };
+        let p = GemvArgMaxEndParams { slots, id: id.ptr };
+        // SAFETY: the kernel before this one used the same slots; infer() made one id per row, which is one.
+        unsafe { l.launch::<GemvArgMaxEndKernel>(DType::U32, Geometry::grid([1, 1, 1]), &p) }
     }
 }

@@ -1,18 +1,21 @@
 //! Matrix products with weights, alone and with all that may follow on their accumulators.
 
+mod arg_max;
 mod cases;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod choose;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
-#[cfg(any(feature = "cuda", test))]
+mod rope;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod wgmma;
 
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::elementwise::Act;
+pub use arg_max::LinearArgMax;
+pub use rope::LinearRope;
 
 /// `y = x wᵀ (+ b)`, sums in f32, one rounding.
 ///
@@ -44,17 +47,52 @@ impl LinearAct {
     }
 }
 
-/// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end.
+/// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end. With `norm`, an epsilon,
+/// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32 as well; on a GPU that is for few
+/// rows, see [`norms_in_front`].
 ///
-/// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`; outs: y `[T, M]`
-/// with M = N, or N / 2 after SwiGLU. r may share memory with y.
+/// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`; outs:
+/// y `[T, M]` with M = N, or N / 2 after SwiGLU. r may share memory with y, unless it is a table: see `table_at`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearFused {
     pub bias: bool,
     pub act: LinearAct,
     pub scale: bool,
     pub residual: bool,
+    /// r is a table `[R >= T, W]`, the same in every run: its row t is added to columns `table_at ..` of row t. A
+    /// multiple of 8, as W and M then are.
+    pub table_at: Option<usize>,
+    pub norm: Option<f32>,
     pub out_f32: bool,
+}
+
+impl LinearFused {
+    /// What `op` computes.
+    pub fn of(op: &Linear) -> LinearFused {
+        let Linear { bias, out_f32 } = *op;
+        LinearFused {
+            bias,
+            act: LinearAct::None,
+            scale: false,
+            residual: false,
+            table_at: None,
+            norm: None,
+            out_f32,
+        }
+    }
+
+    /// The product alone, if nothing but its bias follows it and no norm is in front.
+    pub fn alone(&self) -> Option<Linear> {
+        let LinearFused { bias, act, scale, residual, table_at: _, norm, out_f32 } = *self;
+        let alone = act == LinearAct::None && !scale && !residual && norm.is_none();
+        alone.then_some(Linear { bias, out_f32 })
+    }
+}
+
+/// Whether a product of `rows` rows over `k` elements may take the norm of its input in front of it. A CTA of the
+/// product for one row holds all of x at some time; those for more rows do not.
+pub fn norms_in_front(rows: usize, k: usize) -> bool {
+    rows == 1 && k.is_multiple_of(8)
 }
 
 fn cost(ins: &[&Desc], outs: &[&Desc]) -> Cost {
@@ -106,10 +144,10 @@ impl OpDef for Linear {
 }
 
 impl LinearFused {
-    /// Indices of b, s and r among the inputs.
-    fn optional_inputs(&self) -> [Option<usize>; 3] {
+    /// Indices of b, s, r and g among the inputs.
+    fn optional_inputs(&self) -> [Option<usize>; 4] {
         let mut next = 2;
-        [self.bias, self.scale, self.residual].map(|given| {
+        [self.bias, self.scale, self.residual, self.norm.is_some()].map(|given| {
             let at = given.then_some(next);
             next += usize::from(given);
             at
@@ -122,7 +160,14 @@ impl LinearFused {
         for (given, what) in [
             (self.bias, "b [N]".to_owned()),
             (self.scale, format!("s [{m}]")),
-            (self.residual, format!("r [T, {m}]")),
+            (self.residual && self.table_at.is_none(), format!("r [T, {m}]")),
+            (
+                self.table_at.is_some(),
+                self.table_at.map_or(String::new(), |at| {
+                    format!("r [R >= T, W] with {at} + W <= {m}, all three multiples of 8")
+                }),
+            ),
+            (self.norm.is_some(), "g [K]".to_owned()),
         ] {
             if given {
                 wants = format!("{wants}, {what}");
@@ -136,8 +181,8 @@ impl OpDef for LinearFused {
     const NAME: &'static str = "LinearFused";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let [b, s, r] = self.optional_inputs();
-        let given = [b, s, r].iter().flatten().count();
+        let [b, s, r, g] = self.optional_inputs();
+        let given = [b, s, r, g].iter().flatten().count();
         if ins.len() != 2 + given || !multiplies(ins[0], ins[1]) {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
@@ -146,7 +191,18 @@ impl OpDef for LinearFused {
         let fits = (self.act != LinearAct::Swiglu || n.is_multiple_of(16))
             && b.is_none_or(|b| ins[b].shape.dims() == [n])
             && s.is_none_or(|s| ins[s].shape.dims() == [out.cols()])
-            && r.is_none_or(|r| ins[r].shape == out && ins[r].dtype == ins[0].dtype);
+            && match (r, self.table_at) {
+                (None, None) => true,
+                (None, Some(_)) => false,
+                (Some(r), None) => ins[r].shape == out && ins[r].dtype == ins[0].dtype,
+                (Some(r), Some(at)) => {
+                    let (table, m) = (ins[r], out.cols());
+                    let whole = [at, table.cols(), m].iter().all(|n| n.is_multiple_of(8));
+                    let inside = table.rows() >= ins[0].rows() && at + table.cols() <= m;
+                    table.shape.rank() == 2 && whole && inside && table.dtype == ins[0].dtype
+                }
+            }
+            && g.is_none_or(|g| ins[g].shape.dims() == [ins[0].cols()]);
         if !fits {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
@@ -154,11 +210,20 @@ impl OpDef for LinearFused {
     }
 
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
-        cost(ins, outs)
+        let all = cost(ins, outs);
+        match (self.optional_inputs()[2], self.table_at) {
+            // Of a table the rows of this run.
+            (Some(r), Some(_)) => {
+                let unread =
+                    ins[r].rows().saturating_sub(ins[0].rows()) * ins[r].cols() * ins[r].dtype.bytes();
+                Cost { read_bytes: all.read_bytes - unread as u64, ..all }
+            }
+            _ => all,
+        }
     }
 
     fn reuse(&self) -> &'static [(usize, usize)] {
-        match self.optional_inputs()[2] {
+        match self.optional_inputs()[2].filter(|_| self.table_at.is_none()) {
             Some(2) if !self.out_f32 => &[(2, 0)],
             Some(3) if !self.out_f32 => &[(3, 0)],
             Some(4) if !self.out_f32 => &[(4, 0)],

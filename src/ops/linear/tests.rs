@@ -66,8 +66,15 @@ fn linear_by_hand() {
 fn fused_is_its_parts_in_order() {
     let plain = Linear { bias: true, out_f32: false };
     let sums = run(&plain, &[3, 8], &[&[32, 8], &[32]], None);
-    let swiglu =
-        LinearFused { bias: true, act: LinearAct::Swiglu, scale: false, residual: false, out_f32: false };
+    let swiglu = LinearFused {
+        bias: true,
+        act: LinearAct::Swiglu,
+        scale: false,
+        residual: false,
+        table_at: None,
+        norm: None,
+        out_f32: false,
+    };
     let y = run(&swiglu, &[3, 8], &[&[32, 8], &[32]], None);
     assert_eq!(y.len(), 3 * 16);
     for t in 0..3 {
@@ -81,6 +88,39 @@ fn fused_is_its_parts_in_order() {
     let value = |i: usize, seed: usize| ((i * 7 + seed) % 11) as f32 / 8.0 - 0.5;
     for (i, y) in y.iter().enumerate() {
         assert_eq!(*y, value(i, 5) + value(i % 32, 3) * sums[i].max(0.0));
+    }
+}
+
+#[test]
+fn a_table_is_added_to_its_columns() {
+    let plain = run(&Linear { bias: true, out_f32: false }, &[3, 8], &[&[32, 8], &[32]], None);
+    let op = |at| LinearFused {
+        bias: true,
+        act: LinearAct::None,
+        scale: false,
+        residual: true,
+        table_at: Some(at),
+        norm: None,
+        out_f32: false,
+    };
+    let y = run(&op(16), &[3, 8], &[&[32, 8], &[32]], Some(&[5, 8]));
+    for (i, y) in y.iter().enumerate() {
+        let (t, col) = (i / 32, i % 32);
+        let at = t * 8 + col % 8;
+        let added = if (16..24).contains(&col) { ((at * 7 + 5) % 11) as f32 / 8.0 - 0.5 } else { 0.0 };
+        assert_eq!(*y, plain[i] + added, "{t} {col}");
+    }
+    assert!(op(16).reuse().is_empty());
+    let of = |at: usize, table: &[usize]| {
+        let ins = [desc("x", &[3, 8], DType::BF16), desc("w", &[32, 8], DType::BF16)];
+        let (b, r) = (desc("b", &[32], DType::BF16), desc("r", table, DType::BF16));
+        op(at).infer(&[&ins[0], &ins[1], &b, &r])
+    };
+    assert!(of(24, &[3, 8]).is_ok());
+    // Beyond the last column, no whole vectors, too few rows.
+    for (at, table) in [(32, [3, 8]), (24, [3, 16]), (12, [3, 8]), (16, [3, 4]), (16, [2, 8])] {
+        let message = of(at, &table).unwrap_err().to_string();
+        assert!(message.contains(&format!("r [R >= T, W] with {at} + W <= N")), "{message}");
     }
 }
 
@@ -99,8 +139,15 @@ fn shapes_and_messages() {
         message,
         "Linear wants x [T, K], w [N, K], b [N]; got x [5, 64] bf16, layers.3.w [40, 60] bf16, b [40] bf16"
     );
-    let swiglu =
-        LinearFused { bias: false, act: LinearAct::Swiglu, scale: false, residual: true, out_f32: false };
+    let swiglu = LinearFused {
+        bias: false,
+        act: LinearAct::Swiglu,
+        scale: false,
+        residual: true,
+        table_at: None,
+        norm: None,
+        out_f32: false,
+    };
     let message = swiglu.infer(&[&x, &w, &b]).unwrap_err().to_string();
     assert!(
         message.starts_with("LinearFused wants x [T, K], w [N, K], r [T, N/2] with N % 16 == 0; got x"),
@@ -113,6 +160,8 @@ fn shapes_and_messages() {
 fn every_case_has_shapes_that_infer_accepts() {
     let ops =
         Linear::cases().into_iter().map(Case::erase).chain(LinearFused::cases().into_iter().map(Case::erase));
+    let ops = ops.chain(LinearRope::cases().into_iter().map(Case::erase));
+    let ops = ops.chain(LinearArgMax::cases().into_iter().map(Case::erase));
     for case in ops {
         let descs: Vec<Desc> =
             case.ins.iter().map(|i| desc("in", i.shape.dims(), i.dtype.resolve(DType::BF16))).collect();
@@ -123,5 +172,181 @@ fn every_case_has_shapes_that_infer_accepts() {
             "{} is slow on a CPU",
             case.name
         );
+    }
+}
+
+enum In<'a> {
+    Act(&'a [usize], &'a [f32]),
+    Weight(&'a Dense),
+    /// Written in place: the content of the output with this index.
+    State(&'a [usize], &'a [f32], usize),
+}
+
+/// The float outputs of `op`, not rounded.
+fn call(op: &impl OpDef, step: Step, ins: &[In<'_>]) -> Vec<Vec<f32>> {
+    outputs(op, step, ins).iter().map(|d| d.f32s().to_vec()).collect()
+}
+
+fn outputs(op: &impl OpDef, step: Step, ins: &[In<'_>]) -> Vec<HostData> {
+    let described = |i: &In<'_>| match i {
+        In::Act(shape, _) | In::State(shape, ..) => desc("in", shape, DType::F32),
+        In::Weight(w) => desc("w", w.0.dims(), DType::F32),
+    };
+    let descs: Vec<Desc> = ins.iter().map(described).collect();
+    let refs: Vec<&Desc> = descs.iter().collect();
+    let inferred = op.infer(&refs).unwrap();
+    let outs: Vec<Desc> = inferred.iter().map(|(t, s)| desc("out", s.dims(), *t)).collect();
+    let current = |out: usize| {
+        ins.iter().find_map(|i| match i {
+            In::State(_, values, o) if *o == out => Some(HostData::F32(values.to_vec())),
+            _ => None,
+        })
+    };
+    let data = outs
+        .iter()
+        .enumerate()
+        .map(|(o, d)| current(o).unwrap_or_else(|| HostData::poison(d.dtype, d.shape.len())));
+    let mut io = CpuIo {
+        step,
+        outs: CpuOuts { descs: outs.iter().collect(), data: data.collect() },
+        ins: CpuIns {
+            descs: refs,
+            data: ins
+                .iter()
+                .map(|i| match i {
+                    In::Act(_, values) => CpuIn::F32(values),
+                    In::Weight(w) => CpuIn::Weight(*w),
+                    In::State(..) => CpuIn::InPlace,
+                })
+                .collect(),
+        },
+    };
+    op.cpu(&mut io).unwrap();
+    io.outs.data
+}
+
+fn counted(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 37 + 11 * seed) % 101) as f32 / 50.0 - 1.0).collect()
+}
+
+fn dense(shape: &[usize], seed: usize) -> Dense {
+    Dense(Shape::new(shape), counted(shape.iter().product(), seed))
+}
+
+#[test]
+fn a_norm_in_front_is_the_norm_and_then_the_product() {
+    use crate::ops::norm::RmsNorm;
+    let (t, n, k) = (3, 32, 24);
+    let (x, r) = (counted(t * k, 1), counted(t * n / 2, 2));
+    let (w, b, s, gain) = (dense(&[n, k], 3), dense(&[n], 4), dense(&[n / 2], 5), dense(&[k], 6));
+    let step = Step::default();
+    let y = call(&RmsNorm { eps: 1e-5 }, step, &[In::Act(&[t, k], &x), In::Weight(&gain)]).remove(0);
+
+    let plain = Linear { bias: true, out_f32: true };
+    let want = call(&plain, step, &[In::Act(&[t, k], &y), In::Weight(&w), In::Weight(&b)]);
+    let op = LinearFused { norm: Some(1e-5), ..LinearFused::of(&plain) };
+    let ins = [In::Act(&[t, k], &x), In::Weight(&w), In::Weight(&b), In::Weight(&gain)];
+    assert_eq!(call(&op, step, &ins), want);
+    assert_eq!((op.alone(), LinearFused { norm: None, ..op }.alone()), (None, Some(plain)));
+
+    let op = |norm| LinearFused {
+        bias: true,
+        act: LinearAct::Swiglu,
+        scale: true,
+        residual: true,
+        table_at: None,
+        norm,
+        out_f32: false,
+    };
+    let (s, r) = (In::Weight(&s), In::Act(&[t, n / 2], &r));
+    let want = [In::Act(&[t, k], &y), In::Weight(&w), In::Weight(&b), s, r];
+    let want_y = call(&op(None), step, &want);
+    let [_, w, b, s, r] = want;
+    let ins = [In::Act(&[t, k], &x), w, b, s, r, In::Weight(&gain)];
+    assert_eq!(call(&op(Some(1e-5)), step, &ins), want_y);
+    assert_eq!(op(Some(1e-5)).reuse(), [(4, 0)]);
+}
+
+#[test]
+fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
+    use crate::ops::norm::RmsNorm;
+    let (t, k, h, g, d, s) = (3, 40, 3, 2, 16, 9);
+    let n = (h + 2 * g) * d;
+    let op = |norm| LinearRope { norm, heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
+    let (x, kv) = (counted(t * k, 1), counted(2 * g * s * d, 2));
+    let (w, b, gain) = (dense(&[n, k], 3), dense(&[n], 4), dense(&[k], 5));
+    let step = Step::rows(5, 2, 0);
+    let (kv_shape, x_shape) = ([2, g, s, d], [t, k]);
+    let plain = Linear { bias: true, out_f32: false };
+    let want = |x: &[f32]| {
+        let qkv = call(&plain, step, &[In::Act(&x_shape, x), In::Weight(&w), In::Weight(&b)]).remove(0);
+        call(&op(None).rope(), step, &[In::Act(&[t, n], &qkv), In::State(&kv_shape, &kv, 1)])
+    };
+    let (weight, bias) = (|| In::Weight(&w), || In::Weight(&b));
+    let ins = [In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1)];
+    assert_eq!(call(&op(None), step, &ins), want(&x));
+
+    let y = call(&RmsNorm { eps: 1e-6 }, step, &[In::Act(&x_shape, &x), In::Weight(&gain)]).remove(0);
+    let ins = [In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1), In::Weight(&gain)];
+    assert_eq!(call(&op(Some(1e-6)), step, &ins), want(&y));
+}
+
+#[test]
+fn few_rows_alone_take_norm_and_rotation() {
+    assert!(norms_in_front(1, 3584) && !norms_in_front(2, 3584) && !norms_in_front(1, 77));
+    for (rows, k, d, takes) in [
+        (1, 3584, 128, true),
+        (16, 8, 16, true),
+        (17, 3584, 128, false),
+        (0, 3584, 128, false),
+        (1, 3580, 128, false),
+        (1, 3584, 24, false),
+        (1, 3584, 272, false),
+    ] {
+        assert_eq!(LinearRope::takes(rows, k, d), takes, "{rows} {k} {d}");
+    }
+}
+
+#[test]
+fn messages_name_the_gain_and_the_cache() {
+    let (x, w, b) =
+        (desc("x", &[1, 64], DType::BF16), desc("w", &[64, 64], DType::BF16), desc("b", &[64], DType::BF16));
+    let kv = desc("kv.3", &[2, 1, 9, 16], DType::BF16);
+    let op = LinearRope { norm: Some(1e-6), heads: 2, kv_heads: 1, head_dim: 16, theta: 1e4 };
+    let message = op.infer(&[&x, &w, &b, &kv]).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "LinearRope wants x [T, K], w [N, K], b [N] with N = (2 + 2·1) · 16, a cache [2, 1, S_max, 16] of x's type, \
+         g [K]; got x [1, 64] bf16, w [64, 64] bf16, b [64] bf16, kv.3 [2, 1, 9, 16] bf16"
+    );
+    let plain = LinearRope { norm: None, ..op };
+    let outs = plain.infer(&[&x, &w, &b, &kv]).unwrap();
+    assert_eq!(outs, [(DType::BF16, Shape::new(&[1, 32])), (DType::BF16, kv.shape)]);
+    let normed = LinearFused { norm: Some(1e-6), ..LinearFused::of(&Linear { bias: false, out_f32: true }) };
+    let message = normed.infer(&[&x, &w]).unwrap_err().to_string();
+    assert_eq!(message, "LinearFused wants x [T, K], w [N, K], g [K]; got x [1, 64] bf16, w [64, 64] bf16");
+}
+
+#[test]
+fn the_largest_logit_beside_the_logits() {
+    use crate::ops::norm::RmsNorm;
+    use crate::ops::sample::ArgMax;
+    use crate::ops::testing::{floats, run as run_op};
+    let (t, v, k, limit) = (3, 37, 24, 30);
+    let x = counted(t * k, 1);
+    let (w, gain) = (dense(&[v, k], 3), dense(&[k], 4));
+    let step = Step::default();
+    let y = call(&RmsNorm { eps: 1e-6 }, step, &[In::Act(&[t, k], &x), In::Weight(&gain)]).remove(0);
+    let plain = Linear { bias: false, out_f32: true };
+    for (norm, x) in [(None, &y), (Some(1e-6), &x)] {
+        let want = call(&plain, step, &[In::Act(&[t, k], &y), In::Weight(&w)]).remove(0);
+        let ids = run_op(ArgMax { limit }, step, vec![floats("logits", &[t, v], &want)]).unwrap();
+        let op = LinearArgMax { norm, limit };
+        let shape = [t, k];
+        let mut ins = vec![In::Act(&shape, x), In::Weight(&w)];
+        ins.extend(norm.map(|_| In::Weight(&gain)));
+        let got = outputs(&op, step, &ins);
+        assert_eq!((got[0].f32s(), &got[1]), (&want[..], &ids[0]));
+        assert!(got[1].u32s().iter().all(|&id| id < limit));
     }
 }

@@ -13,10 +13,21 @@ pub(crate) enum Team {
     Cluster,
 }
 
-/// Tiles of the two files.
+/// What two CTAs on neighbouring tiles have in common (`gemm/wgmma_pairs.cu`): each loads half of it for both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shared {
+    Nothing,
+    /// Tiles below one another.
+    W,
+    /// Tiles side by side.
+    X,
+}
+
+/// Tiles of the three files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WgmmaTile {
     pub team: Team,
+    pub shared: Shared,
     pub bm: usize,
     pub bn: usize,
     /// Depth of the ring between copies and products. Part of the kernel symbol, so the two sides cannot disagree.
@@ -30,7 +41,12 @@ const fn tile(bm: usize, bn: usize, stages: usize) -> WgmmaTile {
 }
 
 const fn team_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
-    WgmmaTile { team, bm, bn, stages, ctas: if bm * bn <= 64 * 128 { 2 } else { 1 } }
+    let ctas = if bm * bn <= 64 * 128 { 2 } else { 1 };
+    WgmmaTile { team, shared: Shared::Nothing, bm, bn, stages, ctas }
+}
+
+const fn pair_tile(shared: Shared, team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
+    WgmmaTile { team, shared, bm, bn, stages, ctas: 1 }
 }
 
 impl WgmmaTile {
@@ -46,9 +62,10 @@ impl WgmmaTile {
         tile(64, 128, 4),
     ];
     /// The EXPORT lines of `gemm/wgmma_teams.cu`.
-    pub const TEAMS: [WgmmaTile; 16] = [
+    pub const TEAMS: [WgmmaTile; 20] = [
         team_tile(Team::One, 192, 192, 4),
         team_tile(Team::One, 192, 144, 4),
+        team_tile(Team::One, 192, 128, 4),
         team_tile(Team::One, 192, 96, 5),
         team_tile(Team::One, 128, 256, 4),
         team_tile(Team::One, 128, 224, 4),
@@ -57,12 +74,28 @@ impl WgmmaTile {
         team_tile(Team::One, 128, 144, 6),
         team_tile(Team::One, 128, 128, 6),
         team_tile(Team::One, 64, 128, 4),
+        team_tile(Team::One, 64, 96, 5),
         team_tile(Team::Two, 128, 128, 6),
         team_tile(Team::Two, 64, 256, 5),
+        team_tile(Team::Cluster, 192, 128, 4),
         team_tile(Team::Cluster, 192, 96, 5),
         team_tile(Team::Cluster, 128, 256, 4),
         team_tile(Team::Cluster, 128, 144, 6),
         team_tile(Team::Cluster, 128, 128, 6),
+        team_tile(Team::Cluster, 64, 128, 4),
+    ];
+    /// The EXPORT lines of `gemm/wgmma_pairs.cu`.
+    pub const PAIRS: [WgmmaTile; 10] = [
+        pair_tile(Shared::W, Team::One, 128, 256, 4),
+        pair_tile(Shared::W, Team::One, 128, 192, 5),
+        pair_tile(Shared::W, Team::One, 128, 128, 6),
+        pair_tile(Shared::W, Team::Two, 128, 128, 6),
+        pair_tile(Shared::W, Team::One, 192, 192, 4),
+        pair_tile(Shared::W, Team::One, 192, 96, 5),
+        pair_tile(Shared::X, Team::One, 128, 256, 4),
+        pair_tile(Shared::X, Team::One, 128, 128, 6),
+        pair_tile(Shared::X, Team::Two, 128, 128, 6),
+        pair_tile(Shared::X, Team::One, 192, 96, 5),
     ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
@@ -72,7 +105,8 @@ impl WgmmaTile {
         self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
     }
 
-    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`.
+    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`, `_w1x128x256x4` of
+    /// `gemm_pairs_w1x128x256x4_bf16`.
     pub fn variant(&self) -> String {
         let team = match self.team {
             Team::Plain => "",
@@ -80,7 +114,32 @@ impl WgmmaTile {
             Team::Two => "2x",
             Team::Cluster => "cluster_",
         };
-        format!("_{team}{}x{}x{}", self.bm, self.bn, self.stages)
+        let shared = match self.shared {
+            Shared::Nothing => "",
+            Shared::W => "w",
+            Shared::X => "x",
+        };
+        format!("_{shared}{team}{}x{}x{}", self.bm, self.bn, self.stages)
+    }
+
+    /// Tiles of a pair below one another, and side by side.
+    fn paired(&self) -> (usize, usize) {
+        match self.shared {
+            Shared::Nothing => (1, 1),
+            Shared::W => (2, 1),
+            Shared::X => (1, 2),
+        }
+    }
+
+    /// Rows that one copy loads, of x and of w.
+    fn boxes(&self) -> (usize, usize) {
+        let (below, beside) = self.paired();
+        (self.bm / beside, self.bn / below)
+    }
+
+    /// The EXPORT_WINDOWS lines of `gemm/wgmma_teams.cu`.
+    fn takes_windows(&self) -> bool {
+        self.team == Team::Cluster && matches!((self.bm, self.bn), (128, 128) | (64, 128))
     }
 
     /// Warpgroups that multiply one tile where K may be split, 64 rows each.
@@ -98,19 +157,30 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Those of a pair count both, also where one lies outside.
     fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(self.tile.bm) * n.div_ceil(self.tile.bn)
+        let (below, beside) = self.tile.paired();
+        m.div_ceil(self.tile.bm * below) * below * n.div_ceil(self.tile.bn * beside) * beside
     }
 
-    /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters one per unit.
+    /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters that share K one per
+    /// unit. Pairs fit wherever an even number of SMs is free: they are those of a TPC.
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
         let units = self.tiles(m, n) * self.splits;
-        if self.tile.team == Team::Cluster { units } else { units.min(sm_count * self.tile.ctas) }
+        match self.tile.team {
+            Team::Cluster => units,
+            _ if self.tile.shared != Shared::Nothing => units.min(sm_count & !1),
+            _ => units.min(sm_count * self.tile.ctas),
+        }
     }
 
     /// CTAs per cluster; 1: none.
     pub fn cluster(&self) -> usize {
-        if self.tile.team == Team::Cluster { self.splits } else { 1 }
+        match self.tile.team {
+            Team::Cluster => self.splits,
+            _ if self.tile.shared != Shared::Nothing => 2,
+            _ => 1,
+        }
     }
 
     /// Whether parts of K are joined through scratch memory.
@@ -291,9 +361,44 @@ pub(crate) fn choose(
     best.1
 }
 
+/// How a convolution over rows with stride 2 is carried out; `None` where no plan has parts of K enough.
+pub(crate) fn of_windows([m, n, k]: [usize; 3], sm_count: usize) -> Option<Plan> {
+    let tiles: Vec<WgmmaTile> = WgmmaTile::TEAMS.into_iter().filter(WgmmaTile::takes_windows).collect();
+    Some(choose(&tiles, [m, n, k], sm_count, 0, 0)).filter(|plan| plan.fits([m, n, k], 0, 0))
+}
+
+/// Plans by arithmetic for the layers of the two encoders, 1024 wide with 4096 in between, where their rows are few
+/// enough to be one round on 132 SMs. The bytes that an SM draws from the L2, at some 57 a clock, are what counts:
+/// `(bm + bn) · 128` a step. Right of each plan its CTAs, and the steps of one.
+pub(crate) fn of_encoders([m, n, k]: [usize; 3]) -> Option<Plan> {
+    use Team::{Cluster, One};
+    let rows = [256, 768, 1152].into_iter().position(|most| m <= most)?;
+    let (team, bm, bn, splits) = match (rows, n, k) {
+        // 10 s of sound, 4 row blocks of 64. Two CTAs fit on an SM: the next kernel's are set up, and have asked for
+        // their weights, while these multiply.
+        (0, 3072, 1024) => (One, 64, 96, 1),        // 128, 16
+        (0, 4096, 1024) => (One, 64, 128, 1),       // 128, 16
+        (0, 1024, 1024) => (Cluster, 64, 128, 4),   // 128, 4: all of them on their way at once
+        (0, 1024, 4096) => (Cluster, 64, 128, 4),   // 128, 16
+        (0, 1024, 19456) => (Cluster, 128, 128, 8), // 128, 38
+        // 30 s, 4 row blocks of 192 or 6 of 128.
+        (1, 3072, 1024) => (One, 128, 144, 1),            // 132, 16
+        (1, 4096, 1024) => (One, 192, 128, 1),            // 128, 16
+        (1, 1024, 1024 | 4096) => (Cluster, 192, 128, 4), // 128, 4 or 16
+        (1, 1024, 19456) => (Cluster, 192, 128, 4),       // 128, 76
+        // One picture, 6 row blocks of 192. With 192 x 96 all 66 pairs of SMs would have to be free for clusters.
+        (2, 3072, 1024) => (One, 192, 144, 1),            // 132, 16
+        (2, 4096, 1024) => (One, 192, 192, 1),            // 132, 16
+        (2, 1024, 1024 | 4096) => (Cluster, 192, 128, 2), // 96, 8 or 32
+        _ => return None,
+    };
+    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == (team, bm, bn))?;
+    Some(Plan { tile, splits })
+}
+
 #[cfg(feature = "cuda")]
 pub(crate) mod launch {
-    use super::{Plan, Team};
+    use super::{Plan, Shared, Team};
     use crate::core::Result;
     use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
     use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
@@ -322,6 +427,14 @@ pub(crate) mod launch {
         type Params = WgmmaParams;
     }
 
+    struct PairsKernel;
+    // SAFETY: `gemm_pairs_*` in kernels/gemm/wgmma_pairs.cu take one WgmmaParams by value; loading compares the sizes.
+    unsafe impl Kernel for PairsKernel {
+        const FILE: &'static str = "gemm/wgmma_pairs";
+        const SYMBOL: &'static str = "gemm_pairs";
+        type Params = WgmmaParams;
+    }
+
     struct TeamsKernel;
     // SAFETY: `gemm_teams_*` in kernels/gemm/wgmma_teams.cu take one WgmmaParams by value; loading compares the sizes.
     unsafe impl Kernel for TeamsKernel {
@@ -330,12 +443,76 @@ pub(crate) mod launch {
         type Params = WgmmaParams;
     }
 
+    /// `WindowParams` of kernels/gemm/wgmma_teams.cu.
+    #[repr(C, align(128))]
+    #[derive(Clone, Copy)]
+    struct WindowParams {
+        g: WgmmaParams,
+        odd: TensorMap,
+        chunks: u32,
+    }
+
+    struct WindowsKernel;
+    // SAFETY: `gemm_windows_*` in kernels/gemm/wgmma_teams.cu take one WindowParams by value; loading compares sizes.
+    unsafe impl Kernel for WindowsKernel {
+        const FILE: &'static str = "gemm/wgmma_teams";
+        const SYMBOL: &'static str = "gemm_windows";
+        type Params = WindowParams;
+    }
+
     /// `[rows, k]` in boxes of `box_rows` rows and 64 columns.
     fn map(t: GpuTensor<'_>, rows: usize, k: usize, box_rows: usize) -> Result<TensorMap> {
+        map_rows(t, (0, 1), rows, k, box_rows)
+    }
+
+    /// The same of every `step`-th row of `t` from row `first` on.
+    fn map_rows(
+        t: GpuTensor<'_>,
+        (first, step): (usize, usize),
+        rows: usize,
+        k: usize,
+        box_rows: usize,
+    ) -> Result<TensorMap> {
         let dims = [k as u64, rows as u64];
         let boxes = [super::WgmmaTile::BK as u32, box_rows as u32];
-        let pitch = 2 * k as u64;
-        TensorMap::encode(t.desc.dtype, t.ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
+        let (pitch, ptr) = (2 * (k * step) as u64, t.ptr.offset(2 * first * k));
+        TensorMap::encode(t.desc.dtype, ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
+    }
+
+    /// Records the product of the windows of x `[T, C]`, with stride 2, and w `[N, kernel·C]`, into m rows. No window
+    /// begins behind the last row of x.
+    ///
+    /// # Safety
+    /// The addresses in `e` are valid for m rows of `e.cols` columns and N biases; T >= 2, C % 64 == 0.
+    pub unsafe fn launch_windows(
+        l: &mut Launcher<'_>,
+        plan: Plan,
+        (x, m): (GpuTensor<'_>, usize),
+        w: GpuTensor<'_>,
+        e: Epilogue,
+    ) -> Result<()> {
+        let Plan { tile, splits } = plan;
+        let (t, c, n, k) = (x.rows(), x.cols(), w.rows(), w.cols());
+        let g = WgmmaParams {
+            x: map_rows(x, (0, 2), t.div_ceil(2), c, tile.bm)?,
+            w: map(w, n, k, tile.bn)?,
+            e,
+            partials: DevicePtr::NULL,
+            counters: DevicePtr::NULL,
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            splits: splits as u32,
+        };
+        let chunks = (c / super::WgmmaTile::BK) as u32;
+        let p = WindowParams { g, odd: map_rows(x, (1, 2), t / 2, c, tile.bm)?, chunks };
+        let geometry = Geometry::grid([plan.grid(m, n, l.device.sm_count()) as u32, 1, 1])
+            .cluster(plan.cluster() as u32)
+            .smem(tile.smem_bytes());
+        let variant = format!("_{}x{}x{}", tile.bm, tile.bn, tile.stages);
+        // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
+        // all else.
+        unsafe { l.launch_variant::<WindowsKernel>(&variant, x.desc.dtype, geometry, &p) }
     }
 
     /// Records the product of x `[m, K]` and w `[N, K]`.
@@ -357,8 +534,8 @@ pub(crate) mod launch {
             counters = l.counters(plan.counters(m, n))?;
         }
         let p = WgmmaParams {
-            x: map(x, m, k, tile.bm)?,
-            w: map(w, n, k, tile.bn)?,
+            x: map(x, m, k, tile.boxes().0)?,
+            w: map(w, n, k, tile.boxes().1)?,
             e,
             partials,
             counters,
@@ -375,6 +552,9 @@ pub(crate) mod launch {
         unsafe {
             match tile.team {
                 Team::Plain => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+                _ if tile.shared != Shared::Nothing => {
+                    l.launch_variant::<PairsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+                }
                 _ => l.launch_variant::<TeamsKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
             }
         }
@@ -422,8 +602,33 @@ mod tests {
     }
 
     #[test]
+    fn pairs_fit_and_halve_what_they_share() {
+        for tile in WgmmaTile::PAIRS {
+            let consumers = if tile.team == Team::Two { 2 } else { tile.consumers() };
+            let declared = consumers * (10240 + 4 * tile.bn.next_multiple_of(32)) + 256;
+            assert!(tile.smem_bytes() + declared <= 227 << 10, "{}", tile.variant());
+            // Both halves of a box begin at a group of 8 rows.
+            let (x, w) = tile.boxes();
+            assert!(x % 8 == 0 && w % 8 == 0 && x * w * 2 == tile.bm * tile.bn, "{}", tile.variant());
+        }
+        assert_eq!(WgmmaTile::PAIRS[0].variant(), "_w1x128x256x4");
+        let plan = |tile| Plan { tile, splits: 2 };
+        // 9 row blocks are 5 pairs, of which one lies half outside; 4 column blocks are 2.
+        let below = plan(WgmmaTile::PAIRS[0]);
+        assert_eq!((below.tiles(1025, 1024), below.cluster()), (10 * 4, 2));
+        assert_eq!((below.grid(1025, 1024, 132), below.grid(1025, 4096, 131)), (80, 130));
+        assert_eq!(below.counters(1025, 1024), 10 * 4 * 2);
+        let beside = plan(WgmmaTile::PAIRS[6]);
+        assert_eq!(
+            (beside.tile.shared, beside.tiles(1025, 1024), beside.tiles(1, 257)),
+            (Shared::X, 9 * 4, 2)
+        );
+    }
+
+    #[test]
     fn tiles_are_what_the_kernels_are_built_of() {
-        for tile in WgmmaTile::ALL.into_iter().chain(WgmmaTile::TEAMS) {
+        let all = WgmmaTile::ALL.into_iter().chain(WgmmaTile::TEAMS);
+        for tile in all.chain(WgmmaTile::PAIRS) {
             assert!(tile.bn % 16 == 0 && tile.bm % 64 == 0, "{tile:?}");
         }
     }
@@ -433,6 +638,67 @@ mod tests {
         for (n, k) in [(3072, 1024), (4096, 1024), (1024, 1024), (1024, 4096)] {
             let plan = team_plan(1025, n, k);
             assert!(plan.tiles(1025, n) * plan.splits <= SMS * plan.tile.ctas, "{n} {k}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn windows_share_k_in_clusters_without_scratch() {
+        for (shape, clusters) in [([125, 2048, 5120], 16), ([375, 2048, 5120], 48), ([1, 256, 640], 4)] {
+            let plan = of_windows(shape, SMS).unwrap();
+            assert!(plan.tile.takes_windows() && plan.tiles(shape[0], shape[1]) <= clusters, "{plan:?}");
+            assert_eq!(plan.partial_bytes(shape[0], shape[1]), 0);
+        }
+        assert_eq!(of_windows([10, 64, 64], SMS), None);
+    }
+
+    /// `WindowRows` of the kernel: row m + tap / 2 of the even rows or the odd ones is row 2 m + tap of all.
+    #[test]
+    fn taps_alternate_between_even_and_odd_rows() {
+        for rows in [2usize, 7, 249] {
+            for m in 0..rows {
+                for tap in 0..5 {
+                    let (odd, at) = (tap % 2, m + tap / 2);
+                    let held = if odd == 1 { rows / 2 } else { rows.div_ceil(2) };
+                    let row = (at < held).then_some(2 * at + odd);
+                    assert_eq!(row, Some(2 * m + tap).filter(|row| *row < rows), "{rows} {m} {tap}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn layers_of_the_encoders_are_one_round() {
+        let layer = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)];
+        for m in [17, 74, 249, 256, 257, 749, 768, 769, 1025, 1152] {
+            for (n, k) in layer {
+                let plan = of_encoders([m, n, k]).unwrap();
+                let units = plan.tiles(m, n) * plan.splits;
+                assert!(units <= SMS, "{m} {n} {k}: {plan:?}");
+                assert!(plan.fits([m, n, k], 0, 0), "{m} {n} {k}: no scratch is needed");
+                // Clusters stay within a GPC, of 16 SMs at least: 8 GPCs.
+                let clusters = units / plan.cluster();
+                assert!(
+                    plan.cluster() == 1 || clusters <= 8 * (16 / plan.cluster()),
+                    "{m} {n} {k}: {plan:?}"
+                );
+                // No plan of the two files moves fewer bytes per SM by more than a third.
+                let bytes = |p: &Plan| {
+                    (p.tile.bm + p.tile.bn)
+                        * 128
+                        * k.div_ceil(64).div_ceil(p.splits)
+                        * (p.tiles(m, n) * p.splits).div_ceil(SMS)
+                };
+                if m % 64 != 0 && [249, 749, 1025].contains(&m) {
+                    let least = WgmmaTile::TEAMS
+                        .iter()
+                        .filter(|t| t.team == plan.tile.team)
+                        .map(|&tile| bytes(&Plan { tile, splits: plan.splits }));
+                    assert!(bytes(&plan) * 2 <= least.min().unwrap() * 3, "{m} {n} {k}: {plan:?}");
+                }
+            }
+        }
+        for other in [[1153, 1024, 1024], [249, 3584, 2048], [13325, 3072, 1024]] {
+            assert_eq!(of_encoders(other), None, "{other:?}");
         }
     }
 

@@ -23,6 +23,14 @@ fn layer_row(op: &LayerNorm, x: &[f32], w: &[f32], b: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Every row of `x` normalised.
+pub(crate) fn rms_rows(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let c = w.len();
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| rms_row(x, w, eps, y));
+    y
+}
+
 pub(super) fn rms_norm(op: &RmsNorm, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w) = (io.ins.f32s(0)?, io.ins.vector(1)?);
     let c = w.len();

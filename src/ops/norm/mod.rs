@@ -7,6 +7,7 @@ mod cuda;
 use super::elementwise::Act;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
+pub(crate) use cpu::rms_rows;
 
 /// `y = w · x / sqrt(mean(x²) + eps)` (Zhang and Sennrich 2019; Qwen2RMSNorm). One rounding.
 ///

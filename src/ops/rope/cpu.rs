@@ -3,6 +3,7 @@
 use super::{KvAppend, Rope, RopeKvAppend, inv_freq};
 use crate::core::{DType, Result, Step};
 use crate::ops::CpuIo;
+use crate::ops::io::CpuOuts;
 
 /// Cosine and sine of every pair at `position`.
 fn angles(inv_freq: &[f32], position: u32) -> Vec<(f32, f32)> {
@@ -49,7 +50,7 @@ struct Cache<'a> {
 
 impl<'a> Cache<'a> {
     /// Output `out` as a cache with room for the rows of this step.
-    fn of(io: &'a mut crate::ops::io::CpuOuts<'_>, out: usize, name: &str, step: Step) -> Result<Cache<'a>> {
+    fn of(io: &'a mut CpuOuts<'_>, out: usize, name: &str, step: Step) -> Result<Cache<'a>> {
         let desc = io.descs[out];
         let (kv_heads, rows, head_dim) = (desc.shape[1], desc.shape[2], desc.shape[3]);
         let end = step.pos as usize + step.valid_rows as usize;
@@ -85,11 +86,22 @@ pub(super) fn kv_append(op: &KvAppend, io: &mut CpuIo<'_>) -> Result<()> {
 }
 
 pub(super) fn rope_kv_append(op: &RopeKvAppend, io: &mut CpuIo<'_>) -> Result<()> {
-    let freq = inv_freq(op.head_dim, op.theta);
-    let (qkv, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
-    let (h, g, d, step) = (op.heads, op.kv_heads, op.head_dim, io.step);
+    rotate_and_append(op, io.ins.f32s(0)?, io.step, &io.ins.descs[1].name, &mut io.outs)
+}
 
-    let q = io.outs.f32s(0)?;
+/// `op` on a packed `qkv`; outputs 0 and 1 are q and the cache, which came as `kv`.
+pub(crate) fn rotate_and_append(
+    op: &RopeKvAppend,
+    qkv: &[f32],
+    step: Step,
+    kv: &str,
+    outs: &mut CpuOuts<'_>,
+) -> Result<()> {
+    let freq = inv_freq(op.head_dim, op.theta);
+    let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
+    let cols = (h + 2 * g) * d;
+
+    let q = outs.f32s(0)?;
     for (t, (x, q)) in qkv.chunks(cols).zip(q.chunks_mut(h * d)).enumerate() {
         let angles = angles(&freq, step.pos + t as u32);
         for (x, q) in x[..h * d].chunks(d).zip(q.chunks_mut(d)) {
@@ -97,7 +109,7 @@ pub(super) fn rope_kv_append(op: &RopeKvAppend, io: &mut CpuIo<'_>) -> Result<()
         }
     }
 
-    let mut cache = Cache::of(&mut io.outs, 1, &io.ins.descs[1].name, step)?;
+    let mut cache = Cache::of(outs, 1, kv, step)?;
     let mut k = vec![0.0; d];
     for (t, x) in qkv.chunks(cols).take(step.valid_rows as usize).enumerate() {
         let row = step.pos as usize + t;

@@ -7,7 +7,7 @@ use crate::ops::{CudaOp, checks};
 
 const THREADS: usize = 256;
 /// Pairs of the widest head.
-const PAIRS: usize = 128;
+pub(crate) const PAIRS: usize = 128;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -70,7 +70,8 @@ fn check_head(op: &str, x: &GpuTensor<'_>, head_dim: usize) -> Result<()> {
     Ok(())
 }
 
-fn frequencies(head_dim: usize, theta: f32) -> [f32; PAIRS] {
+/// [`inv_freq`] as kernels take it.
+pub(crate) fn frequencies(head_dim: usize, theta: f32) -> [f32; PAIRS] {
     let mut all = [0.0; PAIRS];
     let freq = inv_freq(head_dim, theta);
     all[..freq.len()].copy_from_slice(&freq);

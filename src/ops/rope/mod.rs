@@ -5,10 +5,11 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 
 use super::{Case, CpuIo, Fill, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
+pub(crate) use cpu::rotate_and_append;
 
 /// Rotates every head of every row; row t has position `step.pos + t`. One rounding.
 ///
@@ -53,7 +54,7 @@ pub(crate) fn inv_freq(head_dim: usize, theta: f32) -> Vec<f32> {
 }
 
 /// Whether `kv` is a cache of `kv_heads` heads of `head_dim`.
-fn is_cache(kv: &Desc, kv_heads: usize, head_dim: usize) -> bool {
+pub(crate) fn is_cache(kv: &Desc, kv_heads: usize, head_dim: usize) -> bool {
     matches!(kv.shape.dims(), [2, g, _, d] if (*g, *d) == (kv_heads, head_dim))
 }
 

@@ -27,11 +27,16 @@ fn largest(xs: impl Iterator<Item = f32>) -> usize {
 
 pub(super) fn arg_max(op: &ArgMax, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
+    arg_max_rows(op, x, cols, io.outs.u32s(0)?);
+    Ok(())
+}
+
+/// `op` on rows of `cols` logits.
+pub(crate) fn arg_max_rows(op: &ArgMax, x: &[f32], cols: usize, ids: &mut [u32]) {
     let limit = cols.min(op.limit as usize);
-    for (x, id) in x.chunks(cols).zip(io.outs.u32s(0)?) {
+    for (x, id) in x.chunks(cols).zip(ids) {
         *id = largest(x[..limit].iter().copied()) as u32;
     }
-    Ok(())
 }
 
 /// `total · fraction / 2^24`, rounded down, for totals below 2^63.

@@ -6,6 +6,7 @@ mod cuda;
 
 use super::{Case, CpuIo, Fill, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
+pub(crate) use cpu::arg_max_rows;
 
 /// Index of the largest logit of every row among the first `limit`; the lowest index where several are largest. NaN
 /// loses to everything.

@@ -217,10 +217,13 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
                 Config::Wgmma(plan)
             }
             wanted => {
-                if wanted == Some(Wanted::Encoders)
-                    && let Some(plan) = wgmma::of_encoders([p.m, p.n, p.k])
-                    && plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters)
-                {
+                let shape = [p.m, p.n, p.k];
+                let known = match wanted {
+                    Some(Wanted::Encoders) => wgmma::of_encoders(shape),
+                    None => wgmma::measured(shape),
+                    _ => None,
+                };
+                if let Some(plan) = known.filter(|plan| plan.fits(shape, chip.scratch_bytes, chip.counters)) {
                     return Config::Wgmma(plan);
                 }
                 let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.n, p.k) {
@@ -228,7 +231,7 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
                     false => &wgmma::WgmmaTile::ALL,
                 };
                 let Chip { sm_count, scratch_bytes, counters, .. } = *chip;
-                Config::Wgmma(wgmma::choose(tiles, [p.m, p.n, p.k], sm_count, scratch_bytes, counters))
+                Config::Wgmma(wgmma::choose(tiles, shape, sm_count, scratch_bytes, counters))
             }
         },
         _ => mma(p, chip),

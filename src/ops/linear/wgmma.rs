@@ -367,6 +367,30 @@ pub(crate) fn of_windows([m, n, k]: [usize; 3], sm_count: usize) -> Option<Plan>
     Some(choose(&tiles, [m, n, k], sm_count, 0, 0)).filter(|plan| plan.fits([m, n, k], 0, 0))
 }
 
+/// What `tools/gemm-sweep` found fastest on an H200, where that was at least 2 % ahead of the choice by estimate: the shape,
+/// the team and tile, the parts of K.
+const MEASURED: [([usize; 3], (Team, usize, usize), usize); 8] = [
+    ([128, 3584, 3584], (Team::Cluster, 128, 128), 4), // 17.6 -> 14.9 us
+    ([128, 3584, 18944], (Team::Cluster, 128, 128), 4), // 49.6 -> 43.8
+    ([128, 37888, 3584], (Team::One, 128, 144), 1),    // 73.4 -> 71.4
+    ([512, 4608, 3584], (Team::One, 128, 144), 1),     // 26.2 -> 25.2
+    ([512, 37888, 3584], (Team::Two, 128, 128), 1),    // 197 -> 189
+    ([1025, 1024, 1024], (Team::One, 128, 128), 1),    // 10.8 -> 9.3
+    ([4100, 1024, 1024], (Team::One, 128, 256), 1),    // 21.0 -> 18.7
+    ([13325, 1024, 1024], (Team::One, 128, 208), 1),   // 59.5 -> 56.2
+];
+
+/// The measured plan of that N and K that has as many row blocks of its tile for m rows as for those it was measured with,
+/// and at most twice the rows.
+pub(crate) fn measured([m, n, k]: [usize; 3]) -> Option<Plan> {
+    let holds = |&&([rows, cols, depth], (_, bm, _), _): &&([usize; 3], (Team, usize, usize), usize)| {
+        (cols, depth) == (n, k) && rows.div_ceil(bm) == m.div_ceil(bm) && 2 * m > rows
+    };
+    let &(_, tile, splits) = MEASURED.iter().find(holds)?;
+    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == tile)?;
+    Some(Plan { tile, splits })
+}
+
 /// Plans by arithmetic for the layers of the two encoders, 1024 wide with 4096 in between, where their rows are few
 /// enough to be one round on 132 SMs. The bytes that an SM draws from the L2, at some 57 a clock, are what counts:
 /// `(bm + bn) · 128` a step. Right of each plan its CTAs, and the steps of one.
@@ -664,6 +688,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn measured_plans_hold_around_their_rows() {
+        for ([m, n, k], tile, splits) in MEASURED {
+            let plan = measured([m, n, k]).unwrap();
+            assert_eq!(
+                ((plan.tile.team, plan.tile.bm, plan.tile.bn), plan.splits),
+                (tile, splits),
+                "{m} {n} {k}"
+            );
+            assert!(plan.fits([m, n, k], 64 << 20, 64 << 10), "{m} {n} {k}");
+        }
+        let rows = |m| measured([m, 3584, 3584]).map(|plan| plan.splits);
+        assert_eq!([64, 65, 128, 129].map(rows), [None, Some(4), Some(4), None]);
+        let picture = |m| measured([m, 1024, 1024]).map(|plan| plan.tile.bn);
+        assert_eq!(
+            [1024, 1025, 1152, 1153, 4100, 13325].map(picture),
+            [None, Some(128), Some(128), None, Some(256), Some(208)]
+        );
+        assert_eq!(measured([128, 3584, 3592]), None);
     }
 
     #[test]

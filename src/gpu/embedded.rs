@@ -51,6 +51,12 @@ pub fn why_empty() -> Option<&'static str> {
     WHY_EMPTY
 }
 
+/// All images of this binary.
+#[cfg(test)]
+pub(super) fn images() -> &'static [Image] {
+    KERNELS
+}
+
 /// Every architecture that some kernel was built for: `sm_80`, `sm_90a`, `PTX 80`.
 pub fn built_for() -> Vec<String> {
     names(KERNELS)

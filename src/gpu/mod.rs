@@ -8,6 +8,8 @@ pub mod fill;
 pub mod launch;
 pub mod memory;
 pub mod modules;
+#[cfg(test)]
+mod sass;
 pub mod staging;
 pub mod stream;
 pub mod tensor_map;

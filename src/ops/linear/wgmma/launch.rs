@@ -1,0 +1,162 @@
+//! Launches of the matrix products on TMA and wgmma.
+
+use super::{Plan, Shared, Team};
+use crate::core::Result;
+use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
+use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
+use crate::ops::linear::cuda::Epilogue;
+
+/// `WgmmaParams` of kernels/gemm/wgmma.cuh.
+#[repr(C, align(128))]
+#[derive(Clone, Copy)]
+pub(crate) struct WgmmaParams {
+    pub x: TensorMap,
+    pub w: TensorMap,
+    pub e: Epilogue,
+    pub partials: DevicePtr,
+    pub counters: DevicePtr,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub splits: u32,
+}
+
+struct WgmmaKernel;
+// SAFETY: `gemm_wgmma_*` in kernels/gemm/wgmma.cu take one WgmmaParams by value; loading compares the sizes.
+unsafe impl Kernel for WgmmaKernel {
+    const FILE: &'static str = "gemm/wgmma";
+    const SYMBOL: &'static str = "gemm_wgmma";
+    type Params = WgmmaParams;
+}
+
+struct PairsKernel;
+// SAFETY: `gemm_pairs_*` in kernels/gemm/wgmma_pairs.cu take one WgmmaParams by value; loading compares the sizes.
+unsafe impl Kernel for PairsKernel {
+    const FILE: &'static str = "gemm/wgmma_pairs";
+    const SYMBOL: &'static str = "gemm_pairs";
+    type Params = WgmmaParams;
+}
+
+struct TeamsKernel;
+// SAFETY: `gemm_teams_*` in kernels/gemm/wgmma_teams.cu take one WgmmaParams by value; loading compares the sizes.
+unsafe impl Kernel for TeamsKernel {
+    const FILE: &'static str = "gemm/wgmma_teams";
+    const SYMBOL: &'static str = "gemm_teams";
+    type Params = WgmmaParams;
+}
+
+/// `WindowParams` of kernels/gemm/wgmma_teams.cu.
+#[repr(C, align(128))]
+#[derive(Clone, Copy)]
+struct WindowParams {
+    g: WgmmaParams,
+    odd: TensorMap,
+    chunks: u32,
+}
+
+struct WindowsKernel;
+// SAFETY: `gemm_windows_*` in kernels/gemm/wgmma_teams.cu take one WindowParams by value; loading compares sizes.
+unsafe impl Kernel for WindowsKernel {
+    const FILE: &'static str = "gemm/wgmma_teams";
+    const SYMBOL: &'static str = "gemm_windows";
+    type Params = WindowParams;
+}
+
+/// `[rows, k]` in boxes of `box_rows` rows and 64 columns.
+fn map(t: GpuTensor<'_>, rows: usize, k: usize, box_rows: usize) -> Result<TensorMap> {
+    map_rows(t, (0, 1), rows, k, box_rows)
+}
+
+/// The same of every `step`-th row of `t` from row `first` on.
+fn map_rows(
+    t: GpuTensor<'_>,
+    (first, step): (usize, usize),
+    rows: usize,
+    k: usize,
+    box_rows: usize,
+) -> Result<TensorMap> {
+    let dims = [k as u64, rows as u64];
+    let boxes = [super::WgmmaTile::BK as u32, box_rows as u32];
+    let (pitch, ptr) = (2 * (k * step) as u64, t.ptr.offset(2 * first * k));
+    TensorMap::encode(t.desc.dtype, ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
+}
+
+/// Records the product of the windows of x `[T, C]`, with stride 2, and w `[N, kernel·C]`, into m rows. No window
+/// begins behind the last row of x.
+///
+/// # Safety
+/// The addresses in `e` are valid for m rows of `e.cols` columns and N biases; T >= 2, C % 64 == 0.
+pub unsafe fn launch_windows(
+    l: &mut Launcher<'_>,
+    plan: Plan,
+    (x, m): (GpuTensor<'_>, usize),
+    w: GpuTensor<'_>,
+    e: Epilogue,
+) -> Result<()> {
+    let Plan { tile, splits } = plan;
+    let (t, c, n, k) = (x.rows(), x.cols(), w.rows(), w.cols());
+    let g = WgmmaParams {
+        x: map_rows(x, (0, 2), t.div_ceil(2), c, tile.bm)?,
+        w: map(w, n, k, tile.bn)?,
+        e,
+        partials: DevicePtr::NULL,
+        counters: DevicePtr::NULL,
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        splits: splits as u32,
+    };
+    let chunks = (c / super::WgmmaTile::BK) as u32;
+    let p = WindowParams { g, odd: map_rows(x, (1, 2), t / 2, c, tile.bm)?, chunks };
+    let geometry = Geometry::grid([plan.grid(m, n, l.device.sm_count()) as u32, 1, 1])
+        .cluster(plan.cluster() as u32)
+        .smem(tile.smem_bytes());
+    let variant = format!("_{}x{}x{}", tile.bm, tile.bn, tile.stages);
+    // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
+    // all else.
+    unsafe { l.launch_variant::<WindowsKernel>(&variant, x.desc.dtype, geometry, &p) }
+}
+
+/// Records the product of x `[m, K]` and w `[N, K]`.
+///
+/// # Safety
+/// The addresses in `e` are valid for m rows of `e.cols` columns and N biases; K % 8 == 0.
+pub unsafe fn launch(
+    l: &mut Launcher<'_>,
+    plan: Plan,
+    (x, m): (GpuTensor<'_>, usize),
+    w: GpuTensor<'_>,
+    e: Epilogue,
+) -> Result<()> {
+    let Plan { tile, splits } = plan;
+    let (n, k) = (w.rows(), w.cols());
+    let (mut partials, mut counters) = (DevicePtr::NULL, DevicePtr::NULL);
+    if plan.joins() {
+        partials = l.scratch(plan.partial_bytes(m, n))?;
+        counters = l.counters(plan.counters(m, n))?;
+    }
+    let p = WgmmaParams {
+        x: map(x, m, k, tile.boxes().0)?,
+        w: map(w, n, k, tile.boxes().1)?,
+        e,
+        partials,
+        counters,
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        splits: splits as u32,
+    };
+    let grid = plan.grid(m, n, l.device.sm_count());
+    let geometry = Geometry::grid([grid as u32, 1, 1]).cluster(plan.cluster() as u32).smem(tile.smem_bytes());
+    // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
+    // all else; partials and counters have the sizes that the plan needs.
+    unsafe {
+        match tile.team {
+            Team::Plain => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+            _ if tile.shared != Shared::Nothing => {
+                l.launch_variant::<PairsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+            }
+            _ => l.launch_variant::<TeamsKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+        }
+    }
+}

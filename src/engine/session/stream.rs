@@ -36,8 +36,7 @@ impl<'e> Session<'e> {
     ///
     /// ```no_run
     /// # use vivace::engine::{GenerateOptions, Question, Session};
-    /// # fn main() -> vivace::core::Result<()> {
-    /// # let (mut session, microphone): (Session<'_>, Vec<Vec<f32>>) = unimplemented!();
+    /// # fn listen(mut session: Session<'_>, microphone: Vec<Vec<f32>>) -> vivace::core::Result<()> {
     /// let mut stream = session.sound_stream(16_000, 0.0)?;
     /// for samples in microphone {
     ///     stream.push(&samples)?;

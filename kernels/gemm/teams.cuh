@@ -9,15 +9,17 @@ struct TeamTile : Alone {
     // Blocks of 64 rows that a warpgroup has of a tile, and warpgroups per team.
     static constexpr int HALVES = TEAMS == 2 ? BM / 64 : 1, MEMBERS = BM / 64 / HALVES, CONSUMERS = TEAMS * MEMBERS;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
-    static constexpr int CTAS = CONSUMERS == 1 && BN <= 128 ? 2 : 1;
+    // Slim: two CTAs of two consumers on an SM, this kernel's or the next one's.
+    static constexpr bool SLIM = CONSUMERS == 2 && BN <= 96;
+    static constexpr int CTAS = CONSUMERS == 1 && BN <= 128 || SLIM ? 2 : 1;
     static constexpr int X_BYTES = BM * BK * 2, W_BYTES = BN * BK * 2, STAGE_BYTES = X_BYTES + W_BYTES;
     // What 128 threads of each role hold after they have exchanged registers; their sum is what the launch gives.
-    static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
-    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
+    static constexpr int PRODUCER_REGISTERS = SLIM ? 24 : CONSUMERS == 3 ? 32 : 40;
+    static constexpr int CONSUMER_REGISTERS = SLIM ? 104 : CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
     // As in WgmmaTile. COLUMNS: bias and scale of a tile, in whole chunks.
     static constexpr int CHUNK = 32, PITCH = 40, CHUNKS = (BN + CHUNK - 1) / CHUNK, COLUMNS = CHUNKS * CHUNK;
     // As registers allow.
-    static constexpr int JOIN_BATCH = divisor_up_to(CONSUMERS == 3 ? 4 : 8, BN / 8);
+    static constexpr int JOIN_BATCH = divisor_up_to(SLIM ? 2 : CONSUMERS == 3 ? 4 : 8, BN / 8);
     static constexpr int STATIC_BYTES = CONSUMERS * (4 * 16 * PITCH * 4 + 2 * COLUMNS * 2) + 256;
     static_assert(BM % 64 == 0 && BN % 16 == 0 && CONSUMERS <= 3 && HALVES * BN <= 256);
     static_assert(CTAS * (STAGES * STAGE_BYTES + STATIC_BYTES + 2048) <= 228 * 1024);

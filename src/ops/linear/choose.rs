@@ -91,10 +91,16 @@ impl Wanted {
         };
         let (bm, bn) = tile.split_once('x')?;
         let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
-        let [all, teams, pairs] =
-            [&wgmma::WgmmaTile::ALL[..], &wgmma::WgmmaTile::TEAMS, &wgmma::WgmmaTile::PAIRS];
-        let mut tiles = all.iter().chain(teams).chain(pairs);
-        let tile = *tiles.find(|t| (t.shared, t.team, t.bm, t.bn) == (shared, team, bm, bn))?;
+        let files: [&[wgmma::WgmmaTile]; 4] = [
+            &wgmma::WgmmaTile::ALL,
+            &wgmma::WgmmaTile::TEAMS,
+            &wgmma::WgmmaTile::SLIM,
+            &wgmma::WgmmaTile::PAIRS,
+        ];
+        let tile = *files
+            .into_iter()
+            .flatten()
+            .find(|t| (t.shared, t.team, t.bm, t.bn) == (shared, team, bm, bn))?;
         let splits = splits.parse().ok().filter(|&s| s >= 1)?;
         Some(Wanted::Wgmma(wgmma::Plan { tile, splits }))
     }
@@ -410,6 +416,7 @@ mod tests {
         assert_eq!(pair("w1x128x256/2"), (wgmma::Shared::W, wgmma::Team::One, 2));
         assert_eq!(pair("x2x128x128/1"), (wgmma::Shared::X, wgmma::Team::Two, 1));
         assert_eq!(pair("teams").0, wgmma::Shared::Nothing);
+        assert_eq!(pair("cx128x96/2"), (wgmma::Shared::Nothing, wgmma::Team::Cluster, 2));
         // By shape, beside a plan for all others.
         let wishes = Wishes::parse("300x512x1024=cx64x128/4,1x64x96/1").unwrap();
         let by_shape =

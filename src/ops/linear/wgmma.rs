@@ -50,6 +50,10 @@ const fn team_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile
     WgmmaTile { team, shared: Shared::Nothing, bm, bn, stages, ctas }
 }
 
+const fn slim_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
+    WgmmaTile { team, shared: Shared::Nothing, bm, bn, stages, ctas: 2 }
+}
+
 const fn pair_tile(shared: Shared, team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
     WgmmaTile { team, shared, bm, bn, stages, ctas: 1 }
 }
@@ -89,6 +93,9 @@ impl WgmmaTile {
         team_tile(Team::Cluster, 128, 128, 6),
         team_tile(Team::Cluster, 64, 128, 4),
     ];
+    /// Those of the same file of which two fit on an SM though two warpgroups multiply: what one CTA leaves of an SM, the
+    /// next kernel may take before this one ends. Not timed yet.
+    pub const SLIM: [WgmmaTile; 2] = [slim_tile(Team::One, 128, 96, 3), slim_tile(Team::Cluster, 128, 96, 3)];
     /// The EXPORT lines of `gemm/wgmma_pairs.cu`.
     pub const PAIRS: [WgmmaTile; 10] = [
         pair_tile(Shared::W, Team::One, 128, 256, 4),

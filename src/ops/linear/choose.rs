@@ -337,6 +337,9 @@ mod tests {
             let refilled = Chip { few_rows: FewRows::parse("refill"), ..H200 };
             assert_eq!(choose(&dense(m, 515, 896), &refilled), Config::Skinny(FewRows::Refill));
         }
+        let variants = |few: FewRows| [2, 8, 9, 16].map(|m| few.variant(m));
+        assert_eq!(variants(FewRows::Batches), ["_m8", "_m8", "_m16", "_m16"]);
+        assert_eq!(variants(FewRows::Refill), ["_m8_refill", "_m8_refill", "_m16_refill", "_m16_refill"]);
         let rows = Problem { dense: false, ..dense(1, 256, 640) };
         assert!(matches!(choose(&rows, &H200), Config::Mma { .. }));
     }

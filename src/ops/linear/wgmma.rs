@@ -379,28 +379,38 @@ pub(crate) fn of_windows([m, n, k]: [usize; 3], sm_count: usize) -> Option<Plan>
     Some(choose(&tiles, [m, n, k], sm_count, 0, 0)).filter(|plan| plan.fits([m, n, k], 0, 0))
 }
 
-/// What `tools/gemm-sweep` found fastest on an H200, where that was at least 2 % ahead of the choice by estimate: the shape,
-/// the team and tile, the parts of K.
-const MEASURED: [([usize; 3], (Team, usize, usize), usize); 8] = [
-    ([128, 3584, 3584], (Team::Cluster, 128, 128), 4), // 17.6 -> 14.9 us
-    ([128, 3584, 18944], (Team::Cluster, 128, 128), 4), // 49.6 -> 43.8
-    ([128, 37888, 3584], (Team::One, 128, 144), 1),    // 73.4 -> 71.4
-    ([512, 4608, 3584], (Team::One, 128, 144), 1),     // 26.2 -> 25.2
-    ([512, 37888, 3584], (Team::Two, 128, 128), 1),    // 197 -> 189
-    ([1025, 1024, 1024], (Team::One, 128, 128), 1),    // 10.8 -> 9.3
-    ([4100, 1024, 1024], (Team::One, 128, 256), 1),    // 21.0 -> 18.7
-    ([13325, 1024, 1024], (Team::One, 128, 208), 1),   // 59.5 -> 56.2
+/// A plan that was measured: the shape, the team and rows and columns of its tile, the parts of K.
+struct Measured {
+    shape: [usize; 3],
+    tile: (Team, usize, usize),
+    splits: usize,
+}
+
+const fn fastest(shape: [usize; 3], tile: (Team, usize, usize), splits: usize) -> Measured {
+    Measured { shape, tile, splits }
+}
+
+/// What `tools/gemm-sweep` found fastest on an H200, where that was at least 2 % ahead of the choice by estimate.
+const MEASURED: [Measured; 8] = [
+    fastest([128, 3584, 3584], (Team::Cluster, 128, 128), 4), // 17.6 -> 14.9 us
+    fastest([128, 3584, 18944], (Team::Cluster, 128, 128), 4), // 49.6 -> 43.8
+    fastest([128, 37888, 3584], (Team::One, 128, 144), 1),    // 73.4 -> 71.4
+    fastest([512, 4608, 3584], (Team::One, 128, 144), 1),     // 26.2 -> 25.2
+    fastest([512, 37888, 3584], (Team::Two, 128, 128), 1),    // 197 -> 189
+    fastest([1025, 1024, 1024], (Team::One, 128, 128), 1),    // 10.8 -> 9.3
+    fastest([4100, 1024, 1024], (Team::One, 128, 256), 1),    // 21.0 -> 18.7
+    fastest([13325, 1024, 1024], (Team::One, 128, 208), 1),   // 59.5 -> 56.2
 ];
 
 /// The measured plan of that N and K that has as many row blocks of its tile for m rows as for those it was measured with,
 /// and at most twice the rows.
 pub(crate) fn measured([m, n, k]: [usize; 3]) -> Option<Plan> {
-    let holds = |&&([rows, cols, depth], (_, bm, _), _): &&([usize; 3], (Team, usize, usize), usize)| {
+    let found = MEASURED.iter().find(|of| {
+        let ([rows, cols, depth], (_, bm, _)) = (of.shape, of.tile);
         (cols, depth) == (n, k) && rows.div_ceil(bm) == m.div_ceil(bm) && 2 * m > rows
-    };
-    let &(_, tile, splits) = MEASURED.iter().find(holds)?;
-    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == tile)?;
-    Some(Plan { tile, splits })
+    })?;
+    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == found.tile)?;
+    Some(Plan { tile, splits: found.splits })
 }
 
 /// Plans by arithmetic for the layers of the two encoders, 1024 wide with 4096 in between, where their rows are few

@@ -105,7 +105,7 @@ fn taps_alternate_between_even_and_odd_rows() {
 
 #[test]
 fn measured_plans_hold_around_their_rows() {
-    for ([m, n, k], tile, splits) in MEASURED {
+    for Measured { shape: [m, n, k], tile, splits } in MEASURED {
         let plan = measured([m, n, k]).unwrap();
         assert_eq!(
             ((plan.tile.team, plan.tile.bm, plan.tile.bn), plan.splits),

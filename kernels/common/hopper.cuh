@@ -55,6 +55,10 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
+// Asks the L2 for what such a load would bring.
+__device__ __forceinline__ void tma_prefetch_2d(const TensorMap& map, int32_t c0, int32_t c1) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(c0), "r"(c1) : "memory");
+}
 // To the same place of every CTA of the cluster whose bit is set, where the barrier at the same place counts the bytes.
 __device__ __forceinline__ void tma_load_2d_to_cluster(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                                        int32_t c1, uint16_t ctas) {

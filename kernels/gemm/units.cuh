@@ -92,6 +92,15 @@ struct DenseRows {
     }
 };
 
+// Asks the L2 for the weights of a step, where this CTA is the one of its column that does.
+template <class Tile>
+__device__ __forceinline__ void foresee_w(const WgmmaParams& p, const Unit& u, uint32_t step) {
+    if (step >= u.last || u.m0 / Tile::BM % 8 != 0) return;
+    uint32_t row = u.n0;
+    if constexpr (Tile::SHARED == Shared::W) row += cluster_rank() * (Tile::BN / 2);
+    tma_prefetch_2d(p.w, step * Tile::BK, row);
+}
+
 // One thread. The weights of the first stages are asked for before the wait for the kernels that made x.
 template <class Tile, class Rows>
 __device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, uint32_t ring, uint32_t full,
@@ -102,6 +111,7 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, 
         const Unit u = schedule.get(p);
         early = min(u.last - u.first, uint32_t(Tile::STAGES));
         for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
+        for (uint32_t i = 0; i < p.ahead; i++) foresee_w<Tile>(p, u, u.first + early + i);
     }
     pdl_wait();
     pdl_trigger();
@@ -114,6 +124,7 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, 
             } else {
                 mbarrier_wait(empty + at.stage * 8, at.phase ^ 1);
                 load_w<Tile>(p, ring, at.stage, full, step, u.n0);
+                if (p.ahead > 0) foresee_w<Tile>(p, u, step + p.ahead);
             }
             rows.load(ring + at.stage * Tile::STAGE_BYTES, full + at.stage * 8, step, u.m0);
         }

@@ -17,6 +17,7 @@ struct WgmmaParams {
     uint32_t* counters;  // split-K: one per tile and consumer, zero between kernels
     uint32_t m, n, k;
     uint32_t splits;  // parts of K
+    uint32_t ahead;   // steps of w that the L2 is asked for before the ring is; 0: none
 };
 
 // A part [first, last) of the k steps of one tile.

@@ -306,6 +306,7 @@ pub(super) mod launch {
                 n: n as u32,
                 k: w.cols() as u32,
                 splits: splits as u32,
+                ahead: 0,
             },
             odd_rows: rows(1)?,
             out_height: out_height as u32,

@@ -113,9 +113,10 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-// Arrives at a barrier of another CTA; its address from `cluster_address`.
+// Arrives at a barrier of another CTA; its address from `cluster_address`. Without `.release.cluster`, which would be a
+// fence for the whole GPU: for stages that wgmma has read, where nothing that threads have stored is handed over.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // The address in the CTA `rank` of the cluster of what has `address` here.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {

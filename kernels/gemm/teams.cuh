@@ -13,7 +13,7 @@ struct TeamTile : Alone {
     static constexpr bool SLIM = CONSUMERS == 2 && BN <= 96;
     static constexpr int CTAS = CONSUMERS == 1 && BN <= 128 || SLIM ? 2 : 1;
     static constexpr int X_BYTES = BM * BK * 2, W_BYTES = BN * BK * 2, STAGE_BYTES = X_BYTES + W_BYTES;
-    // What 128 threads of each role hold after they have exchanged registers; their sum is what the launch gives.
+    // What 128 threads of each role hold after they have exchanged registers; together at most what the launch gives.
     static constexpr int PRODUCER_REGISTERS = SLIM ? 24 : CONSUMERS == 3 ? 32 : 40;
     static constexpr int CONSUMER_REGISTERS = SLIM ? 104 : CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
     // As in WgmmaTile. COLUMNS: bias and scale of a tile, in whole chunks.

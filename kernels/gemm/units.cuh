@@ -92,10 +92,10 @@ struct DenseRows {
     }
 };
 
-// Asks the L2 for the weights of a step, where this CTA is the one of its column that does.
+// Asks the L2 for the weights of a step of the unit at hand, where this CTA, or pair, is the one of its column that does.
 template <class Tile>
 __device__ __forceinline__ void foresee_w(const WgmmaParams& p, const Unit& u, uint32_t step) {
-    if (step >= u.last || u.m0 / Tile::BM % 8 != 0) return;
+    if (step >= u.last || u.m0 / (Tile::BM * Tile::PAIR_ROWS) % 8 != 0) return;
     uint32_t row = u.n0;
     if constexpr (Tile::SHARED == Shared::W) row += cluster_rank() * (Tile::BN / 2);
     tma_prefetch_2d(p.w, step * Tile::BK, row);

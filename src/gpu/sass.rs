@@ -13,6 +13,8 @@ const UTMALDG: [u16; 2] = [0x5b4, 0x3b4];
 const LDG: [u16; 1] = [0x981];
 /// Local memory: spills, stack frames, arrays with computed indices.
 const LOCAL: [u16; 2] = [0x983, 0x387];
+/// Fences of memory.
+const MEMBAR: [u16; 1] = [0x992];
 /// griddepcontrol.wait and .launch_dependents.
 const ACQBULK: [u16; 1] = [0x82e];
 const PREEXIT: [u16; 1] = [0x82d];
@@ -77,6 +79,16 @@ fn what_wants_wgmma_and_tma_has_them() {
         if ["gemm/mma", "attention/prefill", "attention/decode"].contains(file) {
             assert!(count(code, &HMMA) >= 4, "{file} {name}: {} HMMA", count(code, &HMMA));
         }
+    }
+}
+
+/// An arrival at a barrier of another CTA with `.release.cluster` would be a fence for the whole GPU in every step of k.
+#[test]
+fn no_fence_stands_between_products() {
+    for (file, name, code) in hopper().iter().filter(|(file, ..)| file.starts_with("gemm/wgmma")) {
+        let product = |op: &u16| HGMMA.contains(op);
+        let (first, last) = (code.iter().position(product).unwrap(), code.iter().rposition(product).unwrap());
+        assert_eq!(count(&code[first..last], &MEMBAR), 0, "{file} {name}: MEMBAR between HGMMA");
     }
 }
 

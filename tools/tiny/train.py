@@ -1,8 +1,8 @@
 """Trains the tiny VITA on one GPU (or, for a look, on a CPU).
 
-    train.py --pack PACK --out OUT --minutes 9          the whole thing
-    train.py --pack PACK --out OUT --minutes 1          steps per second and memory
-    train.py ... --resume                               goes on where a run was cut off
+    train.py --pack PACK --out OUT --minutes 7.3 --compile    as the model in the repository was made
+    train.py --pack PACK --out OUT --minutes 1                steps per second and memory
+    train.py ... --resume                                     goes on where a run was cut off
 
 The schedule follows the clock: the learning rate falls to 0 when the minutes are over, data preparation and
 evaluation included. Writes OUT/model (a checkpoint folder), OUT/curve.json and OUT/scores.json."""

@@ -6,6 +6,7 @@ pub mod error;
 pub mod host;
 pub mod recipe;
 pub mod shape;
+pub(crate) mod switch;
 
 pub use desc::{Cost, Desc, Place, Step, Tensor};
 pub use dtype::DType;
@@ -13,3 +14,4 @@ pub use error::{Error, Result};
 pub use host::{HostData, HostTensor, HostWeight};
 pub use recipe::{Part, Recipe};
 pub use shape::Shape;
+pub(crate) use switch::asked;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
 use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
+use crate::core::asked;
 use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
@@ -122,7 +123,12 @@ impl Model {
             piece_states: Vec::new(),
             arriving: None,
             observe,
-            pixel_values: std::env::var_os("VIVACE_PIXELS").is_some_and(|v| v == "f32"),
+            pixel_values: asked(
+                "VIVACE_PIXELS",
+                |way| ["bytes", "f32"].contains(&way).then_some(way == "f32"),
+                "bytes or f32",
+            )?
+            .unwrap_or(false),
         };
         let recipes = model.recipes()?;
         let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };

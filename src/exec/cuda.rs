@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
+use crate::core::asked;
 use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
@@ -16,7 +17,6 @@ use crate::gpu::memory::{
 use crate::gpu::modules::Modules;
 use crate::gpu::staging::Uploader;
 use crate::gpu::stream::{Captured, Event, Stream};
-use crate::ops::checks::asked;
 use crate::plan::Plan;
 use crate::weights::Source;
 

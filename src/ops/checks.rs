@@ -1,4 +1,4 @@
-//! What launchers ask of tensors beyond the shape rule, and what a user asks of them.
+//! What launchers ask of tensors beyond the shape rule.
 
 use crate::core::{DType, Result};
 use crate::gpu::launch::GpuTensor;
@@ -27,15 +27,4 @@ pub(crate) fn whole_vectors(op: &str, t: &GpuTensor<'_>, max_cols: usize) -> Res
         t.desc.brief()
     );
     Ok(())
-}
-
-/// What the environment variable `name` asks for; `takes` says what that may be.
-pub(crate) fn asked<T>(name: &str, parse: fn(&str) -> Option<T>, takes: &str) -> Result<Option<T>> {
-    match std::env::var(name) {
-        Err(_) => Ok(None),
-        Ok(text) => match parse(&text) {
-            None => crate::bail_input!("{name} is {text:?}; it takes {takes}"),
-            wanted => Ok(wanted),
-        },
-    }
 }

@@ -3,11 +3,11 @@
 use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, choose};
 use super::wgmma::WgmmaTile;
 use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
+use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
 use crate::ops::CudaOp;
-use crate::ops::checks::asked;
 
 /// `AttentionParams` of kernels/attention/params.cuh, which says what the fields mean.
 #[repr(C)]

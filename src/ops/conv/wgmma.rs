@@ -212,9 +212,9 @@ fn weights(channels: usize, n: usize, bn: usize) -> View<3> {
 pub(super) mod launch {
     use super::{Chip, Plan, Problem, View, Wanted, image_rows, weights};
     use crate::core::Result;
+    use crate::core::asked;
     use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
     use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
-    use crate::ops::checks::asked;
     use crate::ops::conv::Extents2d;
     use crate::ops::linear::cuda::Epilogue;
     use crate::ops::linear::wgmma::launch::WgmmaParams;

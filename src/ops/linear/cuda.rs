@@ -2,10 +2,10 @@
 
 use super::choose::{Chip, Config, FewRows, Gemv, Problem, Wishes, choose};
 use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
+use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
-use crate::ops::checks::asked;
 use crate::ops::rope::cuda::{PAIRS, frequencies};
 
 /// `Epilogue` of kernels/gemm/epilogue.cuh.

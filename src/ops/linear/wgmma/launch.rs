@@ -2,9 +2,9 @@
 
 use super::{Plan, Shared, Team};
 use crate::core::Result;
+use crate::core::asked;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
-use crate::ops::checks::asked;
 use crate::ops::linear::cuda::Epilogue;
 
 /// `WgmmaParams` of kernels/gemm/wgmma.cuh.

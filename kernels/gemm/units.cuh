@@ -17,7 +17,8 @@ enum class Shared { NOTHING, W, X };
 template <Shared SHARED_>
 struct Pairs {
     static constexpr Shared SHARED = SHARED_;
-    static constexpr int PAIR = SHARED == Shared::NOTHING ? 1 : 2, PAIR_ROWS = SHARED == Shared::W ? 2 : 1, PAIR_COLS = SHARED == Shared::X ? 2 : 1;
+    static constexpr int PAIR_ROWS = SHARED == Shared::W ? 2 : 1, PAIR_COLS = SHARED == Shared::X ? 2 : 1;
+    static constexpr int PAIR = PAIR_ROWS * PAIR_COLS;
 };
 using Alone = Pairs<Shared::NOTHING>;
 
@@ -28,6 +29,21 @@ __device__ __forceinline__ void release_stage(uint32_t empty) {
     if constexpr (Tile::PAIR == 2) {
         if (threadIdx.x % 128 == 32) mbarrier_arrive_cluster(cluster_address(empty, cluster_rank() ^ 1));
     }
+}
+
+// The barriers of the ring. `givers`: warpgroups that give a stage back.
+template <class Tile>
+__device__ __forceinline__ void start_ring(const WgmmaParams& p, uint32_t full, uint32_t empty, uint32_t givers) {
+    if (threadIdx.x == 0) {
+        prefetch_tensor_map(p.x);
+        prefetch_tensor_map(p.w);
+        for (int s = 0; s < Tile::STAGES; s++) {
+            mbarrier_init(full + s * 8, 1);
+            mbarrier_init(empty + s * 8, givers);
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
 }
 
 // Units in order: the splits of a tile, then tiles in columns of 16 tile rows, rows first, so that CTAs that run

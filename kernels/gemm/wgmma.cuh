@@ -10,8 +10,8 @@
 #include "gemm/epilogue.cuh"
 
 struct WgmmaParams {
-    TensorMap x;  // {K, M}, box {64, BM}, swizzle 128 B
-    TensorMap w;  // {K, N}, box {64, BN}, swizzle 128 B
+    TensorMap x;  // {K, M}, box {64, BM}, swizzle 128 B; of what a pair shares half a box
+    TensorMap w;  // {K, N}, box {64, BN}, the same
     Epilogue e;
     float* partials;     // split-K: [tile][split][BM · BN]
     uint32_t* counters;  // split-K: one per tile and consumer, zero between kernels

@@ -43,16 +43,7 @@ __device__ __forceinline__ void gemm_pairs(const WgmmaParams& p) {
     const uint32_t ring = (smem_address(dynamic) + 1023) & ~1023u;
     const uint32_t full = smem_address(full_), empty = smem_address(empty_);
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    if (threadIdx.x == 0) {
-        prefetch_tensor_map(p.x);
-        prefetch_tensor_map(p.w);
-        for (int s = 0; s < Tile::STAGES; s++) {
-            mbarrier_init(full + s * 8, 1);
-            mbarrier_init(empty + s * 8, 2 * Tile::MEMBERS);
-        }
-        fence_mbarrier_init();
-    }
-    __syncthreads();
+    start_ring<Tile>(p, full, empty, 2 * Tile::MEMBERS);
     // Nothing is sent to a CTA before its barriers are there.
     cluster_arrive(false);
     cluster_wait();

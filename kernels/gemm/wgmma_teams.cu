@@ -87,16 +87,7 @@ __device__ __forceinline__ void gemm_rows(const WgmmaParams& p, const Rows& rows
     const uint32_t ring = (smem_address(dynamic) + 1023) & ~1023u;
     const uint32_t full = smem_address(full_), empty = smem_address(empty_);
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    if (threadIdx.x == 0) {
-        prefetch_tensor_map(p.x);
-        prefetch_tensor_map(p.w);
-        for (int s = 0; s < Tile::STAGES; s++) {
-            mbarrier_init(full + s * 8, 1);
-            mbarrier_init(empty + s * 8, Tile::MEMBERS);
-        }
-        fence_mbarrier_init();
-    }
-    __syncthreads();
+    start_ring<Tile>(p, full, empty, Tile::MEMBERS);
 
     if (warpgroup == 0) {
         give_registers<Tile::PRODUCER_REGISTERS>();

@@ -1,5 +1,7 @@
 //! A conversation: turns with pictures and sounds, one KV cache, answers streamed token by token.
 
+mod stream;
+
 use std::time::Instant;
 
 use super::cache::{CacheUse, Content, Key, Placed, Source};
@@ -15,6 +17,8 @@ use crate::media::video;
 use crate::models::intern_vit::Tiling;
 use crate::models::qwen2::{Head, state};
 use crate::text::{Dialogue, Piece, State, StopStrings, Utf8Stream};
+
+pub use stream::{LONGEST_SOUND_SECONDS, SoundStream};
 
 /// One conversation. Turns share the KV cache; a failed turn leaves the conversation as it was.
 pub struct Session<'e> {
@@ -554,10 +558,6 @@ fn ids(keys: &[Key], placed: &[Placed]) -> Result<Vec<u32>> {
     };
     keys.iter().map(id).collect()
 }
-
-mod stream;
-
-pub use stream::{LONGEST_SOUND_SECONDS, SoundStream};
 
 #[cfg(test)]
 mod tests;

@@ -225,9 +225,9 @@ fn kept_rows(cfg: &AudioConfig, most: usize) -> usize {
 
 /// Builds the graph of `piece`; `step.pos` is its first frame, `step.valid_rows` its frames and those they see.
 ///
-/// The states are those of [`build`], then q, k and v of the frames before in each layer, then the frames that the adapter
-/// still needs. Attention runs on all
-/// frames that are seen, and the rows of the piece are taken out: few rows too many in the smallest of the kernels.
+/// The states are those of [`build`], then q, v and keys with their positions of the frames before in each layer, then the
+/// frames that the adapter still needs. Attention runs on all frames that are seen, and the rows of the piece are taken
+/// out: few rows too many in the smallest of the kernels.
 pub fn build_piece(
     cfg: &AudioConfig,
     text: &TextConfig,

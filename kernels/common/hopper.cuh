@@ -226,39 +226,72 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
     for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define WGMMA_NAMES_32                                                                              \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                        \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_NAMES_48                                                                              \
-    WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+// Names and registers of the first COUNT accumulators.
+#define WGMMA_NAMES_4 "%0, %1, %2, %3"
+#define WGMMA_NAMES_8 WGMMA_NAMES_4 ", %4, %5, %6, %7"
+#define WGMMA_NAMES_12 WGMMA_NAMES_8 ", %8, %9, %10, %11"
+#define WGMMA_NAMES_16 WGMMA_NAMES_12 ", %12, %13, %14, %15"
+#define WGMMA_NAMES_20 WGMMA_NAMES_16 ", %16, %17, %18, %19"
+#define WGMMA_NAMES_24 WGMMA_NAMES_20 ", %20, %21, %22, %23"
+#define WGMMA_NAMES_28 WGMMA_NAMES_24 ", %24, %25, %26, %27"
+#define WGMMA_NAMES_32 WGMMA_NAMES_28 ", %28, %29, %30, %31"
+#define WGMMA_NAMES_36 WGMMA_NAMES_32 ", %32, %33, %34, %35"
+#define WGMMA_NAMES_40 WGMMA_NAMES_36 ", %36, %37, %38, %39"
+#define WGMMA_NAMES_44 WGMMA_NAMES_40 ", %40, %41, %42, %43"
+#define WGMMA_NAMES_48 WGMMA_NAMES_44 ", %44, %45, %46, %47"
 #define WGMMA_NAMES_52 WGMMA_NAMES_48 ", %48, %49, %50, %51"
-#define WGMMA_NAMES_64                                                                             \
-    WGMMA_NAMES_48 ", "                                                                             \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_NAMES_72 WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
-#define WGMMA_NAMES_96                                                                              \
-    WGMMA_NAMES_72 ", %72, %73, %74, %75, %76, %77, %78, %79, "                                     \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define WGMMA_NAMES_104                                                                             \
-    WGMMA_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
-#define WGMMA_NAMES_112                                                                             \
-    WGMMA_NAMES_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
-#define WGMMA_NAMES_128                                                                             \
-    WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, "                            \
-    "%120, %121, %122, %123, %124, %125, %126, %127"
-#define WGMMA_REGS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define WGMMA_REGS_8(i)                                                                             \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),     \
-        "+f"(d[i + 6]), "+f"(d[i + 7])
-#define WGMMA_REGS_32(i) WGMMA_REGS_8(i), WGMMA_REGS_8(i + 8), WGMMA_REGS_8(i + 16), WGMMA_REGS_8(i + 24)
-#define WGMMA_REGS_48 WGMMA_REGS_32(0), WGMMA_REGS_8(32), WGMMA_REGS_8(40)
-#define WGMMA_REGS_52 WGMMA_REGS_48, WGMMA_REGS_4(48)
-#define WGMMA_REGS_64 WGMMA_REGS_32(0), WGMMA_REGS_32(32)
-#define WGMMA_REGS_72 WGMMA_REGS_64, WGMMA_REGS_8(64)
-#define WGMMA_REGS_96 WGMMA_REGS_64, WGMMA_REGS_32(64)
-#define WGMMA_REGS_104 WGMMA_REGS_96, WGMMA_REGS_8(96)
-#define WGMMA_REGS_112 WGMMA_REGS_104, WGMMA_REGS_8(104)
-#define WGMMA_REGS_128 WGMMA_REGS_64, WGMMA_REGS_32(64), WGMMA_REGS_32(96)
+#define WGMMA_NAMES_56 WGMMA_NAMES_52 ", %52, %53, %54, %55"
+#define WGMMA_NAMES_60 WGMMA_NAMES_56 ", %56, %57, %58, %59"
+#define WGMMA_NAMES_64 WGMMA_NAMES_60 ", %60, %61, %62, %63"
+#define WGMMA_NAMES_68 WGMMA_NAMES_64 ", %64, %65, %66, %67"
+#define WGMMA_NAMES_72 WGMMA_NAMES_68 ", %68, %69, %70, %71"
+#define WGMMA_NAMES_76 WGMMA_NAMES_72 ", %72, %73, %74, %75"
+#define WGMMA_NAMES_80 WGMMA_NAMES_76 ", %76, %77, %78, %79"
+#define WGMMA_NAMES_84 WGMMA_NAMES_80 ", %80, %81, %82, %83"
+#define WGMMA_NAMES_88 WGMMA_NAMES_84 ", %84, %85, %86, %87"
+#define WGMMA_NAMES_92 WGMMA_NAMES_88 ", %88, %89, %90, %91"
+#define WGMMA_NAMES_96 WGMMA_NAMES_92 ", %92, %93, %94, %95"
+#define WGMMA_NAMES_100 WGMMA_NAMES_96 ", %96, %97, %98, %99"
+#define WGMMA_NAMES_104 WGMMA_NAMES_100 ", %100, %101, %102, %103"
+#define WGMMA_NAMES_108 WGMMA_NAMES_104 ", %104, %105, %106, %107"
+#define WGMMA_NAMES_112 WGMMA_NAMES_108 ", %108, %109, %110, %111"
+#define WGMMA_NAMES_116 WGMMA_NAMES_112 ", %112, %113, %114, %115"
+#define WGMMA_NAMES_120 WGMMA_NAMES_116 ", %116, %117, %118, %119"
+#define WGMMA_NAMES_124 WGMMA_NAMES_120 ", %120, %121, %122, %123"
+#define WGMMA_NAMES_128 WGMMA_NAMES_124 ", %124, %125, %126, %127"
+#define WGMMA_4_FROM(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_REGS_4 WGMMA_4_FROM(0)
+#define WGMMA_REGS_8 WGMMA_REGS_4, WGMMA_4_FROM(4)
+#define WGMMA_REGS_12 WGMMA_REGS_8, WGMMA_4_FROM(8)
+#define WGMMA_REGS_16 WGMMA_REGS_12, WGMMA_4_FROM(12)
+#define WGMMA_REGS_20 WGMMA_REGS_16, WGMMA_4_FROM(16)
+#define WGMMA_REGS_24 WGMMA_REGS_20, WGMMA_4_FROM(20)
+#define WGMMA_REGS_28 WGMMA_REGS_24, WGMMA_4_FROM(24)
+#define WGMMA_REGS_32 WGMMA_REGS_28, WGMMA_4_FROM(28)
+#define WGMMA_REGS_36 WGMMA_REGS_32, WGMMA_4_FROM(32)
+#define WGMMA_REGS_40 WGMMA_REGS_36, WGMMA_4_FROM(36)
+#define WGMMA_REGS_44 WGMMA_REGS_40, WGMMA_4_FROM(40)
+#define WGMMA_REGS_48 WGMMA_REGS_44, WGMMA_4_FROM(44)
+#define WGMMA_REGS_52 WGMMA_REGS_48, WGMMA_4_FROM(48)
+#define WGMMA_REGS_56 WGMMA_REGS_52, WGMMA_4_FROM(52)
+#define WGMMA_REGS_60 WGMMA_REGS_56, WGMMA_4_FROM(56)
+#define WGMMA_REGS_64 WGMMA_REGS_60, WGMMA_4_FROM(60)
+#define WGMMA_REGS_68 WGMMA_REGS_64, WGMMA_4_FROM(64)
+#define WGMMA_REGS_72 WGMMA_REGS_68, WGMMA_4_FROM(68)
+#define WGMMA_REGS_76 WGMMA_REGS_72, WGMMA_4_FROM(72)
+#define WGMMA_REGS_80 WGMMA_REGS_76, WGMMA_4_FROM(76)
+#define WGMMA_REGS_84 WGMMA_REGS_80, WGMMA_4_FROM(80)
+#define WGMMA_REGS_88 WGMMA_REGS_84, WGMMA_4_FROM(84)
+#define WGMMA_REGS_92 WGMMA_REGS_88, WGMMA_4_FROM(88)
+#define WGMMA_REGS_96 WGMMA_REGS_92, WGMMA_4_FROM(92)
+#define WGMMA_REGS_100 WGMMA_REGS_96, WGMMA_4_FROM(96)
+#define WGMMA_REGS_104 WGMMA_REGS_100, WGMMA_4_FROM(100)
+#define WGMMA_REGS_108 WGMMA_REGS_104, WGMMA_4_FROM(104)
+#define WGMMA_REGS_112 WGMMA_REGS_108, WGMMA_4_FROM(108)
+#define WGMMA_REGS_116 WGMMA_REGS_112, WGMMA_4_FROM(112)
+#define WGMMA_REGS_120 WGMMA_REGS_116, WGMMA_4_FROM(116)
+#define WGMMA_REGS_124 WGMMA_REGS_120, WGMMA_4_FROM(120)
+#define WGMMA_REGS_128 WGMMA_REGS_124, WGMMA_4_FROM(124)
 #define WGMMA(N, TYPE, COUNT, A, B, KEEP)                                                           \
     asm volatile(                                                                                   \
         "{\n"                                                                                       \
@@ -269,14 +302,27 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
         "}"                                                                                         \
         : WGMMA_REGS_##COUNT                                                                        \
         : "l"(a), "l"(b), "r"(keep))
-#define WGMMA_ANY(TYPE)                                                                             \
-    if constexpr (N == 96) WGMMA(96, TYPE, 48, "48", "49", "50");                                   \
-    if constexpr (N == 104) WGMMA(104, TYPE, 52, "52", "53", "54");                                 \
-    if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                                 \
-    if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                                 \
-    if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                                 \
-    if constexpr (N == 208) WGMMA(208, TYPE, 104, "104", "105", "106");                             \
-    if constexpr (N == 224) WGMMA(224, TYPE, 112, "112", "113", "114");                             \
+#define WGMMA_ANY(TYPE)                                                                           \
+    if constexpr (N == 8) WGMMA(8, TYPE, 4, "4", "5", "6");                                       \
+    if constexpr (N == 16) WGMMA(16, TYPE, 8, "8", "9", "10");                                    \
+    if constexpr (N == 32) WGMMA(32, TYPE, 16, "16", "17", "18");                                 \
+    if constexpr (N == 48) WGMMA(48, TYPE, 24, "24", "25", "26");                                 \
+    if constexpr (N == 56) WGMMA(56, TYPE, 28, "28", "29", "30");                                 \
+    if constexpr (N == 64) WGMMA(64, TYPE, 32, "32", "33", "34");                                 \
+    if constexpr (N == 72) WGMMA(72, TYPE, 36, "36", "37", "38");                                 \
+    if constexpr (N == 80) WGMMA(80, TYPE, 40, "40", "41", "42");                                 \
+    if constexpr (N == 88) WGMMA(88, TYPE, 44, "44", "45", "46");                                 \
+    if constexpr (N == 96) WGMMA(96, TYPE, 48, "48", "49", "50");                                 \
+    if constexpr (N == 104) WGMMA(104, TYPE, 52, "52", "53", "54");                               \
+    if constexpr (N == 112) WGMMA(112, TYPE, 56, "56", "57", "58");                               \
+    if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                               \
+    if constexpr (N == 136) WGMMA(136, TYPE, 68, "68", "69", "70");                               \
+    if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                               \
+    if constexpr (N == 152) WGMMA(152, TYPE, 76, "76", "77", "78");                               \
+    if constexpr (N == 176) WGMMA(176, TYPE, 88, "88", "89", "90");                               \
+    if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                               \
+    if constexpr (N == 208) WGMMA(208, TYPE, 104, "104", "105", "106");                           \
+    if constexpr (N == 224) WGMMA(224, TYPE, 112, "112", "113", "114");                           \
     if constexpr (N == 256) WGMMA(256, TYPE, 128, "128", "129", "130")
 
 template <class T>
@@ -288,12 +334,17 @@ struct IsBf16<__nv_bfloat16> {
     static constexpr bool value = true;
 };
 
+__host__ __device__ constexpr bool wgmma_takes(int n) {
+    for (int width : {8, 16, 32, 48, 56, 64, 72, 80, 88, 96, 104, 112, 128, 136, 144, 152, 176, 192, 208, 224, 256})
+        if (n == width) return true;
+    return false;
+}
+
 // d = a bᵀ, or d += a bᵀ with `keep`: a 64x16, b Nx16. Thread i of the warpgroup holds in d[4j + 2h + c] the row
 // i / 32 · 16 + 8h + i % 32 / 4 and the column 8j + 2 (i % 4) + c.
 template <class T, int N>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t keep) {
-    static_assert(N == 96 || N == 104 || N == 128 || N == 144 || N == 192 || N == 208 || N == 224 || N == 256,
-                  "no wrapper for this width");
+    static_assert(wgmma_takes(N), "no wrapper for this width");
     if constexpr (IsBf16<T>::value) {
         WGMMA_ANY("bf16");
     } else {
@@ -308,7 +359,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
 #define WGMMA_FROM_REGISTERS_ANY(TYPE)                                                              \
     if constexpr (N == 64)                                                                          \
-        WGMMA_FROM_REGISTERS(64, TYPE, WGMMA_NAMES_32, WGMMA_REGS_32(0), "%32, %33, %34, %35", "36"); \
+        WGMMA_FROM_REGISTERS(64, TYPE, WGMMA_NAMES_32, WGMMA_REGS_32, "%32, %33, %34, %35", "36"); \
     if constexpr (N == 128)                                                                         \
         WGMMA_FROM_REGISTERS(128, TYPE, WGMMA_NAMES_64, WGMMA_REGS_64, "%64, %65, %66, %67", "68")
 

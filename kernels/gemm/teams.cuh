@@ -290,8 +290,8 @@ __device__ __forceinline__ void consume(const WgmmaParams& p, uint32_t ring, uin
     const uint64_t x0 = wgmma_descriptor(ring + member * 64 * 128), w0 = wgmma_descriptor(ring + Tile::X_BYTES);
     const uint32_t warp = threadIdx.x / 32 % 4;
     float* my_staging = staging + warp * 16 * Tile::PITCH;
-    pdl_wait();
     pdl_trigger();
+    pdl_wait();
     Cursor<Tile> at;
     Schedule<Tile> schedule(p);
     // Two teams: all units have as many steps, since K is not split.

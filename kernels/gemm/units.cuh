@@ -129,8 +129,8 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, 
         for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
         for (uint32_t i = 0; i < p.ahead; i++) foresee_w<Tile>(p, u, u.first + early + i);
     }
-    pdl_wait();
     pdl_trigger();
+    pdl_wait();
     Cursor<Tile> at;
     for (; schedule.more(); schedule.next()) {
         const Unit u = schedule.get(p);

@@ -133,8 +133,8 @@ __device__ __forceinline__ void consume(const WgmmaParams& p, uint32_t ring, uin
                                         uint32_t consumer, float* staging) {
     const uint64_t x0 = wgmma_descriptor(ring + consumer * 64 * 128), w0 = wgmma_descriptor(ring + Tile::X_BYTES);
     const uint32_t warp = threadIdx.x / 32 % 4;
-    pdl_wait();
     pdl_trigger();
+    pdl_wait();
     Cursor<Tile> at;
     for (Schedule<Tile> schedule(p); schedule.more(); schedule.next()) {
         const Unit u = schedule.get(p);

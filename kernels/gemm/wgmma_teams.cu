@@ -28,8 +28,8 @@ __device__ __forceinline__ void consume_in_cluster(const WgmmaParams& p, uint32_
     static_assert(Tile::TEAMS == 1 && Tile::CHUNKS * Tile::BM * Tile::PITCH * 4 <= Tile::STAGES * Tile::STAGE_BYTES);
     const uint64_t x0 = wgmma_descriptor(ring + consumer * 64 * 128), w0 = wgmma_descriptor(ring + Tile::X_BYTES);
     const uint32_t warp_row = consumer * 64 + threadIdx.x / 32 % 4 * 16;
-    pdl_wait();
     pdl_trigger();
+    pdl_wait();
     // Rows beyond M are zeros: they are multiplied like others, so that all come to the barriers.
     const Unit u = Schedule<Tile>(p).get(p);
     const uint32_t row0 = u.m0 + warp_row;

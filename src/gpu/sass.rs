@@ -60,16 +60,22 @@ fn count(code: &[u16], any: &[u16]) -> usize {
 
 #[test]
 fn what_wants_wgmma_and_tma_has_them() {
-    const FILES: [&str; 5] =
-        ["attention/wgmma", "conv/wgmma", "gemm/wgmma", "gemm/wgmma_teams", "gemm/wgmma_pairs"];
+    const FILES: [&str; 6] = [
+        "attention/wgmma",
+        "conv/wgmma",
+        "gemm/wgmma",
+        "gemm/wgmma_teams",
+        "gemm/wgmma_pairs",
+        "gemm/wgmma_multicast",
+    ];
     let all = hopper();
     for (file, name, code) in all.iter().filter(|(file, ..)| FILES.contains(file)) {
         // Four steps of k at least, both operands.
         assert!(count(code, &HGMMA) >= 4, "{file} {name}: {} HGMMA", count(code, &HGMMA));
         assert!(count(code, &UTMALDG) >= 2, "{file} {name}: {} UTMALDG", count(code, &UTMALDG));
         assert_eq!(count(code, &HMMA), 0, "{file} {name}: mma.sync");
-        if *file == "gemm/wgmma_pairs" {
-            assert!(count(code, &UTMALDG[1..]) >= 1, "{file} {name}: nothing is sent to both CTAs");
+        if ["gemm/wgmma_pairs", "gemm/wgmma_multicast"].contains(file) {
+            assert!(count(code, &UTMALDG[1..]) >= 1, "{file} {name}: nothing is sent to other CTAs");
         }
     }
     for file in FILES.into_iter().filter(|_| !all.is_empty()) {

@@ -12,6 +12,8 @@ pub(crate) struct Problem {
     pub dense: bool,
     /// Every run of 8 elements of A and w is 16-byte aligned.
     pub aligned: bool,
+    /// Rows of w are 8 gates and 8 ups in turns.
+    pub gated: bool,
 }
 
 /// What the choice depends on besides the shape.
@@ -29,7 +31,7 @@ pub(crate) struct Chip {
 
 /// What may be asked for instead of the choice made here, to test and to compare: `mma`, or tile and parts of K of the
 /// wgmma kernel, such as `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan
-/// that its estimate prefers; `encoders` for [`wgmma::of_encoders`]. It holds for the products that have a choice
+/// that its estimate prefers; with operands shared `t128x80_4x2/1`; `encoders` for [`wgmma::of_encoders`]. It holds for the products that have a choice
 /// between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
@@ -78,6 +80,9 @@ impl Wanted {
             _ => {}
         }
         let (tile, splits) = text.split_once('/')?;
+        if let Some(grid) = wgmma::WgmmaTile::GRIDS.iter().find(|t| t.grid_name() == tile) {
+            return (splits == "1").then_some(Wanted::Wgmma(wgmma::Plan { tile: *grid, splits: 1 }));
+        }
         let (shared, tile) = match tile.split_at_checked(1)? {
             ("w", rest) => (wgmma::Shared::W, rest),
             ("x", rest) => (wgmma::Shared::X, rest),
@@ -215,11 +220,14 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match p.m {
         _ if !p.aligned => Config::Naive,
         1 if p.dense => Config::Gemv(Gemv::choose(p.k)),
-        2..=16 if p.dense => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
+        2..=16 if p.dense && !(chip.arch == 90 && wanted_grid(chip.wanted, p)) => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
         // An image for 90a runs on 9.0 and on nothing newer.
         _ if p.dense && chip.arch == 90 => match chip.wanted {
             Some(Wanted::Mma) => mma(p, chip),
-            Some(Wanted::Wgmma(plan)) if plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters) => {
+            Some(Wanted::Wgmma(plan))
+                if plan.tile.takes(p.gated)
+                    && plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters) =>
+            {
                 Config::Wgmma(plan)
             }
             wanted => {
@@ -242,6 +250,12 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         },
         _ => mma(p, chip),
     }
+}
+
+/// Whether a tile of `gemm/wgmma_multicast.cu` is asked for, which also takes few rows.
+fn wanted_grid(wanted: Option<Wanted>, p: &Problem) -> bool {
+    matches!(wanted, Some(Wanted::Wgmma(plan))
+        if matches!(plan.tile.team, wgmma::Team::Grid(_)) && plan.tile.takes(p.gated))
 }
 
 /// Where `gemm/wgmma_teams.cu` was measured ahead at every shape that was tried: many rows and few steps of K, so that
@@ -319,7 +333,7 @@ mod tests {
     const B200: Chip = Chip { arch: 100, ..H200 };
 
     fn dense(m: usize, n: usize, k: usize) -> Problem {
-        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8) }
+        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8), gated: false }
     }
 
     #[test]
@@ -420,6 +434,18 @@ mod tests {
         assert_eq!(pair("x2x128x128/1"), (wgmma::Shared::X, wgmma::Team::Two, 1));
         assert_eq!(pair("teams").0, wgmma::Shared::Nothing);
         assert_eq!(pair("cx128x96/2"), (wgmma::Shared::Nothing, wgmma::Team::Cluster, 2));
+        // Clusters that share operands, which also take few rows; of gates and ups only whole groups.
+        let grid = |text, p| choose(&p, &teams(text));
+        let wide = |m| dense(m, 512, 1024);
+        for m in [8, 300] {
+            let Config::Wgmma(plan) = grid("t64x16_4x1/1", wide(m)) else { panic!("{m}") };
+            assert_eq!((plan.tile.grid_name().as_str(), plan.splits), ("t64x16_4x1", 1));
+        }
+        assert_eq!(Wanted::parse("t64x16_4x1/2"), None);
+        let Config::Wgmma(plan) = grid("d64x72_2x1/1", wide(300)) else { panic!("not on wgmma") };
+        assert_eq!(plan.tile.grid_name(), "d64x72_2x1");
+        let Config::Wgmma(plan) = grid("d64x72_2x1/1", Problem { gated: true, ..wide(300) }) else { panic!() };
+        assert_ne!(plan.tile.grid_name(), "d64x72_2x1");
         // By shape, beside a plan for all others.
         let wishes = Wishes::parse("300x512x1024=cx64x128/4,1x64x96/1").unwrap();
         let by_shape =

@@ -258,7 +258,8 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let config = choose(&Problem { m, n, k, dense, aligned }, &chip(l, [m, n, k])?);
+        let gated = self.act == LinearAct::Swiglu;
+        let config = choose(&Problem { m, n, k, dense, aligned, gated }, &chip(l, [m, n, k])?);
         crate::ensure_input!(
             self.norm.is_none() || matches!(config, Config::Gemv(_)),
             "{}: a product with a norm in front wants one row of a multiple of 8 elements on the GPU; got {} {}",

@@ -1,4 +1,4 @@
-//! `gemm/wgmma.cu`, `gemm/wgmma_teams.cu` and `gemm/wgmma_pairs.cu`, TMA and wgmma of sm_90a: which tile and split.
+//! `gemm/wgmma.cu`, `gemm/wgmma_teams.cu`, `gemm/wgmma_pairs.cu` and `gemm/wgmma_multicast.cu`, TMA and wgmma of sm_90a: which tile and split.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod launch;
@@ -16,6 +16,18 @@ pub(crate) enum Team {
     Two,
     /// A cluster of CTAs, each with a part of K.
     Cluster,
+    /// All warpgroups of a CTA of `gemm/wgmma_multicast.cu`, in a cluster of CTAs that share operands.
+    Grid(Grid),
+}
+
+/// Clusters of `gemm/wgmma_multicast.cu`. Of the two operands A is the one that warpgroups take 64 rows of at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Grid {
+    /// A is w; else x is.
+    pub turned: bool,
+    /// CTAs along the rows of A, which share B, and along those of B.
+    pub ca: usize,
+    pub cb: usize,
 }
 
 /// What two CTAs on neighbouring tiles have in common (`gemm/wgmma_pairs.cu`): each loads half of it for both.
@@ -56,6 +68,18 @@ const fn slim_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile
 
 const fn pair_tile(shared: Shared, team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
     WgmmaTile { team, shared, bm, bn, stages, ctas: 1 }
+}
+
+/// Rows of w and of x.
+const fn turned(w: usize, x: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
+    let team = Team::Grid(Grid { turned: true, ca, cb });
+    WgmmaTile { team, shared: Shared::Nothing, bm: x, bn: w, stages, ctas: 1 }
+}
+
+/// Rows of x and of w.
+const fn direct(x: usize, w: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
+    let team = Team::Grid(Grid { turned: false, ca, cb });
+    WgmmaTile { team, shared: Shared::Nothing, bm: x, bn: w, stages, ctas: 1 }
 }
 
 impl WgmmaTile {
@@ -109,6 +133,37 @@ impl WgmmaTile {
         pair_tile(Shared::X, Team::Two, 128, 128, 6),
         pair_tile(Shared::X, Team::One, 192, 96, 5),
     ];
+    /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
+    pub const GRIDS: [WgmmaTile; 28] = [
+        turned(64, 8, 24, 4, 1),
+        turned(64, 16, 21, 4, 1),
+        turned(64, 32, 18, 4, 1),
+        turned(64, 64, 13, 4, 2),
+        turned(64, 96, 10, 2, 1),
+        turned(128, 64, 8, 2, 4),
+        turned(128, 80, 7, 4, 2),
+        turned(128, 88, 7, 2, 4),
+        turned(128, 128, 6, 2, 1),
+        turned(192, 176, 4, 1, 2),
+        turned(256, 96, 4, 2, 1),
+        turned(256, 128, 4, 2, 1),
+        turned(256, 128, 4, 1, 2),
+        turned(256, 136, 4, 2, 1),
+        turned(256, 152, 4, 1, 2),
+        direct(64, 32, 17, 2, 1),
+        direct(64, 48, 15, 2, 4),
+        direct(64, 56, 14, 2, 1),
+        direct(64, 64, 13, 2, 1),
+        direct(64, 72, 12, 2, 1),
+        direct(64, 96, 10, 2, 1),
+        direct(64, 96, 10, 2, 4),
+        direct(64, 112, 9, 2, 1),
+        direct(64, 144, 8, 2, 1),
+        direct(128, 80, 7, 2, 4),
+        direct(128, 112, 6, 1, 2),
+        direct(128, 144, 6, 2, 1),
+        direct(192, 128, 4, 1, 2),
+    ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
 
@@ -118,26 +173,47 @@ impl WgmmaTile {
     }
 
     /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`, `_w1x128x256x4` of
-    /// `gemm_pairs_w1x128x256x4_bf16`.
+    /// `gemm_pairs_w1x128x256x4_bf16`, `_t128x80x7_4x2` of `gemm_multicast_t128x80x7_4x2_bf16`.
     pub fn variant(&self) -> String {
-        let team = match self.team {
-            Team::Plain => "",
-            Team::One => "1x",
-            Team::Two => "2x",
-            Team::Cluster => "cluster_",
-        };
+        let [bm, bn] = [self.bm, self.bn];
         let shared = match self.shared {
             Shared::Nothing => "",
             Shared::W => "w",
             Shared::X => "x",
         };
-        format!("_{shared}{team}{}x{}x{}", self.bm, self.bn, self.stages)
+        let (team, [a, b], cluster) = match self.team {
+            Team::Plain => ("", [bm, bn], String::new()),
+            Team::One => ("1x", [bm, bn], String::new()),
+            Team::Two => ("2x", [bm, bn], String::new()),
+            Team::Cluster => ("cluster_", [bm, bn], String::new()),
+            Team::Grid(Grid { turned: true, ca, cb }) => ("t", [bn, bm], format!("_{ca}x{cb}")),
+            Team::Grid(Grid { turned: false, ca, cb }) => ("d", [bm, bn], format!("_{ca}x{cb}")),
+        };
+        format!("_{shared}{team}{a}x{b}x{}{cluster}", self.stages)
     }
 
-    /// Tiles of a pair below one another, and side by side.
+    /// Whether a tile has whole groups of gates and ups, where rows of w are those.
+    pub fn takes(&self, gated: bool) -> bool {
+        !gated || self.bn.is_multiple_of(16)
+    }
+
+    /// `t128x80_4x2`, as `VIVACE_GEMM` names a tile of `gemm/wgmma_multicast.cu`; empty for others.
+    pub fn grid_name(&self) -> String {
+        match self.team {
+            Team::Grid(Grid { turned: true, ca, cb }) => format!("t{}x{}_{ca}x{cb}", self.bn, self.bm),
+            Team::Grid(Grid { turned: false, ca, cb }) => format!("d{}x{}_{ca}x{cb}", self.bm, self.bn),
+            _ => String::new(),
+        }
+    }
+
+    /// Tiles of a pair, or of a cluster that shares operands, below one another, and side by side.
     fn paired(&self) -> (usize, usize) {
         match self.shared {
-            Shared::Nothing => (1, 1),
+            Shared::Nothing => match self.team {
+                Team::Grid(Grid { turned: true, ca, cb }) => (cb, ca),
+                Team::Grid(Grid { turned: false, ca, cb }) => (ca, cb),
+                _ => (1, 1),
+            },
             Shared::W => (2, 1),
             Shared::X => (1, 2),
         }
@@ -145,8 +221,11 @@ impl WgmmaTile {
 
     /// Rows that one copy loads, of x and of w.
     fn boxes(&self) -> (usize, usize) {
-        let (below, beside) = self.paired();
-        (self.bm / beside, self.bn / below)
+        match self.shared {
+            Shared::Nothing => (self.bm, self.bn),
+            Shared::W => (self.bm, self.bn / 2),
+            Shared::X => (self.bm / 2, self.bn),
+        }
     }
 
     /// The EXPORT_WINDOWS lines of `gemm/wgmma_teams.cu`.
@@ -157,6 +236,16 @@ impl WgmmaTile {
     /// Warpgroups that multiply one tile where K may be split, 64 rows each.
     fn consumers(&self) -> usize {
         self.bm / 64
+    }
+}
+
+/// CTAs of clusters, one per SM, that are on the chip at once. A cluster lies within a GPC: of an H200's 132 SMs some GPCs
+/// have 18, others 16.
+fn resident_in_clusters(ctas: usize, sm_count: usize) -> usize {
+    match ctas {
+        1 => sm_count,
+        2 => sm_count & !1,
+        _ => sm_count / 16 * 16 / ctas * ctas,
     }
 }
 
@@ -181,6 +270,7 @@ impl Plan {
         let units = self.tiles(m, n) * self.splits;
         match self.tile.team {
             Team::Cluster => units,
+            Team::Grid(g) => units.min(resident_in_clusters(g.ca * g.cb, sm_count)),
             _ if self.tile.shared != Shared::Nothing => units.min(sm_count & !1),
             _ => units.min(sm_count * self.tile.ctas),
         }
@@ -190,6 +280,7 @@ impl Plan {
     pub fn cluster(&self) -> usize {
         match self.tile.team {
             Team::Cluster => self.splits,
+            Team::Grid(g) => g.ca * g.cb,
             _ if self.tile.shared != Shared::Nothing => 2,
             _ => 1,
         }
@@ -217,7 +308,7 @@ impl Plan {
         let steps = k.div_ceil(WgmmaTile::BK).max(1);
         let parts = match self.tile.team {
             Team::Plain | Team::One => 1..=steps,
-            Team::Two => 1..=1,
+            Team::Two | Team::Grid(_) => 1..=1,
             Team::Cluster => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
         };
         parts.contains(&self.splits)

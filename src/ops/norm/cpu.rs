@@ -1,4 +1,4 @@
-//! References of the norms: two passes over a row in f32.
+//! References of the norms: two passes over a row in f32, sums in f64.
 
 use rayon::prelude::*;
 
@@ -6,20 +6,25 @@ use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
 use crate::core::Result;
 use crate::ops::CpuIo;
 
+/// The mean of `terms` in f64: one after another in f32 they would lose five digits of 20000 elements.
+fn mean(terms: impl ExactSizeIterator<Item = f32>) -> f32 {
+    let count = terms.len() as f64;
+    (terms.map(f64::from).sum::<f64>() / count) as f32
+}
+
 fn rms_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
-    let mean_square = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / (mean_square + eps).sqrt();
+    let scale = 1.0 / (mean(x.iter().map(|v| v * v)) + eps).sqrt();
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
         *y = w * (x * scale);
     }
 }
 
 fn layer_row(op: &LayerNorm, x: &[f32], w: &[f32], b: &[f32], y: &mut [f32]) {
-    let mean = x.iter().sum::<f32>() / x.len() as f32;
-    let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / x.len() as f32;
+    let middle = mean(x.iter().copied());
+    let var = mean(x.iter().map(|v| (v - middle) * (v - middle)));
     let scale = 1.0 / (var + op.eps).sqrt();
     for (i, y) in y.iter_mut().enumerate() {
-        *y = op.scale * op.act.apply((x[i] - mean) * scale * w[i] + b[i]);
+        *y = op.scale * op.act.apply((x[i] - middle) * scale * w[i] + b[i]);
     }
 }
 

@@ -39,6 +39,14 @@ unsafe impl Kernel for PairsKernel {
     type Params = WgmmaParams;
 }
 
+struct MulticastKernel;
+// SAFETY: `gemm_multicast_*` in kernels/gemm/wgmma_multicast.cu take one WgmmaParams by value; loading compares the sizes.
+unsafe impl Kernel for MulticastKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast";
+    const SYMBOL: &'static str = "gemm_multicast";
+    type Params = WgmmaParams;
+}
+
 struct TeamsKernel;
 // SAFETY: `gemm_teams_*` in kernels/gemm/wgmma_teams.cu take one WgmmaParams by value; loading compares the sizes.
 unsafe impl Kernel for TeamsKernel {
@@ -163,6 +171,7 @@ pub unsafe fn launch(
     unsafe {
         match tile.team {
             Team::Plain => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+            Team::Grid(_) => l.launch_variant::<MulticastKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
             _ if tile.shared != Shared::Nothing => {
                 l.launch_variant::<PairsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
             }

@@ -63,6 +63,38 @@ fn pairs_fit_and_halve_what_they_share() {
 }
 
 #[test]
+fn grids_fit_in_shared_memory_registers_and_clusters() {
+    for tile in WgmmaTile::GRIDS {
+        let Team::Grid(Grid { turned, ca, cb }) = tile.team else { panic!("{tile:?}") };
+        let (a, b) = if turned { (tile.bn, tile.bm) } else { (tile.bm, tile.bn) };
+        // Blocks of 64 rows, one or two per warpgroup of at most three.
+        let consumers = if a == 256 { 2 } else { a / 64 };
+        let halves = a / 64 / consumers;
+        let staging = if turned { 2 * 32 * 36 } else { 4 * 16 * 40 };
+        let declared =
+            consumers * (4 * staging + 4 * tile.bn.next_multiple_of(32)) + 24 * tile.stages;
+        assert!(tile.smem_bytes() + declared <= 227 << 10, "{}", tile.variant());
+        assert!(halves * b / 2 <= [0, 104, 152, 88][consumers], "{}: sums of a thread", tile.variant());
+        assert!(a % 64 == 0 && b % 8 == 0 && ca * cb <= WgmmaTile::MOST_CTAS_PER_CLUSTER);
+        assert_eq!(tile.boxes(), (tile.bm, tile.bn));
+        assert_eq!(tile.takes(true), tile.bn % 16 == 0);
+    }
+    let named = |name: &str| *WgmmaTile::GRIDS.iter().find(|t| t.grid_name() == name).unwrap();
+    assert_eq!(named("t128x80_4x2").variant(), "_t128x80x7_4x2");
+    assert_eq!(named("d64x72_2x1").variant(), "_d64x72x12_2x1");
+    let plan = |name| Plan { tile: named(name), splits: 1 };
+    // 13 row blocks of 80 are 7 pairs; 8 column blocks of 128 are 2 fours.
+    let picture = plan("t128x80_4x2");
+    assert_eq!((picture.tiles(1025, 1024), picture.cluster(), picture.grid(1025, 1024, 132)), (112, 8, 112));
+    assert_eq!((picture.counters(1025, 1024), picture.partial_bytes(1025, 1024)), (0, 0));
+    // Two row blocks of 64 share w.
+    let text = plan("d64x72_2x1");
+    assert_eq!((text.tiles(128, 4608), text.tiles(65, 72), text.tiles(64, 72)), (128, 2, 2));
+    assert_eq!((text.grid(128, 4608, 132), text.grid(4096, 4608, 133)), (128, 132));
+    assert!(text.fits([128, 4608, 3584], 0, 0) && !Plan { splits: 2, ..text }.fits([128, 4608, 3584], 1 << 30, 1 << 20));
+}
+
+#[test]
 fn tiles_are_what_the_kernels_are_built_of() {
     let all = WgmmaTile::ALL.into_iter().chain(WgmmaTile::TEAMS);
     for tile in all.chain(WgmmaTile::SLIM).chain(WgmmaTile::PAIRS) {

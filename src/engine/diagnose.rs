@@ -99,7 +99,9 @@ fn runs(model: &Model, inputs: &Inputs) -> Result<Vec<Run>> {
 /// Prepares a run, and puts its rows into the media state if it is an encoder's.
 fn prepare(model: &mut Model, run: &Run) -> Result<ExeId> {
     match (run.work, &run.input) {
-        (Work::Vision { tiles, .. }, Some(pixels)) => model.encode_batch(tiles, pixels, run.media_row)?,
+        (Work::Vision { tiles, .. }, Some(pixels)) => {
+            model.encode_batch(tiles, pixels.as_slice(), run.media_row)?
+        }
         (Work::Audio { frames }, Some(HostData::F32(fbank))) => {
             model.encode_sound(fbank, frames, run.media_row)?;
         }

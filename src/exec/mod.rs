@@ -7,7 +7,7 @@ pub mod cuda;
 
 use std::sync::Arc;
 
-use crate::core::{DType, Desc, HostData, HostTensor, Recipe, Result, Step, Tensor};
+use crate::core::{DType, Desc, HostData, HostSlice, HostTensor, Recipe, Result, Step, Tensor};
 use crate::graph::Node;
 use crate::plan::Plan;
 use crate::weights::Source;
@@ -183,8 +183,13 @@ pub trait Backend {
 
     fn release(&mut self, exe: ExeId);
 
-    /// Writes an input (its first `data.len()` elements); ordered before the next run.
-    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()>;
+    /// Writes an input (its first `data.len()` elements); ordered before the next run. `data` may go when this returns.
+    fn write_slice(&mut self, exe: ExeId, t: Tensor, data: HostSlice<'_>) -> Result<()>;
+
+    /// The same.
+    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()> {
+        self.write_slice(exe, t, data.as_slice())
+    }
 
     /// Enqueues one run.
     fn run(&mut self, exe: ExeId, step: Step) -> Result<()>;

@@ -45,7 +45,7 @@ impl Run {
 /// The runs that a question takes: every batch of tiles, every sound, the prompt, and one decoding step.
 ///
 /// The prompt is one run, however long: dumps and comparisons want it whole.
-fn runs(model: &Model, inputs: &Inputs) -> Result<Vec<Run>> {
+fn runs(model: &Model, inputs: &Inputs<'_>) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     let mut media_row = 0;
     for picture in &inputs.pictures {

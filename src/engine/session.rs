@@ -34,8 +34,8 @@ pub struct Session<'e> {
 }
 
 /// What the model gets of a question.
-pub(super) struct Inputs {
-    pub pictures: Vec<Tiles>,
+pub(super) struct Inputs<'q> {
+    pub pictures: Vec<Tiles<'q>>,
     pub sounds: Vec<Fbank>,
     pub ids: Vec<u32>,
 }
@@ -49,7 +49,7 @@ struct Medium<'q> {
     /// In the sequence.
     rows: usize,
     /// What its encoder gets, where that had to be made.
-    made: Option<Made>,
+    made: Option<Made<'q>>,
     /// It was not known.
     new: bool,
 }
@@ -60,8 +60,8 @@ impl Medium<'_> {
     }
 }
 
-enum Made {
-    Tiles(Tiles),
+enum Made<'q> {
+    Tiles(Tiles<'q>),
     Sound(Fbank),
     /// A picture that the device tiles.
     Grid(Tiling),
@@ -163,7 +163,7 @@ impl<'e> Session<'e> {
 
     /// A question as the model gets it without anything kept: pixels per picture, log-mel frames per sound, ids.
     /// Nothing runs.
-    pub(super) fn inputs(&self, question: &Question) -> Result<Inputs> {
+    pub(super) fn inputs<'q>(&self, question: &'q Question) -> Result<Inputs<'q>> {
         let ledger = &mut Ledger::new();
         let mut media = Vec::new();
         for (i, source) in self.sources(question)?.into_iter().enumerate() {

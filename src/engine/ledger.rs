@@ -65,6 +65,12 @@ impl Ledger {
         done
     }
 
+    /// Notes a stage that other threads of the host ran.
+    pub fn threads(&mut self, stage: &'static str, from: Instant, to: Instant) {
+        let ms = |later: Instant, at: Instant| later.saturating_duration_since(at).as_secs_f64() * 1e3;
+        self.host.push(Stage { stage, start_ms: ms(from, self.start), ms: ms(to, from), critical_ms: 0.0 });
+    }
+
     /// Notes a stage of the device.
     pub fn device(&mut self, stage: &'static str, from: Mark, to: Mark) {
         self.device.push((stage, from, to));

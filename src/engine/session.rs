@@ -2,16 +2,21 @@
 
 mod stream;
 
+use std::borrow::Cow;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
+
+use rayon::Scope;
 
 use super::cache::{CacheUse, Content, Key, Placed, Source};
 use super::ledger::{Ledger, total_ms};
 use super::model::{MEDIA_BIT, TILES_AT_ONCE};
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
-use crate::core::{HostData, Result};
-use crate::exec::{Lane, Ticket, Wait};
+use crate::core::{HostData, Result, Step};
+use crate::exec::{Lane, Mark, Ticket, Wait};
 use crate::media::audio::Sound;
-use crate::media::fbank::{Fbank, FbankOptions, at_rate, frame_count, log_mel};
+use crate::media::fbank::{Fbank, FbankOptions, at_rate, frames_of, log_mel};
+use crate::media::image::Picture;
 use crate::media::tiles::{TileOptions, Tiles, choose_grid, tile};
 use crate::media::video;
 use crate::models::intern_vit::Tiling;
@@ -50,6 +55,8 @@ struct Medium<'q> {
     rows: usize,
     /// What its encoder gets, where that had to be made.
     made: Option<Made<'q>>,
+    /// The same on its way from other threads.
+    coming: Option<Receiver<Filtered>>,
     /// It was not known.
     new: bool,
 }
@@ -66,19 +73,27 @@ enum Made<'q> {
     /// A picture that the device tiles.
     Grid(Tiling),
     /// Samples at 16 kHz that the device filters.
-    Samples(Vec<f32>),
+    Samples(Cow<'q, [f32]>),
+}
+
+/// Frames of a sound, and when they were asked for and made.
+struct Filtered {
+    fbank: Result<Fbank>,
+    from: Instant,
+    to: Instant,
 }
 
 /// The largest picture that the device tiles, in bytes, and the largest between the two passes of its resize. Larger ones
 /// the host tiles, or refuses.
 const DEVICE_PICTURE_BYTES: usize = 128 << 20;
 
-/// Work of the encoders.
-#[derive(Default)]
+/// Work of the encoders for a question.
 struct Encoded {
     placed: Vec<Placed>,
-    /// Pictures and sounds that ran.
-    count: usize,
+    /// What ran.
+    contents: Vec<Content>,
+    /// Where it ran.
+    lanes: Vec<Lane>,
 }
 
 impl<'e> Session<'e> {
@@ -103,27 +118,44 @@ impl<'e> Session<'e> {
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
+        let answer = self.answer(question, options, on_event);
+        if answer.is_err() {
+            // Encoders may be under way: the next question gives their rows to others. What is told is why it failed.
+            let _ = self.engine.model.backend_mut().sync();
+        }
+        answer
+    }
+
+    /// The host works while the device does: what the encoders get is made first, and all that the encoders do not need
+    /// (the prompt, the cache, what the language model is to run) while they run.
+    fn answer(
+        &mut self,
+        question: &Question,
+        options: &GenerateOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Answer> {
         options.sampling.check()?;
         let mut ledger = Ledger::new();
         ledger.begin(self.engine.model.backend_mut())?;
-        let mut media = self.recognise(question, &mut ledger)?;
+        let (mut media, mut encoded) = self.begin_encoding(question, &mut ledger)?;
 
         let mut dialogue = self.dialogue.clone();
         let keys = ledger.host("prompt", || self.merge(&mut dialogue, question, &media))?;
         self.check_context(&keys)?;
         let found = ledger.host("cache", || self.engine.model.cache.find(self.pos, &keys))?;
         let (reused, rest) = keys.split_at(found.rows() - self.pos);
+        // What was known may have given its rows away, and is needed all the same.
+        let wanted = |m: &Medium<'_>| !m.new && rest.iter().any(|key| key.content() == Some(m.content));
+        self.encode(&mut media, wanted, &mut encoded, &mut ledger)?;
 
-        let encoded = self.encode(&mut media, rest, &mut ledger)?;
         let head = ledger.host("sampler", || self.start_sampler(&keys, options))?;
         let model = &mut self.engine.model;
         let restored = &reused[found.resident - self.pos..];
         ledger.host("cache", || model.reuse(found, restored))?;
-        let prefill_start = model.backend_mut().mark(Lane::Text)?;
-        let first = self.prefill(found.rows(), rest, &encoded.placed, head)?;
+        let (first, from) = ledger.host("enqueue", || self.prefill(found.rows(), rest, &encoded, head))?;
         let model = &mut self.engine.model;
-        let prefill_end = model.backend_mut().mark(Lane::Text)?;
-        ledger.device("prefill", prefill_start, prefill_end);
+        let to = model.backend_mut().mark(Lane::Text)?;
+        ledger.device("prefill", from, to);
         // Copying a large picture takes time: the device computes meanwhile.
         ledger.host("keep", || {
             media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
@@ -138,8 +170,8 @@ impl<'e> Session<'e> {
         let cache = CacheUse {
             reused_rows: reused.len(),
             prefilled_rows: rest.len(),
-            media_reused: media.len() - encoded.count,
-            media_encoded: encoded.count,
+            media_reused: media.len() - encoded.contents.len(),
+            media_encoded: encoded.contents.len(),
         };
         self.engine.model.cache.count(cache);
 
@@ -167,7 +199,10 @@ impl<'e> Session<'e> {
         let ledger = &mut Ledger::new();
         let mut media = Vec::new();
         for (i, source) in self.sources(question)?.into_iter().enumerate() {
-            media.push(self.make_here(source, Content(i as u64), ledger)?);
+            let (tiles, rows) = self.size_of(&source)?;
+            let made = Some(self.make_here(source, ledger)?);
+            let content = Content(i as u64);
+            media.push(Medium { source, content, tiles, rows, made, coming: None, new: true });
         }
         let keys = self.merge(&mut self.dialogue.clone(), question, &media)?;
         self.check_context(&keys)?;
@@ -211,63 +246,109 @@ impl<'e> Session<'e> {
         Ok(sources)
     }
 
-    /// Finds the pictures and sounds that are known. The others are tiled and filtered.
-    fn recognise<'q>(&mut self, question: &'q Question, ledger: &mut Ledger) -> Result<Vec<Medium<'q>>> {
+    /// Finds the pictures and sounds that are known, and has the encoders begin with the others.
+    fn begin_encoding<'q>(
+        &mut self,
+        question: &'q Question,
+        ledger: &mut Ledger,
+    ) -> Result<(Vec<Medium<'q>>, Encoded)> {
+        let mut sources = self.sources(question)?;
+        // Sounds first: other threads filter them while this one sees to the pictures.
+        sources.sort_by_key(|source| !matches!(source, Source::Sound(..)));
+        rayon::in_place_scope(|threads| {
+            let mut media = self.recognise(sources, threads, ledger)?;
+            let (context, rows) = (self.engine.context_rows(), media.iter().map(|m| m.rows).sum::<usize>());
+            if self.pos + rows >= context {
+                // The error that the whole prompt gives, before the encoders run.
+                self.check_context(&self.merge(&mut self.dialogue.clone(), question, &media)?)?;
+            }
+            let mut contents: Vec<Content> = Vec::new();
+            for m in &media {
+                if !contents.contains(&m.content) {
+                    contents.push(m.content);
+                }
+            }
+            let placed = self.engine.model.cache.media.place(&contents)?;
+            let mut encoded = Encoded { placed, contents: Vec::new(), lanes: Vec::new() };
+            self.encode(&mut media, |m| m.new, &mut encoded, ledger)?;
+            Ok((media, encoded))
+        })
+    }
+
+    /// Finds the pictures and sounds that are known; other sounds are begun to be filtered, on `threads`.
+    fn recognise<'q>(
+        &mut self,
+        sources: Vec<Source<'q>>,
+        threads: &Scope<'q>,
+        ledger: &mut Ledger,
+    ) -> Result<Vec<Medium<'q>>> {
         self.engine.model.cache.media.begin();
-        let mut media = Vec::new();
-        for source in self.sources(question)? {
+        let mut media: Vec<Medium<'q>> = Vec::new();
+        for source in sources {
             if let Source::Sound(sound, _) = source {
                 self.check_sound(sound)?;
             }
             let cache = &mut self.engine.model.cache;
-            let known =
-                ledger.host("cache", || match media.iter().find(|m: &&Medium| m.source.same(&source)) {
-                    Some(m) if cache.enabled() => Some((m.content, m.tiles, m.rows)),
-                    _ => cache.media.find(&source),
-                });
+            let known = ledger.host("cache", || match media.iter().find(|m| m.source.same(&source)) {
+                Some(m) if cache.enabled() => Some((m.content, m.tiles, m.rows)),
+                _ => cache.media.find(&source),
+            });
             media.push(match known {
                 Some((content, tiles, rows)) => {
-                    Medium { source, content, tiles, rows, made: None, new: false }
+                    Medium { source, content, tiles, rows, made: None, coming: None, new: false }
                 }
                 None => {
-                    let made = self.make(source, Content(0), ledger)?;
-                    let content = self.engine.model.cache.media.insert(made.tiles, made.rows);
-                    Medium { content, ..made }
+                    let (tiles, rows) = self.size_of(&source)?;
+                    let content = self.engine.model.cache.media.insert(tiles, rows);
+                    let coming = match source {
+                        Source::Sound(sound, o) if !self.device_filters(o) => Some(filter(sound, o, threads)),
+                        _ => None,
+                    };
+                    Medium { source, content, tiles, rows, made: None, coming, new: true }
                 }
             });
         }
         Ok(media)
     }
 
-    /// As [`Session::make_here`], unless the device does that.
-    fn make<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
-        let engine = &*self.engine;
-        let (made, tiles, rows) = match source {
-            Source::Picture(picture, o) if engine.device_tiling => {
-                let (columns, rows) = choose_grid(picture.width, picture.height, o);
-                let tiling = Tiling { width: picture.width, height: picture.height, columns, rows };
-                let between = picture.height.saturating_mul(3 * columns * o.size);
-                if picture.data.len().max(between) > DEVICE_PICTURE_BYTES || tiling.tiles() > TILES_AT_ONCE {
-                    return self.make_here(source, content, ledger);
-                }
-                let tiles = tiling.tiles();
-                (Made::Grid(tiling), tiles, tiles * engine.model.rows_per_tile())
-            }
-            Source::Sound(sound, o) if engine.device_filterbank && o.dither == 0.0 => {
-                self.check_sound(sound)?;
-                let samples = ledger.host("filterbank", || at_rate(sound))?.into_owned();
-                let rows = engine.model.rows_of_sound(frame_count(samples.len()));
-                (Made::Samples(samples), 0, rows)
-            }
-            _ => return self.make_here(source, content, ledger),
+    /// Tiles of a picture or a video (none for a sound), and rows: known before they are made.
+    fn size_of(&self, source: &Source<'_>) -> Result<(usize, usize)> {
+        let model = &self.engine.model;
+        let tiles = match *source {
+            Source::Picture(picture, o) => tiling(picture, o).tiles(),
+            Source::Video(frames, _) => frames.len(),
+            Source::Sound(sound, _) => return Ok((0, model.rows_of_sound(frames_of(sound)?))),
         };
-        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
+        Ok((tiles, tiles * model.rows_per_tile()))
+    }
+
+    /// Whether the device filters sounds.
+    fn device_filters(&self, o: FbankOptions) -> bool {
+        self.engine.device_filterbank && o.dither == 0.0
+    }
+
+    /// As [`Session::make_here`], unless the device does that.
+    fn make<'q>(&self, source: Source<'q>, ledger: &mut Ledger) -> Result<Made<'q>> {
+        match source {
+            Source::Picture(picture, o) if self.engine.device_tiling => {
+                let tiling = tiling(picture, o);
+                let between = picture.height.saturating_mul(3 * tiling.columns * o.size);
+                let large = picture.data.len().max(between) > DEVICE_PICTURE_BYTES;
+                match large || tiling.tiles() > TILES_AT_ONCE {
+                    true => self.make_here(source, ledger),
+                    false => Ok(Made::Grid(tiling)),
+                }
+            }
+            Source::Sound(sound, o) if self.device_filters(o) => {
+                Ok(Made::Samples(ledger.host("filterbank", || at_rate(sound))?))
+            }
+            _ => self.make_here(source, ledger),
+        }
     }
 
     /// Tiles a picture, filters a sound.
-    fn make_here<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
-        let model = &self.engine.model;
-        let made = match source {
+    fn make_here<'q>(&self, source: Source<'q>, ledger: &mut Ledger) -> Result<Made<'q>> {
+        Ok(match source {
             Source::Picture(picture, o) => Made::Tiles(ledger.host("tile", || tile(picture, o))?),
             Source::Video(frames, size) => {
                 Made::Tiles(ledger.host("tile", || video::frame_tiles(frames, size))?)
@@ -276,13 +357,7 @@ impl<'e> Session<'e> {
                 self.check_sound(sound)?;
                 Made::Sound(ledger.host("filterbank", || log_mel(sound, o))?)
             }
-        };
-        let (tiles, rows) = match &made {
-            Made::Tiles(tiles) => (tiles.count, tiles.count * model.rows_per_tile()),
-            Made::Sound(fbank) => (0, model.rows_of_sound(fbank.frames)),
-            Made::Grid(_) | Made::Samples(_) => crate::bail_runtime!("made by the device"),
-        };
-        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
+        })
     }
 
     /// Refuses a sound that cannot fit before any time is spent on it.
@@ -347,56 +422,52 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// Enqueues the encoders, side by side, for what `rest` has rows of that are not in the media state. The text lane
-    /// goes on after them.
-    fn encode(&mut self, media: &mut [Medium<'_>], rest: &[Key], ledger: &mut Ledger) -> Result<Encoded> {
-        let mut needed: Vec<Content> = Vec::new();
-        for key in rest {
-            if let Key::Media { content, .. } = *key
-                && !needed.contains(&content)
-            {
-                needed.push(content);
-            }
-        }
-        let mut done =
-            Encoded { placed: self.engine.model.cache.media.place(&needed)?, ..Encoded::default() };
+    /// Enqueues the encoders, side by side, for those of the media that are `wanted` and not in the media state.
+    fn encode(
+        &mut self,
+        media: &mut [Medium<'_>],
+        wanted: impl Fn(&Medium<'_>) -> bool,
+        encoded: &mut Encoded,
+        ledger: &mut Ledger,
+    ) -> Result<()> {
         for (lane, stage) in [(Lane::Vision, "vision"), (Lane::Audio, "audio")] {
             let mut from = None;
-            for p in done.placed.iter().filter(|p| p.wanted) {
+            for p in encoded.placed.iter().filter(|p| p.wanted) {
                 let Some(m) = media.iter_mut().find(|m| m.content == p.content) else {
                     crate::bail_runtime!("rows of a picture or sound that is not in the question")
                 };
-                if m.is_sound() != (lane == Lane::Audio) {
+                if m.is_sound() != (lane == Lane::Audio) || !wanted(m) {
                     continue;
                 }
-                if m.made.is_none() {
-                    // It was known, but its rows have given way since.
-                    m.made = self.make(m.source, m.content, ledger)?.made;
-                }
+                let made = match m.coming.take() {
+                    Some(coming) => arrived(&coming, ledger)?,
+                    None => self.make(m.source, ledger)?,
+                };
+                let made = m.made.insert(made);
                 let model = &mut self.engine.model;
                 if from.is_none() {
                     from = Some(model.backend_mut().mark(lane)?);
                 }
-                ledger.host("enqueue", || match &m.made {
-                    Some(Made::Tiles(tiles)) => model.encode_picture(tiles, p.first_row),
-                    Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row),
-                    Some(Made::Samples(samples)) => model.encode_samples(samples, p.first_row),
-                    Some(Made::Grid(tiling)) => match m.source {
-                        Source::Picture(picture, _) => model.encode_tiling(picture, *tiling, p.first_row),
-                        _ => Ok(()),
-                    },
-                    None => Ok(()),
+                ledger.host("enqueue", || match (made, m.source) {
+                    (Made::Tiles(tiles), _) => model.encode_picture(tiles, p.first_row),
+                    (Made::Sound(f), _) => model.encode_sound(&f.data, f.frames, p.first_row),
+                    (Made::Samples(samples), _) => model.encode_samples(samples, p.first_row),
+                    (Made::Grid(tiling), Source::Picture(picture, _)) => {
+                        model.encode_tiling(picture, *tiling, p.first_row)
+                    }
+                    (Made::Grid(_), _) => Ok(()),
                 })?;
-                done.count += 1;
+                encoded.contents.push(p.content);
             }
             if let Some(from) = from {
-                let backend = self.engine.model.backend_mut();
-                ledger.device(stage, from, backend.mark(lane)?);
-                backend.join(Lane::Text, lane)?;
+                ledger.device(stage, from, self.engine.model.backend_mut().mark(lane)?);
+                encoded.lanes.push(lane);
             }
         }
-        self.engine.model.cache.media.settle(&done.placed);
-        Ok(done)
+        let there = |p: &&Placed| !p.wanted || encoded.contents.contains(&p.content);
+        let there: Vec<Placed> = encoded.placed.iter().filter(there).copied().collect();
+        self.engine.model.cache.media.settle(&there);
+        Ok(())
     }
 
     /// Sets the sampler up for this request and says which head its graphs have.
@@ -414,18 +485,37 @@ impl<'e> Session<'e> {
         Ok(Head::Sample)
     }
 
-    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token.
-    fn prefill(&mut self, mut pos: usize, keys: &[Key], placed: &[Placed], head: Head) -> Result<Ticket> {
+    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token. Returns also when the device
+    /// begins: after the encoders, which need not have ended.
+    fn prefill(
+        &mut self,
+        mut pos: usize,
+        keys: &[Key],
+        encoded: &Encoded,
+        head: Head,
+    ) -> Result<(Ticket, Mark)> {
         let model = &mut self.engine.model;
+        let mut from = None;
         let mut chunks = keys.chunks(super::PREFILL_CHUNK_ROWS).peekable();
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
-            let (exe, io) =
-                model.run_ids(&ids(chunk, placed)?, pos, 0, if last { head } else { Head::None })?;
+            let ids = ids(chunk, &encoded.placed)?;
+            let (exe, io) = model.feed(&ids, pos, if last { head } else { Head::None })?;
+            let start = match from {
+                Some(start) => start,
+                None => {
+                    // The ids are there by then.
+                    for &lane in &encoded.lanes {
+                        model.backend_mut().join(Lane::Text, lane)?;
+                    }
+                    *from.insert(model.backend_mut().mark(Lane::Text)?)
+                }
+            };
+            model.backend_mut().run(exe, Step::rows(pos, chunk.len(), 0))?;
             model.cache.extend(chunk.iter().copied());
             pos += chunk.len();
             if let (true, Some(token)) = (last, io.token) {
-                return model.backend_mut().send_token(exe, token);
+                return Ok((model.backend_mut().send_token(exe, token)?, start));
             }
         }
         crate::bail_runtime!("an empty prompt")
@@ -535,6 +625,40 @@ impl<'e> Session<'e> {
         match io.token {
             Some(token) => model.backend_mut().send_token(exe, token),
             None => crate::bail_runtime!("a decoding step without a token"),
+        }
+    }
+}
+
+/// The grid of a picture.
+fn tiling(picture: &Picture, o: TileOptions) -> Tiling {
+    let (columns, rows) = choose_grid(picture.width, picture.height, o);
+    Tiling { width: picture.width, height: picture.height, columns, rows }
+}
+
+/// Has `threads` filter a sound.
+fn filter<'q>(sound: &'q Sound, o: FbankOptions, threads: &Scope<'q>) -> Receiver<Filtered> {
+    let (send, coming) = channel();
+    let from = Instant::now();
+    threads.spawn(move |_| {
+        let fbank = log_mel(sound, o);
+        // Nobody waits for it where the question has failed meanwhile.
+        let _ = send.send(Filtered { fbank, from, to: Instant::now() });
+    });
+    coming
+}
+
+/// Waits for the frames of a sound: awake, for what wakes a thread takes longer than what is left to do. A thread that
+/// is itself one of those that filter does its share.
+fn arrived<'q>(coming: &Receiver<Filtered>, ledger: &mut Ledger) -> Result<Made<'q>> {
+    loop {
+        match coming.try_recv() {
+            Ok(Filtered { fbank, from, to }) => {
+                ledger.threads("filterbank", from, to);
+                return fbank.map(Made::Sound);
+            }
+            Err(TryRecvError::Empty) if rayon::yield_now().is_none() => std::thread::yield_now(),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => crate::bail_runtime!("no frames came of a sound"),
         }
     }
 }

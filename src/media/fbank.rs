@@ -57,6 +57,19 @@ pub struct Fbank {
     pub data: Vec<f32>,
 }
 
+/// Frames of a sound, without computing them.
+///
+/// Fails when it is too short for [`log_mel`].
+pub fn frames_of(sound: &Sound) -> Result<usize> {
+    require_length(sound)?;
+    Ok(frame_count(samples_at_rate(sound)))
+}
+
+/// Samples of a sound at 16 kHz: as many as resampling makes.
+fn samples_at_rate(sound: &Sound) -> usize {
+    (sound.samples.len() as u128 * u128::from(RATE_HZ)).div_ceil(u128::from(sound.rate_hz)) as usize
+}
+
 /// Frames of `samples` samples at 16 kHz; a rest shorter than a frame is dropped.
 pub fn frame_count(samples: usize) -> usize {
     samples.checked_sub(FRAME).map_or(0, |rest| rest / SHIFT + 1)
@@ -78,10 +91,8 @@ pub fn log_mel(sound: &Sound, options: FbankOptions) -> Result<Fbank> {
 /// Fails when a sound is too short for [`log_mel`].
 pub fn require_length(sound: &Sound) -> Result<()> {
     let need = FRAME + (MIN_FRAMES - 1) * SHIFT;
-    // As many samples as resampling makes.
-    let resampled = (sound.samples.len() as u64 * u64::from(RATE_HZ)).div_ceil(u64::from(sound.rate_hz));
     ensure_input!(
-        resampled >= need as u64,
+        samples_at_rate(sound) >= need,
         "the sound lasts {:.1} ms ({} samples at {} Hz); the model needs at least {} ms \
          ({MIN_FRAMES} frames of 25 ms, one every 10 ms)",
         sound.seconds() * 1e3,

@@ -501,17 +501,10 @@ impl<'e> Session<'e> {
             let last = chunks.peek().is_none();
             let ids = ids(chunk, &encoded.placed)?;
             let (exe, io) = model.feed(&ids, pos, if last { head } else { Head::None })?;
-            let start = match from {
-                Some(start) => start,
-                None => {
-                    // The ids are there by then.
-                    for &lane in &encoded.lanes {
-                        model.backend_mut().join(Lane::Text, lane)?;
-                    }
-                    *from.insert(model.backend_mut().mark(Lane::Text)?)
-                }
-            };
-            model.backend_mut().run(exe, Step::rows(pos, chunk.len(), 0))?;
+            // Only the first chunk waits for the encoders; the others come after it.
+            let on = if from.is_none() { &encoded.lanes[..] } else { &[] };
+            let start = model.backend_mut().run_after(exe, Step::rows(pos, chunk.len(), 0), on)?;
+            let start = *from.get_or_insert(start);
             model.cache.extend(chunk.iter().copied());
             pos += chunk.len();
             if let (true, Some(token)) = (last, io.token) {

@@ -348,6 +348,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn run_after(&mut self, exe: ExeId, step: Step, _on: &[Lane]) -> Result<Mark> {
+        let start = self.mark(self.exe(exe)?.lane)?;
+        self.run(exe, step)?;
+        Ok(start)
+    }
+
     fn copy_to_state(
         &mut self,
         exe: ExeId,

@@ -282,6 +282,20 @@ impl Cuda {
         self.lanes[lane as usize].send_step(step)
     }
 
+    /// Enqueues the program: kernel by kernel at first, then as one graph.
+    fn launch(&mut self, id: ExeId) -> Result<()> {
+        if self.capture && self.exe(id)?.runs > 0 {
+            self.capture_run(id)?;
+        }
+        let exe = self.exe(id)?;
+        match &exe.captured {
+            Some(graph) if self.capture => graph.launch(&self.lane(exe.lane).stream)?,
+            _ => self.enqueue(exe)?,
+        }
+        self.exe_mut(id)?.runs += 1;
+        Ok(())
+    }
+
     /// NaN everywhere but in what the host has written.
     fn poison_arena(&self, id: ExeId) -> Result<()> {
         let exe = self.exe(id)?;
@@ -517,16 +531,18 @@ impl Backend for Cuda {
 
     fn run(&mut self, id: ExeId, step: Step) -> Result<()> {
         self.start(id, step)?;
-        if self.capture && self.exe(id)?.runs > 0 {
-            self.capture_run(id)?;
+        self.launch(id)
+    }
+
+    fn run_after(&mut self, id: ExeId, step: Step, on: &[Lane]) -> Result<Mark> {
+        self.start(id, step)?;
+        let lane = self.exe(id)?.lane;
+        for &other in on {
+            self.join(lane, other)?;
         }
-        let exe = self.exe(id)?;
-        match &exe.captured {
-            Some(graph) if self.capture => graph.launch(&self.lane(exe.lane).stream)?,
-            _ => self.enqueue(exe)?,
-        }
-        self.exe_mut(id)?.runs += 1;
-        Ok(())
+        let start = self.mark(lane)?;
+        self.launch(id)?;
+        Ok(start)
     }
 
     fn copy_to_state(

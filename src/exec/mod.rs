@@ -194,6 +194,10 @@ pub trait Backend {
     /// Enqueues one run.
     fn run(&mut self, exe: ExeId, step: Step) -> Result<()>;
 
+    /// Enqueues one run that starts after what is now enqueued on the lanes `on`; what it needs of the host is on its way
+    /// before. The mark is where it starts.
+    fn run_after(&mut self, exe: ExeId, step: Step, on: &[Lane]) -> Result<Mark>;
+
     /// Enqueues a copy of the first `rows` rows of output `t` (all, if it has fewer) into a state from `first_row`
     /// on, after the exe's last run.
     fn copy_to_state(

@@ -131,7 +131,6 @@ impl Model {
             let (v, inputs) = intern_vit::build_tiled(vision, &cfg.text, dtype, tiling, Axis::taps)?;
             Ok((v.graph, PictureIo { inputs, result: v.projected }))
         })?;
-        self.backend.write_slice(exe, io.inputs.picture, HostSlice::Bytes(&picture.data))?;
         for ((columns, rows), [across, down]) in tiling.grids().into_iter().zip(io.inputs.axes) {
             for (t, from, to) in [(across, tiling.width, columns * size), (down, tiling.height, rows * size)]
             {
@@ -139,6 +138,8 @@ impl Model {
             }
         }
         self.backend.write_slice(exe, io.inputs.table, HostSlice::F32(normalised().as_flattened()))?;
+        // The largest comes last: what is written next waits until it has left the host.
+        self.backend.write_slice(exe, io.inputs.picture, HostSlice::Bytes(&picture.data))?;
         self.backend.run(exe, Step::rows(0, tiling.tiles(), 0))?;
         self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
     }

@@ -291,6 +291,34 @@ mod tests {
     }
 
     #[test]
+    fn inputs_are_what_was_written() {
+        use crate::ops::elementwise::{Act, Unary};
+        use crate::ops::preprocess::ResizeWidth;
+        let mut g = crate::graph::Graph::new();
+        let (words, x) = (g.input("words", DType::U32, &[3]), g.input("x", DType::BF16, &[3]));
+        let axis = g.input("axis", DType::U32, &[4, 5]);
+        let resized = g.push1("resized", ResizeWidth { width: 4, height: 1 }, &[words, axis]).unwrap();
+        let y = g.push1("y", Unary { act: Act::Relu }, &[x]).unwrap();
+        [resized, y].into_iter().for_each(|t| g.output(t));
+        let mut cpu = cpu::Cpu::new();
+        let plan = crate::plan::plan(g, |d| cpu.arena_elem_bytes(d)).unwrap();
+        let exe = cpu.prepare(Lane::Text, plan, &[]).unwrap();
+        let mut written = |t, data: HostSlice<'_>| {
+            cpu.write_slice(exe, t, data)?;
+            Ok(cpu.read(exe, t)?.data)
+        };
+        assert_eq!(written(words, HostSlice::U32(&[7, 8, 9])).unwrap(), HostData::U32(vec![7, 8, 9]));
+        // Bytes make words, the last one filled up; words behind them stay.
+        let bytes = written(words, HostSlice::Bytes(&[1, 2, 0, 0x80, 5])).unwrap();
+        assert_eq!(bytes, HostData::U32(vec![0x8000_0201, 5, 9]));
+        // Rounded as the tensor is.
+        let rounded = written(x, HostSlice::F32(&[1.0, 1.001, -3.0])).unwrap();
+        assert_eq!(rounded, HostData::F32(vec![1.0, 1.0, -3.0]));
+        let message = |e: Result<HostData>| e.unwrap_err().to_string();
+        assert!(message(written(x, HostSlice::F32(&[0.0; 4]))).contains("4 values at 0 do not fit"));
+    }
+
+    #[test]
     fn rows_that_do_not_fit_are_refused() {
         let from = desc("kv", &[2, 7, 2]);
         let message = |to: &Desc, src_row, dst_row, rows| {

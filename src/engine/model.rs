@@ -12,6 +12,7 @@ use crate::core::{DType, Desc, HostData, HostSlice, Recipe, Result, Step, Tensor
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
+use crate::media::fbank::{FbankOptions, RATE_HZ, fbank};
 use crate::media::tiles::Tiles;
 use crate::models::config::ModelConfig;
 use crate::models::intern_vit::Tiling;
@@ -177,6 +178,10 @@ impl Model {
     pub(super) fn warm(&mut self) -> Result<()> {
         const PROMPT_ROWS: [usize; 4] = [64, 128, 256, 512];
         let most = self.sizes.max_seq;
+        if self.cfg.audio.is_some() {
+            // The threads that filter sounds, and their tables.
+            fbank(&vec![0.0; RATE_HZ as usize], FbankOptions::default())?;
+        }
         // The first run goes launch by launch, the second one captures.
         for _ in 0..2 {
             for rows in PROMPT_ROWS.into_iter().filter(|&r| r <= most) {

@@ -189,7 +189,7 @@ impl<'e> Session<'e> {
         let engine = &*self.engine;
         let mut keys = Vec::new();
         if self.turns > 0 {
-            keys.extend(dialogue.closing(&engine.tokenizer, &self.answer)?.into_iter().map(Key::Token));
+            keys.extend(dialogue.closing(&self.answer).into_iter().map(Key::Token));
         }
         let sounds = media.iter().filter(|m| m.is_sound());
         let asked = crate::text::Question {

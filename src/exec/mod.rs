@@ -181,6 +181,7 @@ pub trait Backend {
     /// Makes room for runs on `lane` whose plans want up to `arena_bytes`, so that preparing one changes no address.
     fn reserve(&mut self, lane: Lane, arena_bytes: usize) -> Result<()>;
 
+    /// Forgets a prepared graph, after its runs.
     fn release(&mut self, exe: ExeId);
 
     /// Writes an input (its first `data.len()` elements); ordered before the next run. `data` may go when this returns.

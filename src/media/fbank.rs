@@ -383,7 +383,7 @@ mod tests {
             .map(|i| match i / 1500 {
                 3 => 0.0,
                 5 => 0.25,
-                n => noise.gaussian() * 10f32.powi(-(n as i32)) + 0.01 * n as f32,
+                n => noise.gaussian() * 10f32.powi(-n) + 0.01 * n as f32,
             })
             .collect();
         for options in [FbankOptions::default(), FbankOptions { dither: 1.0, seed: 9 }] {

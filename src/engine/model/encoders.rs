@@ -241,7 +241,7 @@ impl Model {
         self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
         self.backend.run(exe, Step::rows(0, prompt, 0))?;
         self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
-        self.backend.sync()?;
+        // Waits for this lane alone: pictures may be under way on theirs.
         self.backend.release(exe);
         Ok(())
     }

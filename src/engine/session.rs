@@ -10,7 +10,7 @@ use super::ledger::{Ledger, total_ms};
 use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result, Step};
-use crate::exec::{Lane, Mark, Ticket, Wait};
+use crate::exec::{Lane, Ticket, Wait};
 use crate::media::audio::Sound;
 use crate::media::fbank::Fbank;
 use crate::media::tiles::Tiles;
@@ -96,10 +96,8 @@ impl<'e> Session<'e> {
         let model = &mut self.engine.model;
         let restored = &reused[found.resident - self.pos..];
         ledger.host("cache", || model.reuse(found, restored))?;
-        let (first, from) = ledger.host("enqueue", || self.prefill(found.rows(), rest, &encoded, head))?;
+        let first = self.prefill(found.rows(), rest, &encoded, head, &mut ledger)?;
         let model = &mut self.engine.model;
-        let to = model.backend_mut().mark(Lane::Text)?;
-        ledger.device("prefill", from, to);
         // Copying a large picture takes time: the device computes meanwhile.
         ledger.host("keep", || {
             media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
@@ -244,30 +242,35 @@ impl<'e> Session<'e> {
         Ok(Head::Sample)
     }
 
-    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token. Returns also when the device
-    /// begins: after the encoders, which need not have ended.
+    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token. The device
+    /// begins after the encoders, which need not have ended.
     fn prefill(
         &mut self,
         mut pos: usize,
         keys: &[Key],
         encoded: &Encoded,
         head: Head,
-    ) -> Result<(Ticket, Mark)> {
+        ledger: &mut Ledger,
+    ) -> Result<Ticket> {
         let model = &mut self.engine.model;
         let mut from = None;
         let mut chunks = keys.chunks(super::PREFILL_CHUNK_ROWS).peekable();
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
             let ids = ids(chunk, &encoded.placed)?;
-            let (exe, io) = model.feed(&ids, pos, if last { head } else { Head::None })?;
+            let head = if last { head } else { Head::None };
+            let (exe, io) = ledger.host("enqueue", || model.feed(&ids, pos, head))?;
             // Only the first chunk waits for the encoders; the others come after it.
             let on = if from.is_none() { &encoded.lanes[..] } else { &[] };
-            let start = model.backend_mut().run_after(exe, Step::rows(pos, chunk.len(), 0), on)?;
+            let step = Step::rows(pos, chunk.len(), 0);
+            let start = ledger.host("enqueue", || model.backend_mut().run_after(exe, step, on))?;
             let start = *from.get_or_insert(start);
             model.cache.extend(chunk.iter().copied());
             pos += chunk.len();
             if let (true, Some(token)) = (last, io.token) {
-                return Ok((model.backend_mut().send_token(exe, token)?, start));
+                let token = model.backend_mut().send_token(exe, token)?;
+                ledger.device("prefill", start, model.backend_mut().mark(Lane::Text)?);
+                return Ok(token);
             }
         }
         crate::bail_runtime!("an empty prompt")

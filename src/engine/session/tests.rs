@@ -339,7 +339,7 @@ fn encoders_begin_as_soon_as_they_can() {
     else {
         panic!("one stage of each expected: {:?}", answer.stages)
     };
-    let [vision, audio, prefill] = stages("enqueue")[..] else { panic!("{:?}", answer.stages) };
+    let [vision, audio, prefill, _] = stages("enqueue")[..] else { panic!("{:?}", answer.stages) };
     // The sound is filtered from the beginning; the picture does not wait for it, and no encoder waits for the prompt.
     assert!(filterbank.0 <= tile.0 && tile.1 <= vision.0);
     assert!(filterbank.1 <= audio.0 && vision.1 <= audio.0);

@@ -39,6 +39,14 @@ impl HostData {
         }
     }
 
+    /// The values, borrowed.
+    pub fn as_slice(&self) -> HostSlice<'_> {
+        match self {
+            HostData::F32(v) => HostSlice::F32(v),
+            HostData::U32(v) => HostSlice::U32(v),
+        }
+    }
+
     /// `len` elements that no reader can take for values: NaN, or an id beyond every vocabulary.
     pub fn poison(dtype: DType, len: usize) -> HostData {
         match dtype {
@@ -52,6 +60,34 @@ impl HostData {
             DType::U32 => HostData::U32(vec![0; len]),
             _ => HostData::F32(vec![0.0; len]),
         }
+    }
+}
+
+/// Values of one tensor, where they are: writing them makes no copy on the way.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum HostSlice<'a> {
+    F32(&'a [f32]),
+    U32(&'a [u32]),
+    /// The bytes of u32 words, the first one lowest; zeros fill up the last word.
+    Bytes(&'a [u8]),
+}
+
+impl HostSlice<'_> {
+    /// Elements of the tensor.
+    pub fn len(&self) -> usize {
+        match self {
+            HostSlice::F32(v) => v.len(),
+            HostSlice::U32(v) => v.len(),
+            HostSlice::Bytes(v) => v.len().div_ceil(4),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn is_float(&self) -> bool {
+        matches!(self, HostSlice::F32(_))
     }
 }
 

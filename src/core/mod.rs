@@ -11,7 +11,7 @@ pub(crate) mod switch;
 pub use desc::{Cost, Desc, Place, Step, Tensor};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use host::{HostData, HostTensor, HostWeight};
+pub use host::{HostData, HostSlice, HostTensor, HostWeight};
 pub use recipe::{Part, Recipe};
 pub use shape::Shape;
 pub(crate) use switch::asked;

@@ -219,8 +219,8 @@ impl Bench {
             Item::Vision(tiles) => {
                 let size = self.engine.model.cfg.vision.as_ref().map_or(0, |v| v.image_size);
                 let noise = test_input(SEED, "bench.pixels", &[tiles, size, size, 3], 127.5, 127.5);
-                let data = noise.into_iter().map(|x| x as u8).collect();
-                let picture = Tiles { size, count: tiles, grid: (1, tiles), data };
+                let data: Vec<u8> = noise.into_iter().map(|x| x as u8).collect();
+                let picture = Tiles { size, count: tiles, grid: (1, tiles), data: data.into() };
                 let Some((tiles, pixels)) = self.engine.model.batches(&picture)?.pop() else {
                     crate::bail_runtime!("a picture without tiles")
                 };

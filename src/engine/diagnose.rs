@@ -45,7 +45,7 @@ impl Run {
 /// The runs that a question takes: every batch of tiles, every sound, the prompt, and one decoding step.
 ///
 /// The prompt is one run, however long: dumps and comparisons want it whole.
-fn runs(model: &Model, inputs: &Inputs) -> Result<Vec<Run>> {
+fn runs(model: &Model, inputs: &Inputs<'_>) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     let mut media_row = 0;
     for picture in &inputs.pictures {
@@ -99,7 +99,9 @@ fn runs(model: &Model, inputs: &Inputs) -> Result<Vec<Run>> {
 /// Prepares a run, and puts its rows into the media state if it is an encoder's.
 fn prepare(model: &mut Model, run: &Run) -> Result<ExeId> {
     match (run.work, &run.input) {
-        (Work::Vision { tiles, .. }, Some(pixels)) => model.encode_batch(tiles, pixels, run.media_row)?,
+        (Work::Vision { tiles, .. }, Some(pixels)) => {
+            model.encode_batch(tiles, pixels.as_slice(), run.media_row)?
+        }
         (Work::Audio { frames }, Some(HostData::F32(fbank))) => {
             model.encode_sound(fbank, frames, run.media_row)?;
         }

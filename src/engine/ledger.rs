@@ -1,7 +1,8 @@
 //! Where the time to the first token went: every stage on one clock, and the path that the token had to wait for.
 //!
 //! Stages of the host are timed where they run, stages of the device lie between marks; both count from the call. Lanes
-//! run side by side and the host ahead of them, so the stages may add up to more than the whole. The critical path is found
+//! run side by side, the host ahead of them and its threads beside one another, so the stages may add up to more than the
+//! whole. The critical path is found
 //! backwards from the token: before a stage came the one that ended last before it began. What is on it adds up to the time
 //! to the first token, but for the gaps in which nothing that is timed ran.
 
@@ -15,8 +16,8 @@ use crate::exec::{Backend, Lane, Mark};
 /// A stage on the way to the first token.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Stage {
-    /// `cache`, `tile`, `filterbank`, `prompt`, `sampler`, `enqueue`, `keep` and `token` on the host; `vision`, `audio` and
-    /// `prefill` on the device.
+    /// `cache`, `tile`, `filterbank` (on other threads), `prompt`, `sampler`, `enqueue`, `keep` and `token` on the host;
+    /// `vision`, `audio` and `prefill` on the device.
     pub stage: &'static str,
     /// From the call.
     pub start_ms: f64,
@@ -63,6 +64,12 @@ impl Ledger {
         let ms = self.now_ms() - start_ms;
         self.host.push(Stage { stage, start_ms, ms, critical_ms: 0.0 });
         done
+    }
+
+    /// Notes a stage that other threads of the host ran.
+    pub fn threads(&mut self, stage: &'static str, from: Instant, to: Instant) {
+        let ms = |later: Instant, at: Instant| later.saturating_duration_since(at).as_secs_f64() * 1e3;
+        self.host.push(Stage { stage, start_ms: ms(from, self.start), ms: ms(to, from), critical_ms: 0.0 });
     }
 
     /// Notes a stage of the device.
@@ -172,6 +179,38 @@ mod tests {
         assert_eq!(names, ["tile", "filterbank", "prompt", "enqueue", "audio", "prefill", "token"]);
         assert!((sum - 12.1).abs() < 0.05, "{sum}");
         assert!((overlap_ms(&stages(&of), "vision", "audio") - 2.19).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_ran_in_the_shadow_of_the_encoders_is_not_on_the_path() {
+        // Other threads filter the sound while the picture is sent; then the prompt is made, and what it needs enqueued.
+        let of = [
+            ("cache", 0.0, 0.002),
+            ("filterbank", 0.002, 0.45),
+            ("cache", 0.003, 0.005),
+            ("tile", 0.005, 0.006),
+            ("enqueue", 0.006, 0.2),
+            ("vision", 0.11, 3.6),
+            ("enqueue", 0.451, 0.55),
+            ("audio", 0.452, 3.8),
+            ("prompt", 0.551, 0.8),
+            ("cache", 0.8, 0.805),
+            ("enqueue", 0.81, 0.95),
+            ("keep", 0.96, 1.1),
+            ("prefill", 3.803, 12.0),
+            ("token", 12.0, 12.02),
+        ];
+        let (names, sum) = path(&of, 12.02);
+        assert_eq!(names, ["cache", "filterbank", "audio", "prefill", "token"]);
+        assert!((sum - 12.02).abs() < 0.01, "{sum}");
+        // With a sound that is ready earlier, the path goes through the picture.
+        let mut early = of;
+        early[1].2 = 0.15;
+        early[6] = ("enqueue", 0.201, 0.3);
+        early[7] = ("audio", 0.202, 3.8);
+        let (names, sum) = path(&early, 12.02);
+        assert_eq!(names, ["cache", "cache", "tile", "enqueue", "audio", "prefill", "token"]);
+        assert!((sum - 12.02).abs() < 0.01, "{sum}");
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
 use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
 use crate::core::asked;
-use crate::core::{DType, Desc, HostData, Recipe, Result, Step, Tensor};
+use crate::core::{DType, Desc, HostData, HostSlice, Recipe, Result, Step, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
 use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
+use crate::media::fbank::{FbankOptions, RATE_HZ, fbank};
 use crate::media::tiles::Tiles;
 use crate::models::config::ModelConfig;
 use crate::models::intern_vit::Tiling;
@@ -177,6 +178,10 @@ impl Model {
     pub(super) fn warm(&mut self) -> Result<()> {
         const PROMPT_ROWS: [usize; 4] = [64, 128, 256, 512];
         let most = self.sizes.max_seq;
+        if self.cfg.audio.is_some() {
+            // The threads that filter sounds, and their tables.
+            fbank(&vec![0.0; RATE_HZ as usize], FbankOptions::default())?;
+        }
         // The first run goes launch by launch, the second one captures.
         for _ in 0..2 {
             for rows in PROMPT_ROWS.into_iter().filter(|&r| r <= most) {
@@ -312,14 +317,20 @@ impl Model {
         draw: usize,
         head: Head,
     ) -> Result<(ExeId, TextIo)> {
+        let (exe, io) = self.feed(ids, pos, head)?;
+        self.backend.run(exe, Step::rows(pos, ids.len(), draw))?;
+        Ok((exe, io))
+    }
+
+    /// The graph that [`Model::run_ids`] runs, with `ids` on their way to it: what is left is to run it.
+    pub(super) fn feed(&mut self, ids: &[u32], pos: usize, head: Head) -> Result<(ExeId, TextIo)> {
         self.cache.truncate(pos);
         let rows = self.padded_rows(ids.len());
         let (exe, io) = self.text_graph(rows, pos + ids.len(), Ids::Host, head)?;
         let mut padded = ids.to_vec();
         padded.resize(rows, 0);
         let Some(input) = io.ids else { crate::bail_runtime!("a text graph without ids") };
-        self.backend.write(exe, input, &HostData::U32(padded))?;
-        self.backend.run(exe, Step::rows(pos, ids.len(), draw))?;
+        self.backend.write_slice(exe, input, HostSlice::U32(&padded))?;
         Ok((exe, io))
     }
 

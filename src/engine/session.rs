@@ -1,22 +1,22 @@
 //! A conversation: turns with pictures and sounds, one KV cache, answers streamed token by token.
 
+mod media;
 mod stream;
 
 use std::time::Instant;
 
-use super::cache::{CacheUse, Content, Key, Placed, Source};
+use super::cache::{CacheUse, Content, Key, Placed};
 use super::ledger::{Ledger, total_ms};
-use super::model::{MEDIA_BIT, TILES_AT_ONCE};
+use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
-use crate::core::{HostData, Result};
+use crate::core::{HostData, Result, Step};
 use crate::exec::{Lane, Ticket, Wait};
 use crate::media::audio::Sound;
-use crate::media::fbank::{Fbank, FbankOptions, at_rate, frame_count, log_mel};
-use crate::media::tiles::{TileOptions, Tiles, choose_grid, tile};
-use crate::media::video;
-use crate::models::intern_vit::Tiling;
+use crate::media::fbank::Fbank;
+use crate::media::tiles::Tiles;
 use crate::models::qwen2::{Head, state};
 use crate::text::{Dialogue, Piece, State, StopStrings, Utf8Stream};
+use media::{Encoded, Made, Medium};
 
 pub use stream::{LONGEST_SOUND_SECONDS, SoundStream};
 
@@ -34,51 +34,10 @@ pub struct Session<'e> {
 }
 
 /// What the model gets of a question.
-pub(super) struct Inputs {
-    pub pictures: Vec<Tiles>,
+pub(super) struct Inputs<'q> {
+    pub pictures: Vec<Tiles<'q>>,
     pub sounds: Vec<Fbank>,
     pub ids: Vec<u32>,
-}
-
-/// A picture, a video or a sound of a question.
-struct Medium<'q> {
-    source: Source<'q>,
-    content: Content,
-    /// 0 for a sound.
-    tiles: usize,
-    /// In the sequence.
-    rows: usize,
-    /// What its encoder gets, where that had to be made.
-    made: Option<Made>,
-    /// It was not known.
-    new: bool,
-}
-
-impl Medium<'_> {
-    fn is_sound(&self) -> bool {
-        matches!(self.source, Source::Sound(..))
-    }
-}
-
-enum Made {
-    Tiles(Tiles),
-    Sound(Fbank),
-    /// A picture that the device tiles.
-    Grid(Tiling),
-    /// Samples at 16 kHz that the device filters.
-    Samples(Vec<f32>),
-}
-
-/// The largest picture that the device tiles, in bytes, and the largest between the two passes of its resize. Larger ones
-/// the host tiles, or refuses.
-const DEVICE_PICTURE_BYTES: usize = 128 << 20;
-
-/// Work of the encoders.
-#[derive(Default)]
-struct Encoded {
-    placed: Vec<Placed>,
-    /// Pictures and sounds that ran.
-    count: usize,
 }
 
 impl<'e> Session<'e> {
@@ -103,27 +62,42 @@ impl<'e> Session<'e> {
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
+        let answer = self.answer(question, options, on_event);
+        if answer.is_err() {
+            // Encoders may be under way: the next question gives their rows to others. What is told is why it failed.
+            let _ = self.engine.model.backend_mut().sync();
+        }
+        answer
+    }
+
+    /// The host works while the device does: what the encoders get is made first, and all that the encoders do not need
+    /// (the prompt, the cache, what the language model is to run) while they run.
+    fn answer(
+        &mut self,
+        question: &Question,
+        options: &GenerateOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Answer> {
         options.sampling.check()?;
         let mut ledger = Ledger::new();
         ledger.begin(self.engine.model.backend_mut())?;
-        let mut media = self.recognise(question, &mut ledger)?;
+        let (mut media, mut encoded) = self.begin_encoding(question, &mut ledger)?;
 
         let mut dialogue = self.dialogue.clone();
         let keys = ledger.host("prompt", || self.merge(&mut dialogue, question, &media))?;
         self.check_context(&keys)?;
         let found = ledger.host("cache", || self.engine.model.cache.find(self.pos, &keys))?;
         let (reused, rest) = keys.split_at(found.rows() - self.pos);
+        // What was known may have given its rows away, and is needed all the same.
+        let wanted = |m: &Medium<'_>| !m.new && rest.iter().any(|key| key.content() == Some(m.content));
+        self.encode(&mut media, wanted, &mut encoded, &mut ledger)?;
 
-        let encoded = self.encode(&mut media, rest, &mut ledger)?;
         let head = ledger.host("sampler", || self.start_sampler(&keys, options))?;
         let model = &mut self.engine.model;
         let restored = &reused[found.resident - self.pos..];
         ledger.host("cache", || model.reuse(found, restored))?;
-        let prefill_start = model.backend_mut().mark(Lane::Text)?;
-        let first = self.prefill(found.rows(), rest, &encoded.placed, head)?;
+        let first = self.prefill(found.rows(), rest, &encoded, head, &mut ledger)?;
         let model = &mut self.engine.model;
-        let prefill_end = model.backend_mut().mark(Lane::Text)?;
-        ledger.device("prefill", prefill_start, prefill_end);
         // Copying a large picture takes time: the device computes meanwhile.
         ledger.host("keep", || {
             media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
@@ -138,8 +112,8 @@ impl<'e> Session<'e> {
         let cache = CacheUse {
             reused_rows: reused.len(),
             prefilled_rows: rest.len(),
-            media_reused: media.len() - encoded.count,
-            media_encoded: encoded.count,
+            media_reused: media.len() - encoded.contents.len(),
+            media_encoded: encoded.contents.len(),
         };
         self.engine.model.cache.count(cache);
 
@@ -163,11 +137,14 @@ impl<'e> Session<'e> {
 
     /// A question as the model gets it without anything kept: pixels per picture, log-mel frames per sound, ids.
     /// Nothing runs.
-    pub(super) fn inputs(&self, question: &Question) -> Result<Inputs> {
+    pub(super) fn inputs<'q>(&self, question: &'q Question) -> Result<Inputs<'q>> {
         let ledger = &mut Ledger::new();
         let mut media = Vec::new();
         for (i, source) in self.sources(question)?.into_iter().enumerate() {
-            media.push(self.make_here(source, Content(i as u64), ledger)?);
+            let (tiles, rows) = self.size_of(&source)?;
+            let made = Some(self.make_here(source, ledger)?);
+            let content = Content(i as u64);
+            media.push(Medium { source, content, tiles, rows, made, coming: None, new: true });
         }
         let keys = self.merge(&mut self.dialogue.clone(), question, &media)?;
         self.check_context(&keys)?;
@@ -186,103 +163,6 @@ impl<'e> Session<'e> {
             }
         }
         Ok(inputs)
-    }
-
-    /// The pictures (or the video) and then the sounds of a question, as the prompt has them.
-    fn sources<'q>(&self, question: &'q Question) -> Result<Vec<Source<'q>>> {
-        let cfg = &self.engine.model.cfg;
-        let mut sources = Vec::new();
-        if !question.images.is_empty() {
-            let Some(vision) = &cfg.vision else {
-                crate::bail_input!("this model has no vision tower: it cannot take pictures")
-            };
-            let size = vision.image_size;
-            let tiling = TileOptions { size, ..TileOptions::default() };
-            match question.video {
-                true => sources.push(Source::Video(&question.images, size)),
-                false => sources.extend(question.images.iter().map(|p| Source::Picture(p, tiling))),
-            }
-        }
-        if !question.sounds.is_empty() && cfg.audio.is_none() {
-            crate::bail_input!("this model has no audio encoder: it cannot take sounds");
-        }
-        let fbank = FbankOptions { dither: question.dither, ..FbankOptions::default() };
-        sources.extend(question.sounds.iter().map(|s| Source::Sound(s, fbank)));
-        Ok(sources)
-    }
-
-    /// Finds the pictures and sounds that are known. The others are tiled and filtered.
-    fn recognise<'q>(&mut self, question: &'q Question, ledger: &mut Ledger) -> Result<Vec<Medium<'q>>> {
-        self.engine.model.cache.media.begin();
-        let mut media = Vec::new();
-        for source in self.sources(question)? {
-            if let Source::Sound(sound, _) = source {
-                self.check_sound(sound)?;
-            }
-            let cache = &mut self.engine.model.cache;
-            let known =
-                ledger.host("cache", || match media.iter().find(|m: &&Medium| m.source.same(&source)) {
-                    Some(m) if cache.enabled() => Some((m.content, m.tiles, m.rows)),
-                    _ => cache.media.find(&source),
-                });
-            media.push(match known {
-                Some((content, tiles, rows)) => {
-                    Medium { source, content, tiles, rows, made: None, new: false }
-                }
-                None => {
-                    let made = self.make(source, Content(0), ledger)?;
-                    let content = self.engine.model.cache.media.insert(made.tiles, made.rows);
-                    Medium { content, ..made }
-                }
-            });
-        }
-        Ok(media)
-    }
-
-    /// As [`Session::make_here`], unless the device does that.
-    fn make<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
-        let engine = &*self.engine;
-        let (made, tiles, rows) = match source {
-            Source::Picture(picture, o) if engine.device_tiling => {
-                let (columns, rows) = choose_grid(picture.width, picture.height, o);
-                let tiling = Tiling { width: picture.width, height: picture.height, columns, rows };
-                let between = picture.height.saturating_mul(3 * columns * o.size);
-                if picture.data.len().max(between) > DEVICE_PICTURE_BYTES || tiling.tiles() > TILES_AT_ONCE {
-                    return self.make_here(source, content, ledger);
-                }
-                let tiles = tiling.tiles();
-                (Made::Grid(tiling), tiles, tiles * engine.model.rows_per_tile())
-            }
-            Source::Sound(sound, o) if engine.device_filterbank && o.dither == 0.0 => {
-                self.check_sound(sound)?;
-                let samples = ledger.host("filterbank", || at_rate(sound))?.into_owned();
-                let rows = engine.model.rows_of_sound(frame_count(samples.len()));
-                (Made::Samples(samples), 0, rows)
-            }
-            _ => return self.make_here(source, content, ledger),
-        };
-        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
-    }
-
-    /// Tiles a picture, filters a sound.
-    fn make_here<'q>(&self, source: Source<'q>, content: Content, ledger: &mut Ledger) -> Result<Medium<'q>> {
-        let model = &self.engine.model;
-        let made = match source {
-            Source::Picture(picture, o) => Made::Tiles(ledger.host("tile", || tile(picture, o))?),
-            Source::Video(frames, size) => {
-                Made::Tiles(ledger.host("tile", || video::frame_tiles(frames, size))?)
-            }
-            Source::Sound(sound, o) => {
-                self.check_sound(sound)?;
-                Made::Sound(ledger.host("filterbank", || log_mel(sound, o))?)
-            }
-        };
-        let (tiles, rows) = match &made {
-            Made::Tiles(tiles) => (tiles.count, tiles.count * model.rows_per_tile()),
-            Made::Sound(fbank) => (0, model.rows_of_sound(fbank.frames)),
-            Made::Grid(_) | Made::Samples(_) => crate::bail_runtime!("made by the device"),
-        };
-        Ok(Medium { source, content, tiles, rows, made: Some(made), new: true })
     }
 
     /// Refuses a sound that cannot fit before any time is spent on it.
@@ -307,7 +187,7 @@ impl<'e> Session<'e> {
         let engine = &*self.engine;
         let mut keys = Vec::new();
         if self.turns > 0 {
-            keys.extend(dialogue.closing(&engine.tokenizer, &self.answer)?.into_iter().map(Key::Token));
+            keys.extend(dialogue.closing(&self.answer).into_iter().map(Key::Token));
         }
         let sounds = media.iter().filter(|m| m.is_sound());
         let asked = crate::text::Question {
@@ -347,58 +227,6 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// Enqueues the encoders, side by side, for what `rest` has rows of that are not in the media state. The text lane
-    /// goes on after them.
-    fn encode(&mut self, media: &mut [Medium<'_>], rest: &[Key], ledger: &mut Ledger) -> Result<Encoded> {
-        let mut needed: Vec<Content> = Vec::new();
-        for key in rest {
-            if let Key::Media { content, .. } = *key
-                && !needed.contains(&content)
-            {
-                needed.push(content);
-            }
-        }
-        let mut done =
-            Encoded { placed: self.engine.model.cache.media.place(&needed)?, ..Encoded::default() };
-        for (lane, stage) in [(Lane::Vision, "vision"), (Lane::Audio, "audio")] {
-            let mut from = None;
-            for p in done.placed.iter().filter(|p| p.wanted) {
-                let Some(m) = media.iter_mut().find(|m| m.content == p.content) else {
-                    crate::bail_runtime!("rows of a picture or sound that is not in the question")
-                };
-                if m.is_sound() != (lane == Lane::Audio) {
-                    continue;
-                }
-                if m.made.is_none() {
-                    // It was known, but its rows have given way since.
-                    m.made = self.make(m.source, m.content, ledger)?.made;
-                }
-                let model = &mut self.engine.model;
-                if from.is_none() {
-                    from = Some(model.backend_mut().mark(lane)?);
-                }
-                ledger.host("enqueue", || match &m.made {
-                    Some(Made::Tiles(tiles)) => model.encode_picture(tiles, p.first_row),
-                    Some(Made::Sound(f)) => model.encode_sound(&f.data, f.frames, p.first_row),
-                    Some(Made::Samples(samples)) => model.encode_samples(samples, p.first_row),
-                    Some(Made::Grid(tiling)) => match m.source {
-                        Source::Picture(picture, _) => model.encode_tiling(picture, *tiling, p.first_row),
-                        _ => Ok(()),
-                    },
-                    None => Ok(()),
-                })?;
-                done.count += 1;
-            }
-            if let Some(from) = from {
-                let backend = self.engine.model.backend_mut();
-                ledger.device(stage, from, backend.mark(lane)?);
-                backend.join(Lane::Text, lane)?;
-            }
-        }
-        self.engine.model.cache.media.settle(&done.placed);
-        Ok(done)
-    }
-
     /// Sets the sampler up for this request and says which head its graphs have.
     fn start_sampler(&mut self, keys: &[Key], options: &GenerateOptions) -> Result<Head> {
         if options.sampling.is_greedy() {
@@ -414,18 +242,35 @@ impl<'e> Session<'e> {
         Ok(Head::Sample)
     }
 
-    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token.
-    fn prefill(&mut self, mut pos: usize, keys: &[Key], placed: &[Placed], head: Head) -> Result<Ticket> {
+    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token. The device
+    /// begins after the encoders, which need not have ended.
+    fn prefill(
+        &mut self,
+        mut pos: usize,
+        keys: &[Key],
+        encoded: &Encoded,
+        head: Head,
+        ledger: &mut Ledger,
+    ) -> Result<Ticket> {
         let model = &mut self.engine.model;
+        let mut from = None;
         let mut chunks = keys.chunks(super::PREFILL_CHUNK_ROWS).peekable();
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
-            let (exe, io) =
-                model.run_ids(&ids(chunk, placed)?, pos, 0, if last { head } else { Head::None })?;
+            let ids = ids(chunk, &encoded.placed)?;
+            let head = if last { head } else { Head::None };
+            let (exe, io) = ledger.host("enqueue", || model.feed(&ids, pos, head))?;
+            // Only the first chunk waits for the encoders; the others come after it.
+            let on = if from.is_none() { &encoded.lanes[..] } else { &[] };
+            let step = Step::rows(pos, chunk.len(), 0);
+            let start = ledger.host("enqueue", || model.backend_mut().run_after(exe, step, on))?;
+            let start = *from.get_or_insert(start);
             model.cache.extend(chunk.iter().copied());
             pos += chunk.len();
             if let (true, Some(token)) = (last, io.token) {
-                return model.backend_mut().send_token(exe, token);
+                let token = model.backend_mut().send_token(exe, token)?;
+                ledger.device("prefill", start, model.backend_mut().mark(Lane::Text)?);
+                return Ok(token);
             }
         }
         crate::bail_runtime!("an empty prompt")

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
 use crate::core::{
-    DType, Desc, Error, HostData, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
+    DType, Desc, Error, HostData, HostSlice, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
 };
 use crate::graph::Node;
 use crate::ops::CpuIo;
@@ -208,15 +208,15 @@ fn write_slot(arena: &mut [f32], offset_bytes: usize, data: &HostData) {
     }
 }
 
-fn check_len(desc: &Desc, first: usize, data: &HostData, len: usize) -> Result<()> {
-    if first + data.len() > len {
-        crate::bail_runtime!("{} {}: {} values at {first} do not fit", desc.name, desc.brief(), data.len());
+fn check_len(desc: &Desc, first: usize, values: usize, len: usize) -> Result<()> {
+    if first + values > len {
+        crate::bail_runtime!("{} {}: {values} values at {first} do not fit", desc.name, desc.brief());
     }
     Ok(())
 }
 
 fn copy_into(desc: &Desc, first: usize, from: &HostData, to: &mut HostData) -> Result<()> {
-    check_len(desc, first, from, to.len())?;
+    check_len(desc, first, from.len(), to.len())?;
     match (from, to) {
         (HostData::F32(from), HostData::F32(to)) => {
             let to = &mut to[first..first + from.len()];
@@ -319,16 +319,25 @@ impl Backend for Cpu {
         }
     }
 
-    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()> {
+    fn write_slice(&mut self, exe: ExeId, t: Tensor, data: HostSlice<'_>) -> Result<()> {
         let exe = self.exe(exe)?;
         let (plan, lane) = (exe.plan.clone(), exe.lane);
         let desc = plan.graph.desc(t);
-        check_len(desc, 0, data, desc.shape.len())?;
-        let mut data = data.clone();
-        if let HostData::F32(values) = &mut data {
-            desc.dtype.round_slice(values);
+        check_len(desc, 0, data.len(), desc.shape.len())?;
+        let at = plan.slot(t)?.offset / ELEM_BYTES;
+        let slot = &mut self.arenas[lane as usize][at..at + data.len()];
+        match data {
+            HostSlice::F32(v) => {
+                slot.copy_from_slice(v);
+                desc.dtype.round_slice(slot);
+            }
+            HostSlice::U32(v) => bytemuck::cast_slice_mut::<f32, u32>(slot).copy_from_slice(v),
+            HostSlice::Bytes(v) => {
+                let (bytes, rest) = bytemuck::cast_slice_mut::<f32, u8>(slot).split_at_mut(v.len());
+                bytes.copy_from_slice(v);
+                rest.fill(0);
+            }
         }
-        write_slot(&mut self.arenas[lane as usize], plan.slot(t)?.offset, &data);
         Ok(())
     }
 
@@ -337,6 +346,12 @@ impl Backend for Cpu {
             self.run_node(exe, at, step, false)?;
         }
         Ok(())
+    }
+
+    fn run_after(&mut self, exe: ExeId, step: Step, _on: &[Lane]) -> Result<Mark> {
+        let start = self.mark(self.exe(exe)?.lane)?;
+        self.run(exe, step)?;
+        Ok(start)
     }
 
     fn copy_to_state(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
 use crate::core::asked;
-use crate::core::{DType, Desc, Error, HostData, HostTensor, Place, Recipe, Result, Step, Tensor};
+use crate::core::{DType, Desc, Error, HostData, HostSlice, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
 use crate::gpu::device::{Device, Driver};
 use crate::gpu::launch::{DevicePtr, GpuIo, GpuTensor, Launch, Launcher, Scratch};
@@ -282,6 +282,20 @@ impl Cuda {
         self.lanes[lane as usize].send_step(step)
     }
 
+    /// Enqueues the program: kernel by kernel at first, then as one graph.
+    fn launch(&mut self, id: ExeId) -> Result<()> {
+        if self.capture && self.exe(id)?.runs > 0 {
+            self.capture_run(id)?;
+        }
+        let exe = self.exe(id)?;
+        match &exe.captured {
+            Some(graph) if self.capture => graph.launch(&self.lane(exe.lane).stream)?,
+            _ => self.enqueue(exe)?,
+        }
+        self.exe_mut(id)?.runs += 1;
+        Ok(())
+    }
+
     /// NaN everywhere but in what the host has written.
     fn poison_arena(&self, id: ExeId) -> Result<()> {
         let exe = self.exe(id)?;
@@ -341,8 +355,8 @@ impl Cuda {
     }
 }
 
-fn check_fits(desc: &Desc, first: usize, data: &HostData) -> Result<()> {
-    let kinds_agree = desc.dtype.is_float() == matches!(data, HostData::F32(_));
+fn check_fits(desc: &Desc, first: usize, data: HostSlice<'_>) -> Result<()> {
+    let kinds_agree = desc.dtype.is_float() == data.is_float();
     if first + data.len() > desc.shape.len() || !kinds_agree {
         crate::bail_runtime!("{} {}: {} values at {first} do not fit", desc.name, desc.brief(), data.len());
     }
@@ -439,6 +453,7 @@ impl Backend for Cuda {
 
     fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()> {
         let (desc, buffer) = self.state(s)?;
+        let data = data.as_slice();
         check_fits(desc, first_element, data)?;
         let dtype = desc.dtype;
         let dst = buffer.ptr.offset(first_element * dtype.bytes());
@@ -506,7 +521,7 @@ impl Backend for Cuda {
         }
     }
 
-    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()> {
+    fn write_slice(&mut self, exe: ExeId, t: Tensor, data: HostSlice<'_>) -> Result<()> {
         let exe = self.exe(exe)?;
         let desc = exe.plan.graph.desc(t);
         check_fits(desc, 0, data)?;
@@ -516,16 +531,18 @@ impl Backend for Cuda {
 
     fn run(&mut self, id: ExeId, step: Step) -> Result<()> {
         self.start(id, step)?;
-        if self.capture && self.exe(id)?.runs > 0 {
-            self.capture_run(id)?;
+        self.launch(id)
+    }
+
+    fn run_after(&mut self, id: ExeId, step: Step, on: &[Lane]) -> Result<Mark> {
+        self.start(id, step)?;
+        let lane = self.exe(id)?.lane;
+        for &other in on {
+            self.join(lane, other)?;
         }
-        let exe = self.exe(id)?;
-        match &exe.captured {
-            Some(graph) if self.capture => graph.launch(&self.lane(exe.lane).stream)?,
-            _ => self.enqueue(exe)?,
-        }
-        self.exe_mut(id)?.runs += 1;
-        Ok(())
+        let start = self.mark(lane)?;
+        self.launch(id)?;
+        Ok(start)
     }
 
     fn copy_to_state(

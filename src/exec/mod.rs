@@ -7,7 +7,7 @@ pub mod cuda;
 
 use std::sync::Arc;
 
-use crate::core::{DType, Desc, HostData, HostTensor, Recipe, Result, Step, Tensor};
+use crate::core::{DType, Desc, HostData, HostSlice, HostTensor, Recipe, Result, Step, Tensor};
 use crate::graph::Node;
 use crate::plan::Plan;
 use crate::weights::Source;
@@ -181,13 +181,23 @@ pub trait Backend {
     /// Makes room for runs on `lane` whose plans want up to `arena_bytes`, so that preparing one changes no address.
     fn reserve(&mut self, lane: Lane, arena_bytes: usize) -> Result<()>;
 
+    /// Forgets a prepared graph, after its runs.
     fn release(&mut self, exe: ExeId);
 
-    /// Writes an input (its first `data.len()` elements); ordered before the next run.
-    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()>;
+    /// Writes an input (its first `data.len()` elements); ordered before the next run. `data` may go when this returns.
+    fn write_slice(&mut self, exe: ExeId, t: Tensor, data: HostSlice<'_>) -> Result<()>;
+
+    /// The same.
+    fn write(&mut self, exe: ExeId, t: Tensor, data: &HostData) -> Result<()> {
+        self.write_slice(exe, t, data.as_slice())
+    }
 
     /// Enqueues one run.
     fn run(&mut self, exe: ExeId, step: Step) -> Result<()>;
+
+    /// Enqueues one run that starts after what is now enqueued on the lanes `on`; what it needs of the host is on its way
+    /// before. The mark is where it starts.
+    fn run_after(&mut self, exe: ExeId, step: Step, on: &[Lane]) -> Result<Mark>;
 
     /// Enqueues a copy of the first `rows` rows of output `t` (all, if it has fewer) into a state from `first_row`
     /// on, after the exe's last run.
@@ -279,6 +289,34 @@ mod tests {
         assert_eq!(back.f32s()[14..20], [20.0, 21.0, 16.0, 17.0, 18.0, 19.0]);
         let message = cpu.copy_state_rows(src, 0, src, 3, 2).unwrap_err().to_string();
         assert_eq!(message, "a copy of rows from state 0 to state 0: two expected");
+    }
+
+    #[test]
+    fn inputs_are_what_was_written() {
+        use crate::ops::elementwise::{Act, Unary};
+        use crate::ops::preprocess::ResizeWidth;
+        let mut g = crate::graph::Graph::new();
+        let (words, x) = (g.input("words", DType::U32, &[3]), g.input("x", DType::BF16, &[3]));
+        let axis = g.input("axis", DType::U32, &[4, 5]);
+        let resized = g.push1("resized", ResizeWidth { width: 4, height: 1 }, &[words, axis]).unwrap();
+        let y = g.push1("y", Unary { act: Act::Relu }, &[x]).unwrap();
+        [resized, y].into_iter().for_each(|t| g.output(t));
+        let mut cpu = cpu::Cpu::new();
+        let plan = crate::plan::plan(g, |d| cpu.arena_elem_bytes(d)).unwrap();
+        let exe = cpu.prepare(Lane::Text, plan, &[]).unwrap();
+        let mut written = |t, data: HostSlice<'_>| {
+            cpu.write_slice(exe, t, data)?;
+            Ok(cpu.read(exe, t)?.data)
+        };
+        assert_eq!(written(words, HostSlice::U32(&[7, 8, 9])).unwrap(), HostData::U32(vec![7, 8, 9]));
+        // Bytes make words, the last one filled up; words behind them stay.
+        let bytes = written(words, HostSlice::Bytes(&[1, 2, 0, 0x80, 5])).unwrap();
+        assert_eq!(bytes, HostData::U32(vec![0x8000_0201, 5, 9]));
+        // Rounded as the tensor is.
+        let rounded = written(x, HostSlice::F32(&[1.0, 1.001, -3.0])).unwrap();
+        assert_eq!(rounded, HostData::F32(vec![1.0, 1.0, -3.0]));
+        let message = |e: Result<HostData>| e.unwrap_err().to_string();
+        assert!(message(written(x, HostSlice::F32(&[0.0; 4]))).contains("4 values at 0 do not fit"));
     }
 
     #[test]

@@ -2,23 +2,28 @@
 
 use half::{bf16, f16};
 
-use crate::core::{DType, HostData};
+use crate::core::{DType, HostData, HostSlice};
 
 /// Writes `data` as `dtype`, little-endian; `out` holds exactly that much.
-pub fn to_device(dtype: DType, data: &HostData, out: &mut [u8]) {
+pub fn to_device(dtype: DType, data: HostSlice<'_>, out: &mut [u8]) {
     match (data, dtype) {
-        (HostData::U32(v), _) => out.copy_from_slice(bytemuck::cast_slice(v)),
-        (HostData::F32(v), DType::BF16) => {
+        (HostSlice::U32(v), _) => out.copy_from_slice(bytemuck::cast_slice(v)),
+        (HostSlice::Bytes(v), _) => {
+            let (bytes, rest) = out.split_at_mut(v.len());
+            bytes.copy_from_slice(v);
+            rest.fill(0);
+        }
+        (HostSlice::F32(v), DType::BF16) => {
             out.chunks_exact_mut(2)
                 .zip(v)
                 .for_each(|(o, x)| o.copy_from_slice(&bf16::from_f32(*x).to_le_bytes()));
         }
-        (HostData::F32(v), DType::F16) => {
+        (HostSlice::F32(v), DType::F16) => {
             out.chunks_exact_mut(2)
                 .zip(v)
                 .for_each(|(o, x)| o.copy_from_slice(&f16::from_f32(*x).to_le_bytes()));
         }
-        (HostData::F32(v), _) => out.copy_from_slice(bytemuck::cast_slice(v)),
+        (HostSlice::F32(v), _) => out.copy_from_slice(bytemuck::cast_slice(v)),
     }
 }
 
@@ -46,12 +51,15 @@ mod tests {
         let data = HostData::F32(vec![0.0, -1.5, 256.0]);
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let mut bytes = vec![0; 3 * dtype.bytes()];
-            to_device(dtype, &data, &mut bytes);
+            to_device(dtype, data.as_slice(), &mut bytes);
             assert_eq!(from_device(dtype, &bytes), data, "{dtype}");
         }
         let ids = HostData::U32(vec![1, 0x8000_0001]);
         let mut bytes = vec![0; 8];
-        to_device(DType::U32, &ids, &mut bytes);
+        to_device(DType::U32, ids.as_slice(), &mut bytes);
         assert_eq!(from_device(DType::U32, &bytes), ids);
+        // Bytes of words; what is there of the last one is overwritten.
+        to_device(DType::U32, HostSlice::Bytes(&[1, 0, 0, 0, 2]), &mut bytes);
+        assert_eq!(from_device(DType::U32, &bytes), HostData::U32(vec![1, 2]));
     }
 }

@@ -2,6 +2,8 @@
 //! horizontal pass, then a vertical one, both in fixed point, with an 8-bit picture between them. The encoder was
 //! trained on these very pixels, so the rounding is part of the model.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::image::Picture;
@@ -38,6 +40,8 @@ pub struct Axis {
     /// `[outputs, taps]`, fixed point with [`PRECISION_BITS`], 0 beyond the span.
     coeffs: Vec<i32>,
     taps: usize,
+    /// Where there are as many outputs as inputs, every output is the input at its place: that of the first output.
+    same: Option<usize>,
 }
 
 impl Axis {
@@ -47,6 +51,7 @@ impl Axis {
         let stretch = scale.max(1.0);
         let support = 2.0 * stretch;
         let taps = Axis::taps(from, to);
+        let same = (from == to).then_some(keep.start);
         let mut spans = Vec::with_capacity(keep.len());
         let mut coeffs = vec![0; keep.len() * taps];
         let mut w = Vec::with_capacity(taps);
@@ -63,7 +68,7 @@ impl Axis {
             }
             spans.push((first, last - first));
         }
-        Axis { spans, coeffs, taps }
+        Axis { spans, coeffs, taps, same }
     }
 
     /// Weights of the whole axis.
@@ -103,21 +108,26 @@ impl Axis {
 }
 
 /// A picture after its horizontal pass; rows of the result are made from it one by one, in any order.
-pub struct Between {
-    /// `[rows, width, 3]`: the source rows `first_row..first_row + rows`.
-    data: Vec<u8>,
+///
+/// A pass that would give back what it gets is left out, as in Pillow.
+pub struct Between<'p> {
+    /// `[rows, width, 3]`: the source rows `first_row..first_row + rows`, or the picture itself.
+    data: Cow<'p, [u8]>,
     row_bytes: usize,
     first_row: usize,
     vertical: Axis,
 }
 
-impl Between {
+impl<'p> Between<'p> {
     /// Runs the horizontal pass over the rows that `vertical` will read.
     ///
     /// Fails when the intermediate picture would not fit `MAX_BETWEEN_BYTES`.
-    pub fn new(src: &Picture, horizontal: &Axis, vertical: Axis) -> Result<Between> {
-        let rows = vertical.reach();
+    pub fn new(src: &'p Picture, horizontal: &Axis, vertical: Axis) -> Result<Between<'p>> {
         let row_bytes = horizontal.len() * 3;
+        if horizontal.same == Some(0) && horizontal.len() == src.width {
+            return Ok(Between { data: Cow::Borrowed(&src.data), row_bytes, first_row: 0, vertical });
+        }
+        let rows = vertical.reach();
         let bytes = rows.len().saturating_mul(row_bytes);
         ensure_input!(
             bytes <= MAX_BETWEEN_BYTES,
@@ -144,12 +154,16 @@ impl Between {
             });
             horizontal_rows(rows, horizontal, out);
         });
-        Ok(Between { data, row_bytes, first_row, vertical })
+        Ok(Between { data: Cow::Owned(data), row_bytes, first_row, vertical })
     }
 
     /// Computes row `y` of the result from byte `from_byte` on, as many bytes as `out` has.
     pub fn row(&self, y: usize, from_byte: usize, out: &mut [u8]) {
         let (first, _) = self.vertical.spans[y];
+        if let Some(same) = self.vertical.same {
+            let row = same + y - self.first_row;
+            return out.copy_from_slice(&self.data[row * self.row_bytes + from_byte..][..out.len()]);
+        }
         let start = (first - self.first_row) * self.row_bytes + from_byte;
         vertical_row(&self.data[start..], self.row_bytes, self.vertical.coeffs(y), out);
     }
@@ -256,11 +270,30 @@ mod tests {
         }
     }
 
+    /// The passes that are left out give what they would: the weights of an axis of the same length are one-hot.
     #[test]
     fn same_size_is_the_identity_and_flat_stays_flat() {
         let data: Vec<u8> = (0..17 * 13 * 3).map(|i| (i * 37 % 256) as u8).collect();
         let p = Picture::new(17, 13, data).unwrap();
         assert_eq!(resize(&p, 17, 13).unwrap(), p);
+        let passes = |mut across: Axis, mut down: Axis| {
+            (across.same, down.same) = (None, None);
+            let (width, height) = (across.len(), down.len());
+            let between = Between::new(&p, &across, down).unwrap();
+            let mut data = vec![0; width * height * 3];
+            data.chunks_exact_mut(width * 3).enumerate().for_each(|(y, out)| between.row(y, 0, out));
+            Picture::new(width, height, data).unwrap()
+        };
+        assert_eq!(passes(Axis::whole(17, 17), Axis::whole(13, 13)), p);
+        for (width, height) in [(17, 40), (17, 5), (40, 13), (5, 13)] {
+            let computed = passes(Axis::whole(17, width), Axis::whole(13, height));
+            assert_eq!(resize(&p, width, height).unwrap(), computed, "{width}x{height}");
+        }
+        // A part of an axis of the same length.
+        let part = Between::new(&p, &Axis::whole(17, 17), Axis::new(13, 13, 4..9)).unwrap();
+        let mut row = [0; 2 * 3];
+        part.row(3, 5 * 3, &mut row);
+        assert_eq!(row, p.data[(7 * 17 + 5) * 3..][..6]);
         let flat = Picture::new(19, 7, vec![201; 19 * 7 * 3]).unwrap();
         assert!(resize(&flat, 41, 3).unwrap().data.iter().all(|&v| v == 201));
     }

@@ -1,6 +1,7 @@
 //! Dynamic tiling: a picture becomes 1 to 12 square tiles of the encoder's size, and a thumbnail when there are
 //! several. The rules are InternVL's; the pixels are those of [`super::bicubic`].
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
@@ -33,21 +34,21 @@ impl Default for TileOptions {
 
 /// Tiles of one picture, or the frames of one video.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tiles {
+pub struct Tiles<'p> {
     /// Side of a tile in pixels.
     pub size: usize,
     /// Tiles in `data`: columns · rows, and the thumbnail when that is more than 1. Each is one `<image>`.
     pub count: usize,
     /// (columns, rows); (1, count) for video frames.
     pub grid: (usize, usize),
-    /// `[count, size, size, 3]`, RGB; row by row, the thumbnail last.
-    pub data: Vec<u8>,
+    /// `[count, size, size, 3]`, RGB; row by row, the thumbnail last. A picture of the size of a tile is its own tile.
+    pub data: Cow<'p, [u8]>,
 }
 
-impl Tiles {
+impl Tiles<'_> {
     /// One black tile.
-    pub fn blank(size: usize) -> Tiles {
-        Tiles { size, count: 1, grid: (1, 1), data: vec![0; 3 * size * size] }
+    pub fn blank(size: usize) -> Tiles<'static> {
+        Tiles { size, count: 1, grid: (1, 1), data: vec![0; 3 * size * size].into() }
     }
 
     /// Writes `(v / 255 - mean) / std` as `[count, 3, size, size]`. Fails when `out` has another length.
@@ -111,7 +112,7 @@ pub fn choose_grid(width: usize, height: usize, o: TileOptions) -> (usize, usize
 }
 
 /// Tiles a picture. Fails when the options make no sense or the picture is thousands of times taller than wide.
-pub fn tile(src: &Picture, o: TileOptions) -> Result<Tiles> {
+pub fn tile(src: &Picture, o: TileOptions) -> Result<Tiles<'_>> {
     ensure_input!(
         o.size > 0 && o.min_tiles > 0 && o.min_tiles <= o.max_tiles,
         "tiling: size {}, {} to {} tiles: wanted a positive size and 1 <= min <= max",
@@ -121,6 +122,9 @@ pub fn tile(src: &Picture, o: TileOptions) -> Result<Tiles> {
     );
     let (columns, rows) = choose_grid(src.width, src.height, o);
     let s = o.size;
+    if (columns, rows) == (1, 1) && (src.width, src.height) == (s, s) {
+        return Ok(Tiles { size: s, count: 1, grid: (1, 1), data: Cow::Borrowed(&src.data) });
+    }
     let resized = |columns: usize, rows: usize| {
         Between::new(src, &Axis::whole(src.width, s * columns), Axis::whole(src.height, s * rows))
     };
@@ -138,7 +142,7 @@ pub fn tile(src: &Picture, o: TileOptions) -> Result<Tiles> {
             _ => main.row(tile / columns * s + y, tile % columns * s * 3, out),
         }
     });
-    Ok(Tiles { size: s, count, grid: (columns, rows), data })
+    Ok(Tiles { size: s, count, grid: (columns, rows), data: data.into() })
 }
 
 #[cfg(test)]
@@ -183,8 +187,22 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_of_the_size_of_a_tile_is_its_tile() {
+        let o = TileOptions { size: 56, ..TileOptions::default() };
+        let p = Picture::new(56, 56, (0..56 * 56 * 3).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
+        let t = tile(&p, o).unwrap();
+        assert_eq!((t.count, t.grid, &t.data[..]), (1, (1, 1), &p.data[..]));
+        // One column of pixels more, and it is resized.
+        let wide = Picture::new(57, 56, (0..57 * 56 * 3).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
+        let t = tile(&wide, o).unwrap();
+        let resized = super::super::bicubic::resize(&wide, 56, 56).unwrap();
+        assert_eq!((t.count, &t.data[..]), (1, &resized.data[..]));
+    }
+
+    #[test]
     fn one_pixel_fills_a_tile() {
-        let t = tile(&Picture::new(1, 1, vec![9, 8, 7]).unwrap(), TileOptions::default()).unwrap();
+        let p = Picture::new(1, 1, vec![9, 8, 7]).unwrap();
+        let t = tile(&p, TileOptions::default()).unwrap();
         assert_eq!((t.count, t.grid, t.data.len()), (1, (1, 1), 448 * 448 * 3));
         assert!(t.data.as_chunks::<3>().0.iter().all(|p| *p == [9, 8, 7]));
         let px = t.pixel_values().unwrap();

@@ -36,7 +36,7 @@ pub fn choose_frames(frames: usize, fps: f64) -> Result<Vec<usize>> {
 /// Makes each frame one tile: the shortest side to `size` (bicubic), then the central `size` x `size`.
 ///
 /// The frames may differ in size. Fails when there is none.
-pub fn frame_tiles(frames: &[Picture], size: usize) -> Result<Tiles> {
+pub fn frame_tiles(frames: &[Picture], size: usize) -> Result<Tiles<'static>> {
     ensure_input!(!frames.is_empty(), "video: it has no frames");
     ensure_input!(size > 0, "video: the tile size is 0");
     let frame_bytes = size * size * 3;
@@ -51,7 +51,7 @@ pub fn frame_tiles(frames: &[Picture], size: usize) -> Result<Tiles> {
         out.chunks_exact_mut(size * 3).enumerate().for_each(|(y, row)| between.row(y, 0, row));
         Ok(())
     })?;
-    Ok(Tiles { size, count: frames.len(), grid: (1, frames.len()), data })
+    Ok(Tiles { size, count: frames.len(), grid: (1, frames.len()), data: data.into() })
 }
 
 /// The axis of length `own` in a picture whose other side is `other`: only the central part is kept.

@@ -119,9 +119,14 @@ pub struct Question<'a> {
 /// Cloning it before a turn and putting the clone back undoes the turn.
 #[derive(Debug, Clone)]
 pub struct Dialogue {
-    system: Option<String>,
+    /// Tokens of the system block that replaces the default one.
+    system: Option<Vec<u32>>,
     im_start: u32,
     im_end: u32,
+    /// Tokens of what stands in every turn.
+    newline: Vec<u32>,
+    user: Vec<u32>,
+    assistant: Vec<u32>,
     turns: usize,
     tiles: usize,
     sounds: usize,
@@ -139,7 +144,17 @@ impl Dialogue {
                 tokenizer.vocab_len()
             );
         };
-        Ok(Dialogue { system: system.map(str::to_string), im_start, im_end, turns: 0, tiles: 0, sounds: 0 })
+        Ok(Dialogue {
+            system: system.map(|text| system_block(tokenizer, text)).transpose()?,
+            im_start,
+            im_end,
+            newline: tokenizer.encode_plain("\n")?,
+            user: tokenizer.encode_plain("user\n")?,
+            assistant: tokenizer.encode_plain("assistant\n")?,
+            turns: 0,
+            tiles: 0,
+            sounds: 0,
+        })
     }
 
     /// The pieces that `question` appends, up to and with `<|im_start|>assistant\n`. The first turn begins with the
@@ -156,15 +171,15 @@ impl Dialogue {
         );
         let mut run = Run::default();
         if self.turns == 0 {
-            let system = self.system.as_deref().unwrap_or(match (tiles, question.video) {
-                (0, _) => SYSTEM_TEXT,
-                (_, false) => SYSTEM_IMAGE,
-                (_, true) => SYSTEM_VIDEO,
-            });
             run.ids.push(self.im_start);
-            run.ids.extend(tokenizer.encode_plain(&format!("system\n{system}"))?);
+            match (&self.system, tiles, question.video) {
+                (Some(system), ..) => run.ids.extend(system),
+                (None, 0, _) => run.ids.extend(system_block(tokenizer, SYSTEM_TEXT)?),
+                (None, _, false) => run.ids.extend(system_block(tokenizer, SYSTEM_IMAGE)?),
+                (None, _, true) => run.ids.extend(system_block(tokenizer, SYSTEM_VIDEO)?),
+            }
             run.ids.push(self.im_end);
-            run.ids.extend(tokenizer.encode_plain("\n")?);
+            run.ids.extend(&self.newline);
         }
         // Text between two control tokens or placeholders is tokenised in one go: a question that begins with
         // a line break merges with ours, as in the reference.
@@ -172,7 +187,7 @@ impl Dialogue {
         if tiles == 0 {
             run.ids.extend(tokenizer.encode_plain(&format!("user\n{text}"))?);
         } else {
-            run.ids.extend(tokenizer.encode_plain("user\n")?);
+            run.ids.extend(&self.user);
             for _ in 0..tiles {
                 run.image(&mut self.tiles);
             }
@@ -182,23 +197,24 @@ impl Dialogue {
             run.audio(&mut self.sounds);
         }
         run.ids.push(self.im_end);
-        run.ids.extend(tokenizer.encode_plain("\n")?);
+        run.ids.extend(&self.newline);
         run.ids.push(self.im_start);
-        run.ids.extend(tokenizer.encode_plain("assistant\n")?);
+        run.ids.extend(&self.assistant);
         self.turns += 1;
         Ok(run.finish())
     }
 
     /// Tokens that must stand between an answer and the next question: a line break, and before it `<|im_end|>`
     /// unless `answer`, the answer's tokens that the sequence already holds, ends with one.
-    pub fn closing(&self, tokenizer: &Tokenizer, answer: &[u32]) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        if answer.last() != Some(&self.im_end) {
-            ids.push(self.im_end);
-        }
-        ids.extend(tokenizer.encode_plain("\n")?);
-        Ok(ids)
+    pub fn closing(&self, answer: &[u32]) -> Vec<u32> {
+        let end = (answer.last() != Some(&self.im_end)).then_some(self.im_end);
+        end.into_iter().chain(self.newline.iter().copied()).collect()
     }
+}
+
+/// The tokens between the marks of the system block.
+fn system_block(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    tokenizer.encode_plain(&format!("system\n{text}"))
 }
 
 /// What the model took the query for; the first token of every answer of VITA-1.5 says it.
@@ -315,9 +331,9 @@ mod tests {
             "{257}user\n[image 3]\nand?[audio 1][audio 2]{258}\n{257}assistant\n"
         );
         let newline = u32::from(b'\n');
-        assert_eq!(d.closing(&tok, &[65, END]).unwrap(), [newline]);
-        assert_eq!(d.closing(&tok, &[65]).unwrap(), [END, newline]);
-        assert_eq!(d.closing(&tok, &[]).unwrap(), [END, newline]);
+        assert_eq!(d.closing(&[65, END]), [newline]);
+        assert_eq!(d.closing(&[65]), [END, newline]);
+        assert_eq!(d.closing(&[]), [END, newline]);
         let text = d.ask(&tok, &Question { text: "x", ..Default::default() }).unwrap();
         assert_eq!(show(&text), "{257}user\nx{258}\n{257}assistant\n");
     }

@@ -50,9 +50,12 @@ fn json_has_the_documented_fields() {
         of.map(|s| s["critical_ms"].as_f64().expect("a number")).sum()
     };
     assert_eq!(keys(&stages[0]), ["stage", "start_ms", "ms", "critical_ms"]);
-    for name in ["tile", "filterbank", "vision", "audio", "prefill", "token"] {
+    for name in ["tile", "vision", "audio", "prefill", "token"] {
         assert!(sum(name) > 0.0, "{name}: {json}");
     }
+    // Other threads filter the sound: it may be on the path or not, and begins before the picture is tiled.
+    let begins = |name: &str| stages.iter().position(|s| s["stage"] == name);
+    assert!(begins("filterbank").is_some() && begins("filterbank") < begins("tile"), "{json}");
     let first = json["timings"]["first_token_ms"].as_f64().expect("a number");
     assert!((sum("") / first - 1.0).abs() < 0.02, "{} of {first}: {json}", sum(""));
     assert_eq!(keys(&json["cache"]), ["reused_rows", "prefilled_rows", "media_reused", "media_encoded"]);

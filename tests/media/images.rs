@@ -194,7 +194,8 @@ fn the_pixel_limit_is_checked_before_decoding() {
     // The smallest and a long one pass.
     assert_eq!(decoded(&[png_head(1, 1, 2), png_data(&[0, 1, 2, 3])].concat()), [1, 2, 3]);
     let line = encoded(ImageFormat::Png, 20_000, 1, ExtendedColorType::L8, &[50; 20_000]);
-    let tiles = tile(&Picture::from_bytes(&line, "line").unwrap(), TileOptions::default()).unwrap();
+    let picture = Picture::from_bytes(&line, "line").unwrap();
+    let tiles = tile(&picture, TileOptions::default()).unwrap();
     assert_eq!(tiles.grid, (12, 1));
     assert!(tiles.data.iter().all(|&v| v == 50));
 }

@@ -81,6 +81,16 @@ pub(super) enum Key {
     Media { content: Content, row: u32 },
 }
 
+impl Key {
+    /// The picture or sound that it is a row of.
+    pub fn content(self) -> Option<Content> {
+        match self {
+            Key::Token(_) => None,
+            Key::Media { content, .. } => Some(content),
+        }
+    }
+}
+
 /// A beginning of the sequence that need not be computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Found {

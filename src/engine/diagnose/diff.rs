@@ -112,7 +112,7 @@ pub(super) struct Recorded {
 /// prompt gave, which is returned.
 fn record(
     model: &mut Model,
-    inputs: &Inputs,
+    inputs: &Inputs<'_>,
     rows: usize,
     token: Option<u32>,
 ) -> Result<(Vec<Recorded>, u32)> {

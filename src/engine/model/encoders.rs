@@ -2,7 +2,7 @@
 
 use super::super::graphs::{EncoderIo, PictureIo, PieceIo};
 use super::{Model, POSITIONS_AT_FIRST, TILES_AT_ONCE, create_states};
-use crate::core::{DType, Desc, HostData, Place, Result, Shape, Step};
+use crate::core::{DType, Desc, HostData, HostSlice, Place, Result, Shape, Step};
 use crate::exec::{ExeId, Lane};
 use crate::fuse::fuse;
 use crate::media::bicubic::Axis;
@@ -48,40 +48,53 @@ impl Model {
 
     /// The tiles of a picture as the vision graph takes them, a batch at a time: their number and the input.
     pub(in crate::engine) fn batches(&self, tiles: &Tiles) -> Result<Vec<(usize, HostData)>> {
-        let tile_len = 3 * tiles.size * tiles.size;
-        let count = |len: usize| len / tile_len;
-        if self.cfg.vision.as_ref().is_some_and(intern_vit::takes_bytes) && !self.pixel_values {
+        let batch_len = TILES_AT_ONCE * tile_len(tiles.size);
+        let count = |len: usize| len / tile_len(tiles.size);
+        if self.takes_bytes() {
             let word = |b: &[u8; 4]| u32::from_le_bytes(*b);
             let batch = |b: &[u8]| HostData::U32(b.as_chunks::<4>().0.iter().map(word).collect());
-            return Ok(tiles
-                .data
-                .chunks(TILES_AT_ONCE * tile_len)
-                .map(|b| (count(b.len()), batch(b)))
-                .collect());
+            return Ok(tiles.data.chunks(batch_len).map(|b| (count(b.len()), batch(b))).collect());
         }
         let values = tiles.pixel_values()?;
         let batch = |b: &[f32]| (count(b.len()), HostData::F32(b.to_vec()));
-        Ok(values.chunks(TILES_AT_ONCE * tile_len).map(batch).collect())
+        Ok(values.chunks(batch_len).map(batch).collect())
+    }
+
+    /// Whether tiles go to the device as they are.
+    pub(in crate::engine) fn takes_bytes(&self) -> bool {
+        self.cfg.vision.as_ref().is_some_and(intern_vit::takes_bytes) && !self.pixel_values
     }
 
     /// Enqueues the tiles of a picture and puts their rows into the media state from `first_row` on.
     pub fn encode_picture(&mut self, tiles: &Tiles, first_row: usize) -> Result<()> {
-        let mut row = first_row;
-        for (tiles, batch) in self.batches(tiles)? {
-            self.encode_batch(tiles, &batch, row)?;
+        if self.takes_bytes() {
+            return self.encode_bytes(&tiles.data, first_row);
+        }
+        self.encode_tiles(&tiles.pixel_values()?, first_row)
+    }
+
+    /// The same with the bytes of tiles, `[n, S, S, 3]`, where [`Model::takes_bytes`].
+    pub(in crate::engine) fn encode_bytes(&mut self, tiles: &[u8], first_row: usize) -> Result<()> {
+        let (tile_len, mut row) = (self.tile_len(), first_row);
+        for batch in tiles.chunks(TILES_AT_ONCE * tile_len) {
+            let tiles = batch.len() / tile_len;
+            self.encode_batch(tiles, HostSlice::Bytes(batch), row)?;
             row += tiles * self.rows_per_tile();
         }
         Ok(())
     }
 
+    /// Values of a tile.
+    fn tile_len(&self) -> usize {
+        tile_len(self.cfg.vision.as_ref().map_or(0, |v| v.image_size)).max(1)
+    }
+
     /// The same with normalised values, f32 `[n, 3, S, S]`.
     pub fn encode_tiles(&mut self, pixels: &[f32], first_row: usize) -> Result<()> {
-        let size = self.cfg.vision.as_ref().map_or(0, |v| v.image_size);
-        let tile_len = (3 * size * size).max(1);
-        let mut row = first_row;
+        let (tile_len, mut row) = (self.tile_len(), first_row);
         for batch in pixels.chunks(TILES_AT_ONCE * tile_len) {
             let tiles = batch.len() / tile_len;
-            self.encode_batch(tiles, &HostData::F32(batch.to_vec()), row)?;
+            self.encode_batch(tiles, HostSlice::F32(batch), row)?;
             row += tiles * self.rows_per_tile();
         }
         Ok(())
@@ -91,12 +104,12 @@ impl Model {
     pub(in crate::engine) fn encode_batch(
         &mut self,
         tiles: usize,
-        pixels: &HostData,
+        pixels: HostSlice<'_>,
         first_row: usize,
     ) -> Result<()> {
-        let (exe, io) = self.vision_graph(tiles, matches!(pixels, HostData::U32(_)))?;
+        let (exe, io) = self.vision_graph(tiles, !pixels.is_float())?;
         self.cache.media.overwritten(first_row..first_row + tiles * self.rows_per_tile());
-        self.backend.write(exe, io.input, pixels)?;
+        self.backend.write_slice(exe, io.input, pixels)?;
         self.backend.run(exe, Step::rows(0, tiles, 0))?;
         self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
     }
@@ -118,16 +131,15 @@ impl Model {
             let (v, inputs) = intern_vit::build_tiled(vision, &cfg.text, dtype, tiling, Axis::taps)?;
             Ok((v.graph, PictureIo { inputs, result: v.projected }))
         })?;
-        let mut words = vec![0u32; picture.data.len().div_ceil(4)];
-        bytemuck::cast_slice_mut::<u32, u8>(&mut words)[..picture.data.len()].copy_from_slice(&picture.data);
-        self.backend.write(exe, io.inputs.picture, &HostData::U32(words))?;
         for ((columns, rows), [across, down]) in tiling.grids().into_iter().zip(io.inputs.axes) {
             for (t, from, to) in [(across, tiling.width, columns * size), (down, tiling.height, rows * size)]
             {
-                self.backend.write(exe, t, &HostData::U32(Axis::whole(from, to).words().0))?;
+                self.backend.write_slice(exe, t, HostSlice::U32(&Axis::whole(from, to).words().0))?;
             }
         }
-        self.backend.write(exe, io.inputs.table, &HostData::F32(normalised().concat()))?;
+        self.backend.write_slice(exe, io.inputs.table, HostSlice::F32(normalised().as_flattened()))?;
+        // The largest comes last: what is written next waits until it has left the host.
+        self.backend.write_slice(exe, io.inputs.picture, HostSlice::Bytes(&picture.data))?;
         self.backend.run(exe, Step::rows(0, tiling.tiles(), 0))?;
         self.backend.copy_to_state(exe, io.result, self.text_states[state::MEDIA], first_row, usize::MAX)
     }
@@ -151,8 +163,7 @@ impl Model {
         self.put_prompt_rows(first_row)?;
         let prompt = self.cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
         let media = self.text_states[state::MEDIA];
-        let used = &samples[..samples_of(frames)];
-        self.backend.write(exe, io.input, &HostData::F32(used.to_vec()))?;
+        self.backend.write_slice(exe, io.input, HostSlice::F32(&samples[..samples_of(frames)]))?;
         self.backend.run(exe, Step::rows(0, frames, 0))?;
         self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
     }
@@ -212,7 +223,7 @@ impl Model {
         self.cache.media.overwritten(first_row..first_row + self.rows_of_sound(frames));
         self.put_prompt_rows(first_row)?;
         let (exe, io) = self.audio_graph(frames)?;
-        self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
+        self.backend.write_slice(exe, io.input, HostSlice::F32(fbank))?;
         self.backend.run(exe, Step::rows(0, frames, 0))?;
         self.backend.copy_to_state(exe, io.result, media, first_row + prompt, rows_for_frames(frames))
     }
@@ -230,7 +241,7 @@ impl Model {
         self.backend.write(exe, ids, &HostData::U32((0..prompt as u32).collect()))?;
         self.backend.run(exe, Step::rows(0, prompt, 0))?;
         self.backend.copy_to_state(exe, rows, media, first_row, prompt)?;
-        self.backend.sync()?;
+        // Waits for this lane alone: pictures may be under way on theirs.
         self.backend.release(exe);
         Ok(())
     }
@@ -287,7 +298,7 @@ impl Model {
         };
         let (row, piece) = (whale::adapted(audio, first), Piece::new(audio, first, rows, last));
         let (exe, io) = self.piece_graph(piece, first + rows, most_frames)?;
-        self.backend.write(exe, io.input, &HostData::F32(fbank.to_vec()))?;
+        self.backend.write_slice(exe, io.input, HostSlice::F32(fbank))?;
         self.backend.run(exe, Step::rows(first, piece.seen + rows, 0))?;
         match (io.result, self.arriving) {
             (Some(result), Some(arriving)) => {
@@ -382,6 +393,11 @@ pub(super) fn pixels(bytes: bool) -> Pixels {
         true => Pixels::Bytes { mean: MEAN, std: STD },
         false => Pixels::Values,
     }
+}
+
+/// Values of a tile of side `size`.
+fn tile_len(size: usize) -> usize {
+    3 * size * size
 }
 
 fn audio_bins(cfg: &ModelConfig) -> usize {

@@ -1,6 +1,7 @@
 //! A sound that is encoded while it comes in.
 
-use super::{Session, Source};
+use super::super::cache::{Content, Source};
+use super::Session;
 use crate::core::Result;
 use crate::media::audio::{RATES_HZ, Sound};
 use crate::media::fbank::{BINS, FbankOptions, RATE_HZ, fbank_from, frame_count, require_length};
@@ -146,7 +147,7 @@ impl SoundStream<'_, '_> {
     }
 
     /// Encodes the rest, and puts the rows where the next question looks for them.
-    fn put(&mut self, content: super::Content, frames: usize) -> Result<()> {
+    fn put(&mut self, content: Content, frames: usize) -> Result<()> {
         let chunk = self.session.engine.model.audio_chunk();
         if let Some(chunk) = chunk {
             while encoder_frames(frames) > self.encoded + chunk {

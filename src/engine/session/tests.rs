@@ -290,6 +290,91 @@ fn rows_that_gave_way_are_encoded_again() {
 }
 
 #[test]
+fn a_picture_that_gave_way_comes_back_beside_a_new_one_and_a_sound() {
+    let small = |enabled| {
+        let cache = CacheOptions { enabled, ..CacheOptions::default() };
+        open_with(&Options { context: Some(160), cache, ..Options::default() })
+    };
+    let large = |seed: usize| {
+        let data = (0..80 * 60 * 3).map(|i| ((i * 7 + seed * 13) % 251) as u8).collect();
+        Picture::new(80, 60, data).unwrap()
+    };
+    let both = Question {
+        images: vec![large(0), picture(5), large(0)],
+        sounds: vec![sound(0), sound(1), sound(0)],
+        ..Question::text("?")
+    };
+    let conversations: Vec<(&str, Vec<Question>)> =
+        [seen("?", large(0)), seen("?", large(1)), seen("?", large(2)), seen("?", large(3))]
+            .into_iter()
+            .chain([both.clone(), both])
+            .map(|q| ("S", vec![q]))
+            .collect();
+    let used = {
+        let (mut keeping, mut whole) = (small(true), small(false));
+        let mut used = Vec::new();
+        for (system, questions) in &conversations {
+            let [a, b] = [&mut keeping, &mut whole]
+                .map(|engine| compute(&mut engine.session(Some(system)).unwrap(), &questions[0]));
+            assert!(a.0 == b.0, "other numbers");
+            used.push((a.1.media_reused, a.1.media_encoded));
+        }
+        used
+    };
+    // The first large picture is known and has no rows: it is encoded again, once, as are the new ones.
+    assert_eq!(used, [(0, 1), (0, 1), (0, 1), (0, 1), (2, 4), (6, 0)]);
+}
+
+#[test]
+fn encoders_begin_as_soon_as_they_can() {
+    let mixed = Question { sounds: vec![sound(0)], ..seen("What is this?", picture(0)) };
+    let mut engine = on();
+    let answer = engine.session(None).unwrap().ask(&mixed, &tokens_of(1), &mut |_| true).unwrap();
+    let stages = |name: &str| {
+        let of_name = answer.stages.iter().filter(|s| s.stage == name);
+        of_name.map(|s| (s.start_ms, s.start_ms + s.ms)).collect::<Vec<_>>()
+    };
+    let ([filterbank], [tile], [prompt]) =
+        (&stages("filterbank")[..], &stages("tile")[..], &stages("prompt")[..])
+    else {
+        panic!("one stage of each expected: {:?}", answer.stages)
+    };
+    let [vision, audio, prefill, _] = stages("enqueue")[..] else { panic!("{:?}", answer.stages) };
+    // The sound is filtered from the beginning; the picture does not wait for it, and no encoder waits for the prompt.
+    assert!(filterbank.0 <= tile.0 && tile.1 <= vision.0);
+    assert!(filterbank.1 <= audio.0 && vision.1 <= audio.0);
+    assert!(audio.1 <= prompt.0 && prompt.1 <= prefill.0);
+}
+
+#[test]
+fn pictures_that_fill_the_context_are_refused_as_a_long_text_is() {
+    let mut engine = open_with(&Options { context: Some(160), ..Options::default() });
+    let mut session = engine.session(Some("S")).unwrap();
+    let first = session.ask(&seen("One", picture(0)), &tokens_of(2), &mut |_| true).unwrap();
+    let rows = session.rows();
+    let many = Question { images: (1..41).map(picture).collect(), ..Question::text("Two") };
+    let message = session.ask(&many, &tokens_of(2), &mut |_| true).unwrap_err().to_string();
+    assert!(message.starts_with("the prompt is too long for the context by "), "{message}");
+    assert!(message.contains("(160 of them pictures and sounds)"), "{message}");
+    assert_eq!((session.rows(), session.turns), (rows, 1));
+    engine.clear_cache();
+    let again = engine
+        .session(Some("S"))
+        .unwrap()
+        .ask(&seen("One", picture(0)), &tokens_of(2), &mut |_| true)
+        .unwrap();
+    assert_eq!(again.tokens, first.tokens);
+}
+
+#[test]
+fn questions_of_one_of_the_threads_that_filter_are_answered() {
+    let mixed = Question { sounds: vec![sound(0), sound(1)], ..seen("What is this?", picture(0)) };
+    let ask = || on().session(Some("S")).unwrap().ask(&mixed, &tokens_of(2), &mut |_| true).unwrap().tokens;
+    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    assert_eq!(alone.install(ask), ask());
+}
+
+#[test]
 fn sampling_and_the_repetition_penalty_see_the_whole_prompt() {
     let sampling = Sampling { temperature: 1.5, top_k: 50, top_p: 0.95, repetition_penalty: 1.3, seed: 3 };
     let options = GenerateOptions { sampling, ..tokens_of(16) };

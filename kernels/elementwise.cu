@@ -60,8 +60,8 @@ Float8 f = unpack<T>(v[i]);
 
 template <class T>
 __device__ __forceinline__ void unary(const UnaryParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     switch (p.act) {
         case ACT_GELU: return unary_act<T, ACT_GELU>(p);
         case ACT_RELU: return unary_act<T, ACT_RELU>(p);
@@ -77,8 +77,8 @@ __device__ __forceinline__ float combine(float a, float b) {
 
 template <class T, bool MUL>
 __device__ __forceinline__ void binary(const BinaryParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const auto* a = static_cast<const uint4*>(p.a);
     const auto* b = static_cast<const uint4*>(p.b);
     auto* y = static_cast<uint4*>(p.y);

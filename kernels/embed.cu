@@ -49,8 +49,8 @@ __device__ __forceinline__ uint4 row_vector(const void* from, uint32_t row, uint
 
 template <bool SPLICE>
 __device__ __forceinline__ void embed(const EmbedParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t t = blockIdx.x, at = blockIdx.y * EMBED_THREADS + threadIdx.x;
     if (at >= p.vectors) return;
     const uint32_t id = p.ids[t];
@@ -64,8 +64,8 @@ __device__ __forceinline__ void embed(const EmbedParams& p) {
 }
 
 __device__ __forceinline__ void last_rows(const LastRowsParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t i = blockIdx.x, at = blockIdx.y * EMBED_THREADS + threadIdx.x;
     if (at >= p.vectors) return;
     // Before the first row this wraps to a huge number, which is beyond the matrix.
@@ -74,8 +74,8 @@ __device__ __forceinline__ void last_rows(const LastRowsParams& p) {
 }
 
 __device__ __forceinline__ void rows_at(const RecentParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t i = blockIdx.x, at = blockIdx.y * EMBED_THREADS + threadIdx.x;
     if (at >= p.vectors) return;
     // Before the first row this wraps to a huge number, which is beyond the table.
@@ -84,8 +84,8 @@ __device__ __forceinline__ void rows_at(const RecentParams& p) {
 }
 
 __device__ __forceinline__ void recent(const RecentParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t i = blockIdx.x, at = blockIdx.y * EMBED_THREADS + threadIdx.x;
     if (at >= p.vectors) return;
     const uint32_t end = p.step->pos + i;  // position of this row, `rows` later

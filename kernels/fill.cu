@@ -58,8 +58,8 @@ __device__ __forceinline__ bool vectors_stay_together(const FillParams& p) {
 
 template <class T>
 __device__ __forceinline__ void fill(const FillParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     T* dst = static_cast<T*>(p.dst);
     const uint64_t first = uint64_t(blockIdx.x) * FILL_THREADS + threadIdx.x;
     const uint64_t stride = uint64_t(gridDim.x) * FILL_THREADS;

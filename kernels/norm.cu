@@ -68,8 +68,8 @@ __device__ __forceinline__ void norm(const NormParams& p) {
             if constexpr (NORM != Norm::Rms) shift[i] = static_cast<const uint4*>(p.b)[at];
         }
     }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     if (!active) return;
 
     uint4 x[NORM_VECTORS];

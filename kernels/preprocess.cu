@@ -37,8 +37,8 @@ __device__ __forceinline__ void filterbank(const FilterbankParams& p) {
     double2 w;
     sincospi(-double(t) / (FB_POINTS / 2), &w.y, &w.x);
     turn[t] = w;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 
     const float* x = p.x + size_t(blockIdx.x) * FB_SHIFT;
     double sum = 0;
@@ -101,8 +101,8 @@ struct ResizeWidthParams {
 };
 
 __device__ __forceinline__ void resize_width(const ResizeWidthParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t at = blockIdx.x * PRE_THREADS + threadIdx.x;
     if (at >= p.count) return;
     const uint8_t* row = p.x + size_t(at / p.words) * p.width * 3;
@@ -136,8 +136,8 @@ struct ResizeToTilesParams {
 };
 
 __device__ __forceinline__ void resize_to_tiles(const ResizeToTilesParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t i = blockIdx.x * PRE_THREADS + threadIdx.x;
     if (i >= p.count) return;
     const uint32_t s = p.size, tile = i / (3 * s * s), c = i / (s * s) % 3, line = i / s % s, at = i % s;

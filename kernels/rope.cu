@@ -50,8 +50,8 @@ __device__ __forceinline__ void rope(const RopeParams& p) {
     __shared__ float2 turn[ROPE_PAIRS];  // cosine, sine
     const uint32_t pairs = p.head_dim / 2;
     const float freq = threadIdx.x < pairs ? p.inv_freq[threadIdx.x] : 0.f;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 
     const uint32_t t = blockIdx.x;
     const uint32_t position = p.step->pos + t;
@@ -94,8 +94,8 @@ Float8 lo = unpack<T>(a), hi = unpack<T>(b);
 }
 
 __device__ __forceinline__ void kv_append(const KvAppendParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t t = blockIdx.x;
     const uint32_t position = p.step->pos + t;
     if (t >= p.step->valid_rows || position >= p.max_rows) return;

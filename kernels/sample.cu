@@ -69,8 +69,8 @@ __device__ __forceinline__ u64 block_max(u64 x) {
 template <class T>
 __device__ __forceinline__ void arg_max(const ArgMaxParams& p) {
     __shared__ bool last;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t row = blockIdx.y;
     const T* x = static_cast<const T*>(p.x) + size_t(row) * p.pitch;
     const uint32_t begin = blockIdx.x * p.chunk, end = min(begin + p.chunk, p.limit);
@@ -218,8 +218,8 @@ __device__ __forceinline__ uint32_t select(const Part& part, u64* histogram, u64
 
 template <class T>
 __device__ __forceinline__ void sample(const SampleParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     // Without clusters there is no barrier between CTAs: the first does all the work.
     const uint32_t rank = blockIdx.x, ctas = __CUDA_ARCH__ >= 900 ? gridDim.x : 1, tid = threadIdx.x;
     if (rank >= ctas) return;

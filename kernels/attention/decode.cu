@@ -28,8 +28,8 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
     __shared__ bool is_last;
     const uint32_t misaligned = smem_addr(decode_smem) & 127u;
     uint8_t* const base = decode_smem + (misaligned ? 128u - misaligned : 0u);
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 
     const Extent e = extent(p);
     const int pairs = int(p.rows * p.group), p0 = int(blockIdx.y) * 16, kv = int(blockIdx.z), splits = int(gridDim.x);

@@ -56,8 +56,8 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     const int working = max((e.keys + share * CTAS - 1) / (share * CTAS), 1);
     const int split = int(blockIdx.x), cluster = split / CTAS, rank = split % CTAS;
     if (cluster >= working) {  // and all of it
-        pdl_trigger();
         pdl_wait();
+        pdl_trigger();
         return;
     }
     const int rows_here = min(16, pairs - p0), mine = (rows_here - rank + CTAS - 1) / CTAS;  // rows rank, rank + 8
@@ -97,8 +97,8 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     int loaded = 0;
 #pragma unroll 1
     for (; loaded < STAGES && j_load + KEYS <= e.pos; loaded++) load();
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 #pragma unroll 1
     for (; loaded < STAGES; loaded++) load();
 

@@ -14,8 +14,8 @@ constexpr int NAIVE_WARPS = 4, NAIVE_THREADS = 32 * NAIVE_WARPS, NAIVE_MAX_D = 2
 template <class T>
 __device__ __forceinline__ void naive(const AttentionParams& p) {
     __shared__ float q_rows[NAIVE_WARPS][NAIVE_MAX_D];
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, d = int(p.head_dim);
     const int i = int(blockIdx.x) * NAIVE_WARPS + warp, head = int(blockIdx.y);
     if (i >= int(p.rows)) return;

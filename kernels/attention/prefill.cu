@@ -26,8 +26,8 @@ __device__ __forceinline__ void flash(const AttentionParams& p) {
     extern __shared__ uint8_t flash_smem[];
     const uint32_t sq = (smem_addr(flash_smem) + 127u) & ~127u;
     const uint32_t skv = sq + BM * D * 2, sbias = skv + 4 * TILE_BYTES;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 
     const int tiles = (int(p.rows) + BM - 1) / BM, heads = int(p.heads * p.batch), at = int(blockIdx.x);
     const bool causal = p.mask == MASK_CAUSAL;

@@ -121,8 +121,8 @@ template <class F>
 __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
     const Extent e = extent_before_wait(p.a);
     Schedule<F> schedule(p.a, e);
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<F> at;
     uint32_t q_phase = 0;
     for (; schedule.more(); schedule.next()) {
@@ -269,8 +269,8 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
     const Extent e = extent_before_wait(p);
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<F> at;
     uint32_t q_phase = 0;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins

@@ -30,8 +30,8 @@ struct FoldKeysParams {
 
 template <class T>
 __device__ __forceinline__ void fold_keys(const FoldKeysParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t per_cta = WHALE_THREADS / p.lanes, part = threadIdx.x % p.lanes;
     const uint32_t at = blockIdx.x * per_cta + threadIdx.x / p.lanes, row = at / p.heads, head = at % p.heads;
     const bool works = row < p.rows && part * 8 < p.head_dim;
@@ -72,8 +72,8 @@ struct SinTableParams {
 
 template <class T>
 __device__ __forceinline__ void sin_table(const SinTableParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const size_t at = size_t(blockIdx.x) * WHALE_THREADS + threadIdx.x, pairs = p.width / 2;
     const size_t row = at / pairs, i = at % pairs;
     if (row >= p.rows) return;

@@ -4,7 +4,7 @@
 #include <cuda_fp16.h>
 #include <cstdint>
 
-// Programmatic dependent launch.
+// Programmatic dependent launch. Every kernel of the engine calls pdl_wait() in every CTA before it touches
 // anything another kernel wrote, and pdl_trigger() right after; both are no-ops without the launch attribute.
 __device__ __forceinline__ void pdl_wait() {
 #if __CUDA_ARCH__ >= 900

@@ -33,8 +33,8 @@ __device__ __forceinline__ float pixel(const PatchifyParams& p, uint32_t tile, u
 
 template <class T>
 __device__ __forceinline__ void patchify(const PatchifyParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t at = thread_index();
     if (at >= p.vectors) return;
     const uint32_t per_row = p.cols / 8, row = at / per_row, grid = p.size / p.patch, area = p.patch * p.patch;
@@ -59,8 +59,8 @@ struct AssembleParams {
 
 template <class T>
 __device__ __forceinline__ void assemble(const AssembleParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t at = thread_index();
     if (at >= p.vectors) return;
     const uint32_t per_row = p.cols / 8, row = at / per_row, v = at % per_row;
@@ -85,8 +85,8 @@ struct PixelShuffleParams {
 
 template <class T>
 __device__ __forceinline__ void pixel_shuffle(const PixelShuffleParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t at = thread_index();
     if (at >= p.vectors) return;
     const uint32_t per_row = p.cols / 8, v = at % per_row, part = at / per_row % 4, token = at / per_row / 4;
@@ -109,8 +109,8 @@ struct CmvnParams {
 // S: element type of the statistics.
 template <class T, class S>
 __device__ __forceinline__ void cmvn(const CmvnParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     const uint32_t at = thread_index();
     if (at >= p.len) return;
     const float mean = to_f32(static_cast<const S*>(p.mean)[at % p.cols]);

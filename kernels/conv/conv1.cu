@@ -69,8 +69,8 @@ __device__ __forceinline__ void conv1_mma(const Conv1Params& p) {
             const uint32_t upper = pair(taps[8], static_cast<const T*>(p.b)[n]);
             w[i][j][1] = t == 0 ? upper : 0;
         }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 
     const uint32_t tap0 = 2 * t / 3 * p.width + 2 * t % 3, tap1 = (2 * t + 1) / 3 * p.width + (2 * t + 1) % 3;
     // Pixels beyond the last are the last once more, and not written.

@@ -101,8 +101,8 @@ __device__ __forceinline__ void produce(const ConvParams& p, uint32_t ring, uint
         early = min(u.last - u.first, uint32_t(Tile::STAGES));
         for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
     }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<Tile> at;
     for (; schedule.more(); schedule.next()) {
         const ConvUnit u = schedule.get(p);
@@ -153,8 +153,8 @@ __device__ __forceinline__ void consume(const ConvParams& p, uint32_t ring, uint
     const uint64_t shared_x0 = wgmma_descriptor(ring + 2 * BLOCK_BYTES);
     const uint64_t half_w0 = wgmma_descriptor(ring + Tile::X_BYTES + consumer * Tile::HALF * Tile::BK * 2);
     const uint32_t warp = threadIdx.x / 32 % 4;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<Tile> at;
     for (Schedule<Tile> schedule(p); schedule.more(); schedule.next()) {
         const ConvUnit u = schedule.get(p);

@@ -274,8 +274,8 @@ __device__ __forceinline__ void gemv(const Params& params) {
     if constexpr (ROPE && EARLY) {
         if (writes) turn.find(params, blockIdx.y, 0, col);
     }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     if constexpr (!ROPE) {
         if (const T* r = residual_at<T>(e, 0, col); writes && r != nullptr) residual = *r;
     }
@@ -354,8 +354,8 @@ __device__ __forceinline__ void gemv(const Params& params) {
 
 __device__ __forceinline__ void arg_max_end(const GemvArgMaxEndParams& p) {
     __shared__ u64 part[ARG_SLOTS / 32];
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     u64 best = __ldcg(&p.slots[threadIdx.x]);
     p.slots[threadIdx.x] = 0;
 #pragma unroll
@@ -406,8 +406,8 @@ __device__ __forceinline__ void skinny(const Params& params) {
     if constexpr (ROPE) {
         if (turns) turn.find(params, blockIdx.y, pair_token, blockIdx.x * 8 + pair);
     }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 
     const auto* x = static_cast<const uint4*>(p.x);
     float acc[NT][4] = {};

@@ -118,8 +118,8 @@ __device__ __forceinline__ void multiply_tile(Accumulators<Tile>& acc, const Gem
 #pragma unroll
     for (int s = 0; s < Tile::STAGES - 1; s++)
         if (first + s < last) loader.load_w(p, s, first + s);
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
 #pragma unroll
     for (int s = 0; s < Tile::STAGES - 1; s++) {
         if (first + s < last) loader.load_a(p, s, first + s);

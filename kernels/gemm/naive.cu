@@ -9,8 +9,8 @@ constexpr int NAIVE_TILE = 16;
 
 template <class T, class Rows>
 __device__ __forceinline__ void gemm_naive(const GemmParams& p) {
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     __shared__ float a_tile[NAIVE_TILE][NAIVE_TILE + 1];
     __shared__ float w_tile[2][NAIVE_TILE][NAIVE_TILE + 1];
     const auto* a = static_cast<const T*>(p.a);

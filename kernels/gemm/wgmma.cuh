@@ -9,15 +9,21 @@
 #include "common/vec.cuh"
 #include "gemm/epilogue.cuh"
 
+// Of x, for JOIN_BATCH.
+__host__ __device__ constexpr int divisor_up_to(int most, int x) {
+    for (int d = most; d > 1; d--)
+        if (x % d == 0) return d;
+    return 1;
+}
+
 struct WgmmaParams {
-    TensorMap x;  // {K, M}, box {64, BM}, swizzle 128 B; of what a pair shares half a box
+    TensorMap x;  // {K, M}, box {64, BM}, swizzle 128 B
     TensorMap w;  // {K, N}, box {64, BN}, the same
     Epilogue e;
     float* partials;     // split-K: [tile][split][BM · BN]
     uint32_t* counters;  // split-K: one per tile and consumer, zero between kernels
     uint32_t m, n, k;
     uint32_t splits;  // parts of K
-    uint32_t ahead;   // steps of w that the L2 is asked for before the ring is; 0: none
 };
 
 // A part [first, last) of the k steps of one tile.
@@ -31,11 +37,6 @@ struct Cursor {
     uint32_t stage = 0, phase = 0;
     __device__ __forceinline__ void next() {
         if (++stage == Tile::STAGES) stage = 0, phase ^= 1;
-    }
-    __device__ __forceinline__ void skip(uint32_t count) {
-        stage += count;
-        phase ^= stage / Tile::STAGES & 1;
-        stage %= Tile::STAGES;
     }
 };
 

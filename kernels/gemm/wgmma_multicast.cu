@@ -1,6 +1,6 @@
 // archs: 90a
-// gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16 (or f32); K % 8 == 0, any M
-//                  and N; sums in f32, one rounding
+// gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and cols % 8 == 0, any
+//                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 192 rows of A)
 // One producer and one to three consumer warpgroups around a deep ring, persistent, as in the other files on wgmma, with
 // two differences:
 //   clusters: CTAs in a grid of CA x CB neighbouring tiles. Those beside one another have an operand in common: of the
@@ -14,7 +14,8 @@
 // Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: as cuBLAS (10.5 us at 128 x 3584 x 3584, 15.7 at
 // 1025 x 1024 x 4096, 113 at 13325 x 3072 x 1024).
 #include "common/export.cuh"
-#include "gemm/teams.cuh"
+#include "common/stmatrix.cuh"
+#include "gemm/columns.cuh"
 
 template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA_, int CB_>
 struct GridTile {
@@ -29,14 +30,10 @@ struct GridTile {
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
     static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
-    // As in TeamTile.
-    static constexpr int CHUNK = 32, PITCH = 40, CHUNKS = (BN + CHUNK - 1) / CHUNK, COLUMNS = CHUNKS * CHUNK;
-    // Floats of shared memory by which the sums of a warpgroup go: of 16 rows of each warp, or twice 16 rows of x with 64
-    // columns (or 32 with 32 after SwiGLU). Pitches as there: each access touches every bank once.
-    static constexpr int TURNED_PITCH = 68, HALVED_PITCH = 36, STAGING = TURNED ? 2 * 32 * HALVED_PITCH : 4 * 16 * PITCH;
-    static constexpr int STATIC_BYTES = CONSUMERS * (STAGING * 4 + 2 * COLUMNS * 2) + 3 * STAGES * 8;
+    // Biases and scales of a tile, room for whole vectors; of a warpgroup 64 rows of x and of w of 16 bits on their way out.
+    static constexpr int COLUMNS = (BN + 31) / 32 * 32, STAGING_BYTES = 64 * 64 * 2;
+    static constexpr int STATIC_BYTES = CONSUMERS * (STAGING_BYTES + 2 * COLUMNS * 2) + 3 * STAGES * 8 + 128;
     static_assert(B % 8 == 0 && HALVES * B <= 320 && CTAS <= 8 && BN <= 256);
-    static_assert(2 * 16 * TURNED_PITCH <= 2 * 32 * HALVED_PITCH);
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
 };
 
@@ -62,8 +59,8 @@ struct Place {
     __device__ __forceinline__ uint16_t with_b() const { return uint16_t(((1u << Tile::CA) - 1) << rank(0, b)); }
 };
 
-// Tiles of a cluster in order: down columns of some 2048 rows of x, so that clusters that run together share operands in
-// the L2. Tiles may lie outside.
+// Units of a cluster in order: the splits of its tiles, then tiles down columns of some 2048 rows of x, so that clusters that
+// run together share operands in the L2. Tiles may lie outside.
 template <class Tile>
 struct GridSchedule {
     uint32_t rows, cols, units, unit, steps;
@@ -71,25 +68,33 @@ struct GridSchedule {
     __device__ __forceinline__ explicit GridSchedule(const WgmmaParams& p) {
         rows = (p.m + Tile::BM * Tile::CM - 1) / (Tile::BM * Tile::CM);
         cols = (p.n + Tile::BN * Tile::CN - 1) / (Tile::BN * Tile::CN);
-        units = rows * cols;
+        units = rows * cols * p.splits;
         unit = blockIdx.x / Tile::CTAS;
         steps = (p.k + Tile::BK - 1) / Tile::BK;
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
     __device__ __forceinline__ void next() { unit += gridDim.x / Tile::CTAS; }
-    // Steps of all that this CTA has to do.
-    __device__ __forceinline__ uint32_t all_steps() const {
-        const uint32_t stride = gridDim.x / Tile::CTAS;
-        return unit < units ? (units - unit + stride - 1) / stride * steps : 0;
-    }
-    __device__ __forceinline__ Unit get(const Place<Tile>& place) const {
+    __device__ __forceinline__ Unit get(const WgmmaParams& p, const Place<Tile>& place) const {
         constexpr uint32_t ROWS = Tile::BM * Tile::CM, COLS = Tile::BN * Tile::CN;
         constexpr uint32_t GROUP = 2048 / ROWS > 0 ? 2048 / ROWS : 1;
-        const uint32_t top = unit / (GROUP * cols) * GROUP, rest = unit % (GROUP * cols);
+        const uint32_t id = unit / p.splits, split = unit % p.splits;
+        const uint32_t top = id / (GROUP * cols) * GROUP, rest = id % (GROUP * cols);
         const uint32_t height = min(GROUP, rows - top);
         const uint32_t row = top + rest % height, col = rest / height;
         const uint32_t m = Tile::TURNED ? place.b : place.a, n = Tile::TURNED ? place.a : place.b;
-        return {row * ROWS + m * Tile::BM, col * COLS + n * Tile::BN, unit, 0, 0, steps};
+        // Never empty while splits <= steps.
+        return {row * ROWS + m * Tile::BM, col * COLS + n * Tile::BN, id * Tile::CTAS + place.rank(place.a, place.b),
+                split, split * steps / p.splits, (split + 1) * steps / p.splits};
+    }
+    // Steps of all that this CTA has to do.
+    __device__ __forceinline__ uint32_t all_steps(const WgmmaParams& p) const {
+        uint32_t sum = 0;
+#pragma unroll 1
+        for (uint32_t u = unit; u < units; u += gridDim.x / Tile::CTAS) {
+            const uint32_t split = u % p.splits;
+            sum += (split + 1) * steps / p.splits - split * steps / p.splits;
+        }
+        return sum;
     }
 };
 
@@ -134,19 +139,19 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
     GridSchedule<Tile> schedule(p);
     uint32_t early = 0;
     if (schedule.more()) {
-        const Unit u = schedule.get(place);
-        early = min(schedule.steps, uint32_t(Tile::STAGES));
+        const Unit u = schedule.get(p, place);
+        early = min(u.last - u.first, uint32_t(Tile::STAGES));
         for (uint32_t i = 0; i < early; i++) {
             mbarrier_expect_tx(ring.full + i * 8, Tile::STAGE_BYTES);
-            fill_w(i, i, u);
+            fill_w(i, u.first + i, u);
         }
     }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<Tile> at;
     for (; schedule.more(); schedule.next()) {
-        const Unit u = schedule.get(place);
-        for (uint32_t step = 0; step < schedule.steps; step++, at.next()) {
+        const Unit u = schedule.get(p, place);
+        for (uint32_t step = u.first; step < u.last; step++, at.next()) {
             const bool w_is_there = early > 0;
             if (w_is_there) {
                 early--;
@@ -179,126 +184,203 @@ __device__ __forceinline__ void give_back(const Place<Tile>& place, const GridRi
     }
 }
 
-// Rows j0 · 8 .. of x (16, or 32 with SwiGLU) of this warp's 16 rows of w, to staging[row of x][column].
-template <class T, class Tile, bool HALVED, int C = 0>
-__device__ __forceinline__ void deposit_turned(const float (&acc)[Tile::B / 2], float* staging, const T* columns,
-                                               bool biased, uint32_t chunk) {
-    constexpr int BLOCKS = HALVED ? 4 : 2, PITCH = HALVED ? Tile::HALVED_PITCH : Tile::TURNED_PITCH;
-    if (chunk == C) {
-        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
-        float* to = staging + 2 * t * PITCH + warp * (HALVED ? 8 : 16) + g;
-        float gate_bias = 0.f, up_bias = 0.f;
-        if (HALVED && biased) {
-            gate_bias = to_f32(columns[warp * 16 + g]);
-            up_bias = to_f32(columns[warp * 16 + 8 + g]);
-        }
-#pragma unroll
-        for (int i = 0; i < BLOCKS; i++) {
-            constexpr int FIRST = C * BLOCKS;
-            if (FIRST + i >= Tile::B / 8) continue;
-            const float* v = acc + 4 * (FIRST + i);
-            float* row = to + 8 * i * PITCH;
-            if constexpr (HALVED) {
-                row[0] = silu_16(v[0] + gate_bias) * (v[2] + up_bias);
-                row[PITCH] = silu_16(v[1] + gate_bias) * (v[3] + up_bias);
-            } else {
-                row[0] = v[0], row[8] = v[2];
-                row[PITCH] = v[1], row[PITCH + 8] = v[3];
-            }
-        }
-    } else if constexpr ((C + 1) * BLOCKS < Tile::B / 8) {
-        deposit_turned<T, Tile, HALVED, C + 1>(acc, staging, columns, biased, chunk);
-    }
+// Where 8 columns (16 bytes) of a row of x lie in a turn of staging: 64 columns a row, or 32 after SwiGLU. The 8 rows that
+// one matrix goes to, and the vectors of one row, touch every bank once.
+template <bool HALVED>
+__device__ __forceinline__ uint32_t staged_at(uint32_t row, uint32_t unit) {
+    return HALVED ? row * 64 + ((unit ^ (row / 2 % 4)) << 4) : row * 128 + ((unit ^ row % 8) << 4);
 }
 
-// All that follows the sums of a warpgroup: 64 · HALVES rows of w, the columns of y from n0 on, for Tile::B rows of x from
-// m0 on. `columns` are those of the whole tile, these from `first_column` on. Staging takes turns; between two turns of one
-// half all threads meet.
+// All that follows the sums of a warpgroup: 64 · HALVES rows of w, which are columns of y from n0 on, for rows of x from m0
+// on. `columns` are those of the whole tile, these from `first_column` on. In turns of up to 64 rows of x: the residual
+// comes into shared memory by rows, goes transposed into the registers that hold the sums, and the result the way back.
 template <class T, class Tile, Act ACT>
 __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 float* staging, const T* columns, uint32_t m0, uint32_t n0,
+                                                 uint32_t staging, const T* columns, uint32_t m0, uint32_t n0,
                                                  uint32_t first_column, uint32_t consumer) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
-    constexpr uint32_t ROWS = HALVED ? 32 : 16, PER_ROW = 128 / ROWS, PITCH = HALVED ? Tile::HALVED_PITCH : Tile::TURNED_PITCH;
-    constexpr uint32_t CHUNKS = (Tile::B + ROWS - 1) / ROWS, TURN = Tile::STAGING / 2;
+    // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
+    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
+    // Vectors of a row, and of a thread: rows that are ROWS_A_PASS apart.
+    constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 128 / UNITS, PASSES = 8 * TURN / ROWS_A_PASS;
     const Epilogue& e = p.e;
-    const uint32_t thread = threadIdx.x % 128, along = thread % PER_ROW * 8, row_in_chunk = thread / PER_ROW;
-    const bool whole = HALVED || e.cols % 8 == 0, upper_first = !HALVED && along >= 32;
-    const uint32_t last_row = min(m0 + Tile::B, p.m);
-    const auto residual_of = [&](uint32_t round) {
-        uint4 r = make_uint4(0, 0, 0, 0);
-        const uint32_t row = m0 + round % CHUNKS * ROWS + row_in_chunk;
-        const uint32_t col = ((n0 + round / CHUNKS * 64) >> HALVED) + along;
-        if (round < Tile::HALVES * CHUNKS && whole && row < last_row && col < e.cols)
-            if (const T* from = residual_at<T>(e, row, col)) r = *reinterpret_cast<const uint4*>(from);
-        return r;
+    const uint32_t thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, g = lane / 4;
+    const uint32_t unit = thread % UNITS, end = min(m0 + Tile::B, p.m);
+    const bool adds = e.residual != nullptr;
+    // The vectors of a turn, of which the last may reach beyond the tile.
+    const auto each_vector = [&](int turn, auto&& act) {
+        const uint32_t col = ((n0 + turn / TURNS * 64) >> HALVED) + unit * 8;
+#pragma unroll
+        for (uint32_t i = 0; i < PASSES; i++) {
+            const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = m0 + turn % TURNS * (8 * TURN) + row;
+            if (of_x < end && col < e.cols) act(i, staging + staged_at<HALVED>(row, unit), of_x, col);
+        }
     };
-    uint4 residual = residual_of(0);
-#pragma unroll 1
-    for (uint32_t round = 0; round < Tile::HALVES * CHUNKS; round++) {
-        const uint32_t half = round / CHUNKS, chunk = round % CHUNKS;
-        float* turn = staging + round % 2 * TURN;
-        const T* of_half = columns + first_column + half * 64;
-        if (Tile::HALVES == 1 || half == 0)
-            deposit_turned<T, Tile, HALVED>(acc[0], turn, of_half, e.bias != nullptr, chunk);
-        else
-            deposit_turned<T, Tile, HALVED>(acc[Tile::HALVES - 1], turn, of_half, e.bias != nullptr, chunk);
-        const uint4 next = residual_of(round + 1);
+    uint4 residual[PASSES] = {};
+    const auto ask = [&](int turn) {
+        if (!adds || turn == Tile::HALVES * TURNS) return;
+        each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
+            const T* from = residual_at<T>(e, row, col);
+            residual[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+        });
+    };
+    ask(0);
+#pragma unroll
+    for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
+        const int half = turn / TURNS, first = turn % TURNS * TURN;
+        const T* biases = columns + first_column + half * 64 + warp * 16 + g;
+        const T* scales = columns + Tile::COLUMNS + ((first_column + half * 64 + warp * 16) >> HALVED) + g;
+        float bias[2] = {0.f, 0.f}, scale[2] = {1.f, 1.f};
+        if (e.bias != nullptr) bias[0] = to_f32(biases[0]), bias[1] = to_f32(biases[8]);
+        if (e.scale != nullptr) scale[0] = to_f32(scales[0]), scale[1] = HALVED ? 1.f : to_f32(scales[8]);
+        if (turn > 0) consumer_barrier<Tile::CONSUMERS>(consumer);  // the turn before has been taken
+        if (adds) {
+            each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
+            consumer_barrier<Tile::CONSUMERS>(consumer);
+            ask(turn + 1);
+        }
+#pragma unroll
+        for (int i = 0; i < TURN; i += TOGETHER) {
+            if (first + i >= BLOCKS) continue;
+            // Of matrix lane / 8 the row lane % 8. Blocks behind the last have a place, and nobody takes them.
+            const uint32_t matrix = lane / 8, row = 8 * (i + (HALVED ? matrix : matrix / 2)) + lane % 8;
+            const uint32_t at = staging + staged_at<HALVED>(row, HALVED ? warp : 2 * warp + matrix % 2);
+            uint32_t r[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
+            if (adds) ldmatrix_x4_trans(r, at);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int block = first + i + (HALVED ? j : j / 2), h = HALVED ? 0 : j % 2;
+                if (block >= BLOCKS) continue;
+                const float* v = acc[half] + 4 * block;
+                float2 sum;
+                if constexpr (HALVED) {
+                    sum.x = silu_16(v[0] + bias[0]) * (v[2] + bias[1]);
+                    sum.y = silu_16(v[1] + bias[0]) * (v[3] + bias[1]);
+                } else {
+                    sum = make_float2(v[2 * h] + bias[h], v[2 * h + 1] + bias[h]);
+                    if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
+                    if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
+                }
+                const float2 added = unpack2(r[j], T());
+                y[j] = pack2(make_float2(fmaf(sum.x, scale[h], added.x), fmaf(sum.y, scale[h], added.y)), T());
+            }
+            stmatrix_x4_trans(at, y);
+        }
         consumer_barrier<Tile::CONSUMERS>(consumer);
-
-        const uint32_t row = m0 + chunk * ROWS + row_in_chunk, col = ((n0 + half * 64) >> HALVED) + along;
-        Float8 v = take_8(turn + row_in_chunk * PITCH + along, upper_first);
-        if constexpr (!HALVED) {
-            if (e.bias != nullptr) add(v, columns_8(of_half + along));
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                if constexpr (ACT == ACT_GELU) v.v[j] = gelu_16(v.v[j]);
-                if constexpr (ACT == ACT_RELU) v.v[j] = relu(v.v[j]);
-            }
-        }
-        const T* scales = columns + Tile::COLUMNS + ((first_column + half * 64) >> HALVED) + along;
-        if (!whole) {
-            // Rows of y are not whole vectors: one element at a time. Beyond e.cols the scales are zeros.
-            const Float8 s = columns_8(scales);
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                if (row < last_row && col + j < e.cols)
-                    put<T>(e, row, col + j, v.v[j], e.scale != nullptr ? s.v[j] : 1.f);
-            continue;
-        }
-        if (e.scale != nullptr) {
-            const Float8 s = columns_8(scales);
-#pragma unroll
-            for (int j = 0; j < 8; j++) v.v[j] *= s.v[j];
-        }
-        if (e.residual != nullptr) add(v, unpack<T>(residual));
-        if (row < last_row && col < e.cols) {
-            const size_t to = size_t(row) * e.cols + col;
-            if (e.out_f32) {
-                float4* y = reinterpret_cast<float4*>(static_cast<float*>(e.y) + to);
-                y[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
-                y[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
-            } else {
-                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + to) = pack<T>(v);
-            }
-        }
-        residual = next;
+        each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+        });
     }
     __syncwarp();  // wgmma wants whole warps
 }
 
-template <class T, class Tile>
-__device__ __forceinline__ void finish_turned(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                              float* staging, const T* columns, uint32_t m0, uint32_t n0,
-                                              uint32_t first_column, uint32_t consumer) {
-    if (p.e.act == ACT_SWIGLU)
-        finish_turned_as<T, Tile, ACT_SWIGLU>(acc, p, staging, columns, m0, n0, first_column, consumer);
-    else if (p.e.act == ACT_GELU)
-        finish_turned_as<T, Tile, ACT_GELU>(acc, p, staging, columns, m0, n0, first_column, consumer);
-    else if (p.e.act == ACT_RELU)
-        finish_turned_as<T, Tile, ACT_RELU>(acc, p, staging, columns, m0, n0, first_column, consumer);
+// The same where rows of x are the operand of 64 rows: a warp has 16 of them at a time and goes its way alone, in turns of
+// 64 rows of w. `columns` are those of the tile, from n0 on.
+template <class T, class Tile, Act ACT>
+__device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                                 uint32_t staging, const T* columns, uint32_t row0, uint32_t n0) {
+    constexpr bool HALVED = ACT == ACT_SWIGLU;
+    // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
+    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
+    constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 32 / UNITS, PASSES = 16 / ROWS_A_PASS;
+    const Epilogue& e = p.e;
+    const uint32_t lane = threadIdx.x % 32, unit = lane % UNITS, t = lane % 4;
+    const uint32_t end = min((n0 + Tile::BN) >> HALVED, e.cols);
+    const bool adds = e.residual != nullptr;
+    const auto each_vector = [&](int turn, auto&& act) {
+        const uint32_t col = ((n0 + turn % TURNS * 64) >> HALVED) + unit * 8;
+#pragma unroll
+        for (uint32_t i = 0; i < PASSES; i++) {
+            const uint32_t row = i * ROWS_A_PASS + lane / UNITS, of_x = row0 + turn / TURNS * 64 + row;
+            if (of_x < p.m && col < end) act(i, staging + staged_at<HALVED>(row, unit), of_x, col);
+        }
+    };
+    uint4 residual[PASSES] = {};
+    const auto ask = [&](int turn) {
+        if (!adds || turn == Tile::HALVES * TURNS) return;
+        each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
+            const T* from = residual_at<T>(e, row, col);
+            residual[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+        });
+    };
+    // Elements 8 block + 2t and the next of a vector of the tile.
+    const auto two_of = [&](const T* from, int block) {
+        return unpack2(*reinterpret_cast<const uint32_t*>(from + 8 * block + 2 * t), T());
+    };
+    ask(0);
+#pragma unroll
+    for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
+        const int half = turn / TURNS, first = turn % TURNS * TURN;
+        __syncwarp();  // the turn before has been taken
+        if (adds) {
+            each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
+            __syncwarp();
+            ask(turn + 1);
+        }
+#pragma unroll
+        for (int i = 0; i < TURN; i += TOGETHER) {
+            if (first + i >= BLOCKS) continue;
+            // Of matrix lane / 8 the row lane % 8; matrices 0 and 1 are rows 0 .. 15 of one block, 2 and 3 of the next.
+            const uint32_t row = lane / 8 % 2 * 8 + lane % 8;
+            const uint32_t at = staging + staged_at<HALVED>(row, (HALVED ? i / 2 : i) + lane / 16);
+            uint32_t r[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
+            if (adds) ldmatrix_x4(r, at);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int block = first + i + j / 2 * (TOGETHER / 2), h = j % 2;
+                if (block >= BLOCKS) continue;
+                const float* v = acc[half] + 4 * block + 2 * h;
+                float2 sum = make_float2(v[0], v[1]);
+                if (e.bias != nullptr) {
+                    const float2 bias = two_of(columns, block);
+                    sum.x += bias.x, sum.y += bias.y;
+                }
+                if constexpr (HALVED) {
+                    float2 up = make_float2(v[4], v[5]);
+                    if (e.bias != nullptr) {
+                        const float2 bias = two_of(columns, block + 1);
+                        up.x += bias.x, up.y += bias.y;
+                    }
+                    sum.x = silu_16(sum.x) * up.x, sum.y = silu_16(sum.y) * up.y;
+                }
+                if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
+                if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
+                float2 scale = make_float2(1.f, 1.f);
+                if (e.scale != nullptr) scale = two_of(columns + Tile::COLUMNS, HALVED ? block / 2 : block);
+                const float2 added = unpack2(r[j], T());
+                y[j] = pack2(make_float2(fmaf(sum.x, scale.x, added.x), fmaf(sum.y, scale.y, added.y)), T());
+            }
+            stmatrix_x4(at, y);
+        }
+        __syncwarp();
+        each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+        });
+    }
+    __syncwarp();  // wgmma wants whole warps
+}
+
+template <class T, class Tile, Act ACT>
+__device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                               uint32_t staging, const T* columns, const Unit& u, uint32_t consumer) {
+    const uint32_t mine = consumer * 64 * Tile::HALVES, warp = threadIdx.x / 32 % 4;
+    if constexpr (Tile::TURNED)
+        finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, u.m0, u.n0 + mine, mine, consumer);
     else
-        finish_turned_as<T, Tile, ACT_NONE>(acc, p, staging, columns, m0, n0, first_column, consumer);
+        finish_direct_as<T, Tile, ACT>(acc, p, staging + warp * (16 * 128), columns, u.m0 + mine + warp * 16, u.n0);
+}
+
+template <class T, class Tile>
+__device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                            uint32_t staging, const T* columns, const Unit& u, uint32_t consumer) {
+    if (p.e.act == ACT_SWIGLU)
+        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, staging, columns, u, consumer);
+    else if (p.e.act == ACT_GELU)
+        finish_grid_as<T, Tile, ACT_GELU>(acc, p, staging, columns, u, consumer);
+    else if (p.e.act == ACT_RELU)
+        finish_grid_as<T, Tile, ACT_RELU>(acc, p, staging, columns, u, consumer);
+    else
+        finish_grid_as<T, Tile, ACT_NONE>(acc, p, staging, columns, u, consumer);
 }
 
 // Asks the L2 for the residual under this warpgroup's part of the tile, a line a thread.
@@ -314,37 +396,43 @@ __device__ __forceinline__ void ask_residual_turned(const WgmmaParams& p, uint32
             if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
 }
 
+// A tile as join_splits sees it.
+template <class Tile>
+struct Joined {
+    static constexpr int BN = Tile::B, CONSUMERS = Tile::CONSUMERS;
+    static constexpr int JOIN_BATCH = divisor_up_to(CONSUMERS == 3 ? 4 : 8, BN / 8);
+};
+
 // One warpgroup: its rows of A of every tile of its CTA.
 template <class T, class Tile>
-__device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRing& ring, uint32_t consumer, float* staging,
-                                             T* columns) {
+__device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRing& ring, uint32_t consumer,
+                                             uint32_t staging, T* columns) {
     constexpr uint32_t MINE = 64 * Tile::HALVES;
     const uint64_t a0 = wgmma_descriptor(ring.slots + consumer * MINE * 128);
     const uint64_t b0 = wgmma_descriptor(ring.slots + Tile::A_BYTES);
     const uint32_t warp = threadIdx.x / 32 % 4;
     const Place<Tile> place;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<Tile> at;
     GridSchedule<Tile> schedule(p);
     // Steps after which a slot is filled again.
-    uint32_t refilled = schedule.all_steps();
+    uint32_t refilled = schedule.all_steps(p);
     refilled -= min(refilled, uint32_t(Tile::STAGES));
     const auto done_with = [&](uint32_t slot) {
         if (refilled > 0) refilled--, give_back<Tile>(place, ring, slot);
     };
     for (; schedule.more(); schedule.next()) {
-        const Unit u = schedule.get(place);
-        const uint32_t row0 = u.m0 + consumer * MINE + warp * 16, col0 = u.n0 + consumer * MINE;
+        const Unit u = schedule.get(p, place);
         const Columns<T, Tile> ahead(p.e, p.n, u.n0);
         if constexpr (Tile::TURNED)
-            ask_residual_turned<T, Tile>(p, u.m0, col0);
+            ask_residual_turned<T, Tile>(p, u.m0, u.n0 + consumer * MINE);
         else
-            ask_residual<T, Tile>(p, row0, u.n0);
+            ask_residual<T, Tile>(p, u.m0 + consumer * MINE + warp * 16, u.n0);
 
         float acc[Tile::HALVES][Tile::B / 2];
         uint32_t before = 0;
-        for (uint32_t step = 0; step < schedule.steps; step++, at.next()) {
+        for (uint32_t step = u.first; step < u.last; step++, at.next()) {
             mbarrier_wait(ring.full + at.stage * 8, at.phase);
             const uint32_t offset = at.stage * (Tile::STAGE_BYTES >> 4);
             wgmma_fence();
@@ -353,11 +441,11 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRin
 #pragma unroll
                 for (int half = 0; half < Tile::HALVES; half++)
                     wgmma<T, Tile::B>(acc[half], a0 + offset + half * (64 * 128 >> 4) + 2 * k, b0 + offset + 2 * k,
-                                      k > 0 || step > 0);
+                                      k > 0 || step > u.first);
             wgmma_commit();
             // The batch before is done with its slot.
             wgmma_wait<1>();
-            if (step > 0) done_with(before);
+            if (step > u.first) done_with(before);
             before = at.stage;
         }
         wgmma_wait<0>();
@@ -366,11 +454,11 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRin
         done_with(before);
         // The warps have all read the columns of the tile before: they have multiplied since.
         ahead.keep(columns);
+        if constexpr (Tile::HALVES == 1) {
+            if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
+        }
         consumer_barrier<Tile::CONSUMERS>(consumer);
-        if constexpr (Tile::TURNED)
-            finish_turned<T, Tile>(acc, p, staging, columns, u.m0, col0, consumer * MINE, consumer);
-        else
-            finish<T, Tile>(OwnSums<Tile>{acc, staging + warp * 16 * Tile::PITCH}, p, columns, row0, u.n0);
+        finish_grid<T, Tile>(acc, p, staging, columns, u, consumer);
     }
 }
 
@@ -379,7 +467,7 @@ template <class T, class Tile>
 __device__ __forceinline__ void gemm_multicast(const WgmmaParams& p) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full_[Tile::STAGES], empty_a_[Tile::STAGES], empty_b_[Tile::STAGES];
-    __shared__ alignas(16) float staging[Tile::CONSUMERS][Tile::STAGING];
+    __shared__ alignas(128) uint4 staging[Tile::CONSUMERS][Tile::STAGING_BYTES / 16];
     __shared__ alignas(16) T columns[Tile::CONSUMERS][2 * Tile::COLUMNS];
     // The same places in all CTAs, which run the same kernel.
     const GridRing ring = {(smem_address(dynamic) + 1023) & ~1023u, smem_address(full_), smem_address(empty_a_),
@@ -409,7 +497,7 @@ __device__ __forceinline__ void gemm_multicast(const WgmmaParams& p) {
     }
     take_registers<Tile::CONSUMER_REGISTERS>();
     const uint32_t consumer = warpgroup - 1;
-    consume_grid<T, Tile>(p, ring, consumer, staging[consumer], columns[consumer]);
+    consume_grid<T, Tile>(p, ring, consumer, smem_address(staging[consumer]), columns[consumer]);
 }
 
 #define EXPORT_GRID_OF(T, suffix, name, ...)                                                                \
@@ -425,31 +513,27 @@ __device__ __forceinline__ void gemm_multicast(const WgmmaParams& p) {
 #define EXPORT_TURNED(...) EXPORT_GRID(t, true, __VA_ARGS__)
 #define EXPORT_DIRECT(...) EXPORT_GRID(d, false, __VA_ARGS__)
 
-EXPORT_TURNED(64, 8, 24, 4, 1, 1, 1)
 EXPORT_TURNED(64, 16, 21, 4, 1, 1, 1)
-EXPORT_TURNED(64, 32, 18, 4, 1, 1, 1)
 EXPORT_TURNED(64, 64, 13, 4, 2, 1, 1)
 EXPORT_TURNED(64, 96, 10, 2, 1, 1, 1)
 EXPORT_TURNED(128, 64, 8, 2, 4, 2, 1)
-EXPORT_TURNED(128, 80, 7, 4, 2, 2, 1)
-EXPORT_TURNED(128, 88, 7, 2, 4, 2, 1)
+EXPORT_TURNED(128, 80, 8, 4, 2, 2, 1)
 EXPORT_TURNED(128, 128, 6, 2, 1, 2, 1)
 EXPORT_TURNED(192, 176, 4, 1, 2, 3, 1)
 EXPORT_TURNED(256, 96, 4, 2, 1, 2, 2)
 EXPORT_TURNED(256, 128, 4, 2, 1, 2, 2)
-EXPORT_TURNED(256, 128, 4, 1, 2, 2, 2)
 EXPORT_TURNED(256, 136, 4, 2, 1, 2, 2)
 EXPORT_TURNED(256, 152, 4, 1, 2, 2, 2)
-EXPORT_DIRECT(64, 32, 17, 2, 1, 1, 1)
-EXPORT_DIRECT(64, 48, 15, 2, 4, 1, 1)
-EXPORT_DIRECT(64, 56, 14, 2, 1, 1, 1)
-EXPORT_DIRECT(64, 64, 13, 2, 1, 1, 1)
-EXPORT_DIRECT(64, 72, 12, 2, 1, 1, 1)
 EXPORT_DIRECT(64, 96, 10, 2, 1, 1, 1)
 EXPORT_DIRECT(64, 96, 10, 2, 4, 1, 1)
-EXPORT_DIRECT(64, 112, 9, 2, 1, 1, 1)
 EXPORT_DIRECT(64, 144, 8, 2, 1, 1, 1)
-EXPORT_DIRECT(128, 80, 7, 2, 4, 2, 1)
+EXPORT_DIRECT(64, 144, 8, 1, 2, 1, 1)
+EXPORT_DIRECT(128, 80, 8, 2, 4, 2, 1)
 EXPORT_DIRECT(128, 112, 6, 1, 2, 2, 1)
+EXPORT_DIRECT(128, 128, 6, 2, 1, 2, 1)
 EXPORT_DIRECT(128, 144, 6, 2, 1, 2, 1)
-EXPORT_DIRECT(192, 128, 4, 1, 2, 3, 1)
+EXPORT_DIRECT(128, 144, 6, 1, 2, 2, 1)
+EXPORT_DIRECT(128, 192, 5, 2, 1, 2, 1)
+EXPORT_DIRECT(128, 224, 4, 2, 1, 2, 1)
+EXPORT_DIRECT(128, 256, 4, 2, 1, 2, 1)
+EXPORT_DIRECT(192, 128, 5, 1, 2, 3, 1)

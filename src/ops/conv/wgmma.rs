@@ -1,7 +1,7 @@
 //! `conv/wgmma.cu`, TMA and wgmma of sm_90a: when it convolves, on which tile, and the launch.
 
 use super::Extents2d;
-use crate::ops::linear::wgmma::{self as linear, Work};
+use crate::ops::linear::wgmma as linear;
 
 /// Tiles of `conv/wgmma.cu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,15 +148,15 @@ impl Wanted {
     }
 }
 
-/// The plan of a convolution over rows `[T, C]` as a product `[m, n, k]` in clusters, where `VIVACE_CONV` asks for wgmma:
-/// not timed yet. `None` where it is for the kernel that takes rows of any pitch.
+/// The plan of a convolution over rows `[T, C]` as a product `[m, n, k]` in clusters (29 -> 25 us of 249 rows, 64 -> 19 of 749).
+/// `None` where it is for the kernel that takes rows of any pitch.
 pub(super) fn windows(
     chip: &Chip,
     stride: usize,
     [t, c]: [usize; 2],
     product: [usize; 3],
 ) -> Option<linear::Plan> {
-    let wanted = matches!(chip.wanted, Some(Wanted::Wgmma(_)));
+    let wanted = chip.wanted != Some(Wanted::Mma);
     // An image for 90a runs on 9.0 and on nothing newer.
     let takes = chip.arch == 90 && stride == 2 && t >= 2 && c > 0 && c % 64 == 0 && product[0] > 0;
     if wanted && takes { linear::of_windows(product, chip.sm_count) } else { None }
@@ -306,7 +306,6 @@ pub(super) mod launch {
                 n: n as u32,
                 k: w.cols() as u32,
                 splits: splits as u32,
-                ahead: 0,
             },
             odd_rows: rows(1)?,
             out_height: out_height as u32,
@@ -319,6 +318,57 @@ pub(super) mod launch {
         // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of y
         // and b; partials and counters have the sizes that the plan needs.
         unsafe { l.launch_variant::<ConvKernel>(&tile.variant(), x.desc.dtype, geometry, &params) }
+    }
+}
+
+/// What a product costs on tiles out of a ring.
+struct Work {
+    bm: usize,
+    bn: usize,
+    /// Rows of x that a step loads.
+    loaded_rows: usize,
+    /// Resident CTAs per SM.
+    ctas: usize,
+    tiles: usize,
+    splits: usize,
+    /// Of a whole tile, 64 of K each.
+    steps: usize,
+    /// Of all operands.
+    bytes: usize,
+}
+
+impl Work {
+    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
+    fn clocks(&self, sm_count: usize) -> f64 {
+        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
+        const L2_BYTES: f64 = 52.0;
+        const HBM_BYTES: f64 = 19.5;
+        const WRITE_BYTES: f64 = 24.0;
+        const READ_BYTES: f64 = 36.0;
+        // Share of the tensor cores' 4096 flops per clock that the loop reaches.
+        const TENSOR: f64 = 0.93;
+        // First loads; epilogue, fixed and per clock of elements.
+        const FILL: f64 = 1500.0;
+        const FINISH: f64 = 800.0;
+        const FINISH_ELEMENTS: f64 = 12.0;
+        const OVERLAP_LOSS: f64 = 0.1;
+
+        let bk = ConvTile::BK as f64;
+        let elements = (self.bm * self.bn) as f64;
+        let step = (2.0 * elements * bk / 4096.0 / TENSOR)
+            .max((self.loaded_rows + self.bn) as f64 * 2.0 * bk / L2_BYTES);
+        let steps = self.steps.div_ceil(self.splits) as f64;
+        let per_sm = (self.tiles * self.splits).div_ceil(sm_count).max(1);
+        // Epilogues of CTAs that share an SM run beside the products of the others.
+        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(self.ctas) as f64;
+        let memory = self.bytes as f64 / (HBM_BYTES * sm_count as f64);
+        let join = match self.splits {
+            1 => 0.0,
+            s => 1500.0 + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
+        };
+        // The two overlap, but not wholly.
+        let work = per_sm as f64 * steps * step + finish;
+        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
     }
 }
 
@@ -350,11 +400,11 @@ mod tests {
     }
 
     #[test]
-    fn windows_of_rows_go_to_clusters_where_they_are_asked_for() {
+    fn windows_of_rows_go_to_clusters_where_they_fit() {
         let asked = Chip { wanted: Wanted::parse("wgmma"), ..H200 };
         let adapter = [125, 2048, 5120];
         assert!(windows(&asked, 2, [249, 1024], adapter).is_some());
-        assert_eq!(windows(&H200, 2, [249, 1024], adapter), None);
+        assert_eq!(windows(&H200, 2, [249, 1024], adapter), windows(&asked, 2, [249, 1024], adapter));
         assert_eq!(windows(&Chip { wanted: Wanted::parse("mma"), ..H200 }, 2, [249, 1024], adapter), None);
         assert_eq!(windows(&Chip { arch: 100, ..asked }, 2, [249, 1024], adapter), None);
         // Another stride, one row, columns that are not whole steps, one step of K.

@@ -14,6 +14,8 @@ pub(crate) struct Problem {
     pub aligned: bool,
     /// Rows of w are 8 gates and 8 ups in turns.
     pub gated: bool,
+    /// Rows of y are whole vectors of 8 elements of 16 bits.
+    pub vectors: bool,
 }
 
 /// What the choice depends on besides the shape.
@@ -29,15 +31,12 @@ pub(crate) struct Chip {
     pub few_rows: Option<FewRows>,
 }
 
-/// What may be asked for instead of the choice made here, to test and to compare: `mma`, or tile and parts of K of the
-/// wgmma kernel, such as `128x256/1`; with teams `1x192x192/1`, `2x128x128/1`, `cx128x128/4`, or `teams` for the plan
-/// that its estimate prefers; with operands shared `t128x80_4x2/1`; `encoders` for [`wgmma::of_encoders`]. It holds for the products that have a choice
-/// between the two kernels.
+/// What may be asked for instead of the choice made here, to test and to compare: `mma`, or a tile of the kernels on wgmma
+/// and the parts of K, such as `128x256/1`, `cx128x128/4` in a cluster that shares K, or `t128x80_4x2/1` and `d64x96_2x4/1` in
+/// one that shares operands. It holds for the products that have a choice between these kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
-    Teams,
-    Encoders,
     Wgmma(wgmma::Plan),
 }
 
@@ -73,41 +72,12 @@ impl Wishes {
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
-        match text {
-            "mma" => return Some(Wanted::Mma),
-            "teams" => return Some(Wanted::Teams),
-            "encoders" => return Some(Wanted::Encoders),
-            _ => {}
+        if text == "mma" {
+            return Some(Wanted::Mma);
         }
         let (tile, splits) = text.split_once('/')?;
-        if let Some(grid) = wgmma::WgmmaTile::GRIDS.iter().find(|t| t.grid_name() == tile) {
-            return (splits == "1").then_some(Wanted::Wgmma(wgmma::Plan { tile: *grid, splits: 1 }));
-        }
-        let (shared, tile) = match tile.split_at_checked(1)? {
-            ("w", rest) => (wgmma::Shared::W, rest),
-            ("x", rest) => (wgmma::Shared::X, rest),
-            _ => (wgmma::Shared::Nothing, tile),
-        };
-        let (team, tile) = match tile.split_at_checked(2)? {
-            ("1x", rest) => (wgmma::Team::One, rest),
-            ("2x", rest) => (wgmma::Team::Two, rest),
-            ("cx", rest) => (wgmma::Team::Cluster, rest),
-            _ => (wgmma::Team::Plain, tile),
-        };
-        let (bm, bn) = tile.split_once('x')?;
-        let (bm, bn) = (bm.parse().ok()?, bn.parse().ok()?);
-        let files: [&[wgmma::WgmmaTile]; 4] = [
-            &wgmma::WgmmaTile::ALL,
-            &wgmma::WgmmaTile::TEAMS,
-            &wgmma::WgmmaTile::SLIM,
-            &wgmma::WgmmaTile::PAIRS,
-        ];
-        let tile = *files
-            .into_iter()
-            .flatten()
-            .find(|t| (t.shared, t.team, t.bm, t.bn) == (shared, team, bm, bn))?;
         let splits = splits.parse().ok().filter(|&s| s >= 1)?;
-        Some(Wanted::Wgmma(wgmma::Plan { tile, splits }))
+        Some(Wanted::Wgmma(wgmma::Plan { tile: wgmma::named(tile)?, splits }))
     }
 }
 
@@ -122,7 +92,7 @@ pub(crate) enum Config {
     Skinny(FewRows),
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
-    /// `gemm/wgmma.cu` or `gemm/wgmma_teams.cu`, sm_90a: TMA and wgmma.
+    /// `gemm/wgmma.cu` or `gemm/wgmma_multicast.cu`, sm_90a: TMA and wgmma.
     Wgmma(wgmma::Plan),
 }
 
@@ -217,53 +187,33 @@ impl MmaTile {
 }
 
 pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
-    match p.m {
+    let shape = [p.m, p.n, p.k];
+    let bounds = wgmma::Bounds {
+        sm_count: chip.sm_count,
+        scratch_bytes: chip.scratch_bytes,
+        counters: chip.counters,
+        gated: p.gated,
+        vectors: p.vectors,
+    };
+    // An image for 90a runs on 9.0 and on nothing newer.
+    let on_wgmma = p.dense && chip.arch == 90;
+    let asked = match chip.wanted {
+        Some(Wanted::Wgmma(plan)) if on_wgmma && bounds.allow(&plan, shape) => Some(plan),
+        _ => None,
+    };
+    match (p.m, asked) {
         _ if !p.aligned => Config::Naive,
-        1 if p.dense => Config::Gemv(Gemv::choose(p.k)),
-        2..=16 if p.dense && !(chip.arch == 90 && wanted_grid(chip.wanted, p)) => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
-        // An image for 90a runs on 9.0 and on nothing newer.
-        _ if p.dense && chip.arch == 90 => match chip.wanted {
-            Some(Wanted::Mma) => mma(p, chip),
-            Some(Wanted::Wgmma(plan))
-                if plan.tile.takes(p.gated)
-                    && plan.fits([p.m, p.n, p.k], chip.scratch_bytes, chip.counters) =>
-            {
-                Config::Wgmma(plan)
-            }
-            wanted => {
-                let shape = [p.m, p.n, p.k];
-                let known = match wanted {
-                    Some(Wanted::Encoders) => wgmma::of_encoders(shape),
-                    None => wgmma::measured(shape),
-                    _ => None,
-                };
-                if let Some(plan) = known.filter(|plan| plan.fits(shape, chip.scratch_bytes, chip.counters)) {
-                    return Config::Wgmma(plan);
-                }
-                let tiles: &[_] = match wanted == Some(Wanted::Teams) || teams_ahead(p.m, p.n, p.k) {
-                    true => &wgmma::WgmmaTile::TEAMS,
-                    false => &wgmma::WgmmaTile::ALL,
-                };
-                let Chip { sm_count, scratch_bytes, counters, .. } = *chip;
-                Config::Wgmma(wgmma::choose(tiles, shape, sm_count, scratch_bytes, counters))
-            }
+        (1, _) if p.dense => Config::Gemv(Gemv::choose(p.k)),
+        // Of few rows only what is made for them.
+        (2..=16, Some(plan)) if plan.tile.bm <= 16 => Config::Wgmma(plan),
+        (2..=16, _) if p.dense => match wgmma::measured(shape).filter(|plan| bounds.allow(plan, shape)) {
+            Some(plan) if on_wgmma && plan.tile.bm <= 16 && chip.few_rows.is_none() => Config::Wgmma(plan),
+            _ => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
         },
+        (_, Some(plan)) => Config::Wgmma(plan),
+        _ if on_wgmma && chip.wanted != Some(Wanted::Mma) => Config::Wgmma(wgmma::choose(shape, &bounds)),
         _ => mma(p, chip),
     }
-}
-
-/// Whether a tile of `gemm/wgmma_multicast.cu` is asked for, which also takes few rows.
-fn wanted_grid(wanted: Option<Wanted>, p: &Problem) -> bool {
-    matches!(wanted, Some(Wanted::Wgmma(plan))
-        if matches!(plan.tile.team, wgmma::Team::Grid(_)) && plan.tile.takes(p.gated))
-}
-
-/// Where `gemm/wgmma_teams.cu` was measured ahead at every shape that was tried: many rows and few steps of K, so that
-/// epilogues count; and at N = 1024, K = 4096 with 1025 rows (26.0 against 32.5 us) and with 13325 (166 against 203),
-/// though not with 4100 (64.4 against 54.1) (`gemm/LADDER.md`). Elsewhere its estimate has to be fitted first.
-fn teams_ahead(m: usize, n: usize, k: usize) -> bool {
-    let narrow_and_deep = n <= 1024 && k <= 4096 && (m <= 1152 || m >= 8192);
-    m >= 1025 && (k <= 1024 || narrow_and_deep)
 }
 
 /// The tile and split with the least estimated time.
@@ -333,7 +283,15 @@ mod tests {
     const B200: Chip = Chip { arch: 100, ..H200 };
 
     fn dense(m: usize, n: usize, k: usize) -> Problem {
-        Problem { m, n, k, dense: true, aligned: k.is_multiple_of(8), gated: false }
+        Problem {
+            m,
+            n,
+            k,
+            dense: true,
+            aligned: k.is_multiple_of(8),
+            gated: false,
+            vectors: n.is_multiple_of(8),
+        }
     }
 
     #[test]
@@ -393,8 +351,8 @@ mod tests {
             "128x256/0",
             "128x250/1",
             "128x256/1/1",
-            "0x128x256/1",
-            "3x128x128/1",
+            "t128x80/1",
+            "1x128x128/1",
             "x/1",
         ] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
@@ -402,71 +360,61 @@ mod tests {
     }
 
     #[test]
-    fn wanted_teams_are_taken_where_they_fit() {
-        let teams = |text| Chip { wanted: Some(Wanted::parse(text).unwrap()), ..H200 };
-        let taken = |text, m| match choose(&dense(m, 512, 1024), &teams(text)) {
-            Config::Wgmma(plan) => (plan.tile.team, plan.tile.bm, plan.tile.bn, plan.splits),
-            other => panic!("{other:?}"),
+    fn clusters_are_taken_where_they_fit() {
+        let wants = |text| Chip { wanted: Some(Wanted::parse(text).unwrap()), ..H200 };
+        let taken = |text, p: Problem| match choose(&p, &wants(text)) {
+            Config::Wgmma(plan) => (plan.tile.name(), plan.splits),
+            other => panic!("{text}: {other:?}"),
         };
-        assert_eq!(taken("1x192x192/2", 300), (wgmma::Team::One, 192, 192, 2));
-        assert_eq!(taken("2x128x128/1", 300), (wgmma::Team::Two, 128, 128, 1));
-        assert_eq!(taken("cx128x128/4", 300), (wgmma::Team::Cluster, 128, 128, 4));
-        // Unasked where they were measured ahead.
-        for (m, n, k, ahead) in [
-            (1025, 4096, 1024, true),
-            (13325, 4096, 1024, true),
-            (1024, 4096, 1024, false),
-            (1025, 1024, 4096, true),
-            (4100, 1024, 4096, false),
-            (13325, 1024, 4096, true),
-            (1025, 3584, 4096, false),
-            (2048, 3584, 18944, false),
-        ] {
-            let Config::Wgmma(plan) = choose(&dense(m, n, k), &H200) else { panic!("{m} {n} {k}") };
-            assert_eq!(plan.tile.team != wgmma::Team::Plain, ahead, "{m} {n} {k}");
-        }
-        // Pairs only where they are asked for.
-        let pair = |text| match choose(&dense(300, 512, 1024), &teams(text)) {
-            Config::Wgmma(plan) => (plan.tile.shared, plan.tile.team, plan.splits),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(pair("w1x128x256/2"), (wgmma::Shared::W, wgmma::Team::One, 2));
-        assert_eq!(pair("x2x128x128/1"), (wgmma::Shared::X, wgmma::Team::Two, 1));
-        assert_eq!(pair("teams").0, wgmma::Shared::Nothing);
-        assert_eq!(pair("cx128x96/2"), (wgmma::Shared::Nothing, wgmma::Team::Cluster, 2));
-        // Clusters that share operands, which also take few rows; of gates and ups only whole groups.
-        let grid = |text, p| choose(&p, &teams(text));
         let wide = |m| dense(m, 512, 1024);
-        for m in [8, 300] {
-            let Config::Wgmma(plan) = grid("t64x16_4x1/1", wide(m)) else { panic!("{m}") };
-            assert_eq!((plan.tile.grid_name().as_str(), plan.splits), ("t64x16_4x1", 1));
+        for (text, name, splits) in [
+            ("cx128x128/4", "cx128x128", 4),
+            ("t128x80_4x2/1", "t128x80_4x2", 1),
+            ("d64x144_2x1/3", "d64x144_2x1", 3),
+        ] {
+            assert_eq!(taken(text, wide(300)), (name.to_owned(), splits));
         }
-        assert_eq!(Wanted::parse("t64x16_4x1/2"), None);
-        let Config::Wgmma(plan) = grid("d64x72_2x1/1", wide(300)) else { panic!("not on wgmma") };
-        assert_eq!(plan.tile.grid_name(), "d64x72_2x1");
-        let Config::Wgmma(plan) = grid("d64x72_2x1/1", Problem { gated: true, ..wide(300) }) else { panic!() };
-        assert_ne!(plan.tile.grid_name(), "d64x72_2x1");
-        // By shape, beside a plan for all others.
-        let wishes = Wishes::parse("300x512x1024=cx64x128/4,1x64x96/1").unwrap();
+        // A cluster is two to eight CTAs; a tile with two blocks of rows a warpgroup does not split K.
+        for text in ["cx128x128/1", "cx128x128/9", "t256x96_2x1/2"] {
+            let own = choose(&wide(300), &H200);
+            assert_eq!(choose(&wide(300), &wants(text)), own, "{text}");
+        }
+        // Of gates and ups whole groups, and rows of y in whole vectors of 16 bits.
+        let odd = "d128x112_1x2/1";
+        assert_eq!(taken(odd, Problem { gated: true, ..wide(300) }).0, "d128x112_1x2");
+        assert_ne!(taken(odd, Problem { vectors: false, ..wide(300) }).0, "d128x112_1x2");
+        // Few rows go to tiles for few rows alone.
+        assert_eq!(taken("t64x16_4x1/1", wide(8)).0, "t64x16_4x1");
+        for (text, p) in [("t64x64_4x2/1", wide(8)), ("t64x16_4x1/1", Problem { vectors: false, ..wide(8) })]
+        {
+            assert_eq!(choose(&p, &wants(text)), Config::Skinny(FewRows::Batches), "{text}");
+        }
+        // Unasked where they were measured ahead.
+        let measured = |m, n, k| match choose(&dense(m, n, k), &H200) {
+            Config::Wgmma(plan) => plan.tile.name(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(measured(1025, 1024, 4096), "t128x80_4x2");
+        assert_eq!(measured(16, 3584, 3584), "t64x16_4x1");
+        assert_eq!(choose(&dense(8, 3584, 3584), &H200), Config::Skinny(FewRows::Batches));
+    }
+
+    #[test]
+    fn shapes_have_wishes_of_their_own() {
+        let wishes = Wishes::parse("300x512x1024=cx64x128/4,64x96/1").unwrap();
         let by_shape =
             |m| match choose(&dense(m, 512, 1024), &Chip { wanted: wishes.of([m, 512, 1024]), ..H200 }) {
-                Config::Wgmma(plan) => (plan.tile.team, plan.tile.bm, plan.tile.bn, plan.splits),
+                Config::Wgmma(plan) => (plan.tile.name(), plan.splits),
                 other => panic!("{other:?}"),
             };
-        assert_eq!(by_shape(300), (wgmma::Team::Cluster, 64, 128, 4));
-        assert_eq!(by_shape(301), (wgmma::Team::One, 64, 96, 1));
+        assert_eq!(by_shape(300), ("cx64x128".to_owned(), 4));
+        assert_eq!(by_shape(301), ("64x96".to_owned(), 1));
         assert_eq!(Wishes::parse("300x512x1024=mma").unwrap().of([1, 1, 1]), None);
         for bad in
-            ["", "mma,teams", "300x512=mma", "300x512x1024=", "300x512x1024x1=mma", "axbxc=mma", "mma,"]
+            ["", "mma,64x96/1", "300x512=mma", "300x512x1024=", "300x512x1024x1=mma", "axbxc=mma", "mma,"]
         {
             assert_eq!(Wishes::parse(bad), None, "{bad}");
         }
-        // Teams that take turns do not split K; a cluster is two to eight CTAs.
-        for none in ["2x128x128/2", "cx128x128/1", "cx128x128/9"] {
-            assert_eq!(taken(none, 300).0, wgmma::Team::Plain, "{none}");
-        }
-        assert_ne!(taken("teams", 300).0, wgmma::Team::Plain);
-        assert_eq!(choose(&dense(16, 512, 1024), &teams("teams")), Config::Skinny(FewRows::Batches));
     }
 
     #[test]

@@ -259,7 +259,8 @@ impl Product<'_> {
             return Ok(());
         }
         let gated = self.act == LinearAct::Swiglu;
-        let config = choose(&Problem { m, n, k, dense, aligned, gated }, &chip(l, [m, n, k])?);
+        let vectors = self.y.desc.dtype != DType::F32 && (n / self.act.rows_per_col()).is_multiple_of(8);
+        let config = choose(&Problem { m, n, k, dense, aligned, gated, vectors }, &chip(l, [m, n, k])?);
         crate::ensure_input!(
             self.norm.is_none() || matches!(config, Config::Gemv(_)),
             "{}: a product with a norm in front wants one row of a multiple of 8 elements on the GPU; got {} {}",

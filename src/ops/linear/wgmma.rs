@@ -1,22 +1,18 @@
-//! `gemm/wgmma.cu`, `gemm/wgmma_teams.cu`, `gemm/wgmma_pairs.cu` and `gemm/wgmma_multicast.cu`, TMA and wgmma of sm_90a: which tile and split.
+//! `gemm/wgmma.cu` and `gemm/wgmma_multicast.cu`, TMA and wgmma of sm_90a: which tile and split.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod launch;
 #[cfg(test)]
 mod tests;
 
-/// Who multiplies a tile.
+/// How the CTAs of a launch work together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Team {
-    /// All warpgroups of a CTA of `gemm/wgmma.cu`.
+pub(crate) enum Form {
+    /// `gemm/wgmma.cu`, each for itself.
     Plain,
-    /// The same in `gemm/wgmma_teams.cu`.
-    One,
-    /// One of two warpgroups, in turns.
-    Two,
-    /// A cluster of CTAs, each with a part of K.
+    /// The same, clusters whose CTAs have a part of K each.
     Cluster,
-    /// All warpgroups of a CTA of `gemm/wgmma_multicast.cu`, in a cluster of CTAs that share operands.
+    /// `gemm/wgmma_multicast.cu`, clusters whose CTAs share operands.
     Grid(Grid),
 }
 
@@ -30,21 +26,11 @@ pub(crate) struct Grid {
     pub cb: usize,
 }
 
-/// What two CTAs on neighbouring tiles have in common (`gemm/wgmma_pairs.cu`): each loads half of it for both.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shared {
-    Nothing,
-    /// Tiles below one another.
-    W,
-    /// Tiles side by side.
-    X,
-}
-
-/// Tiles of the three files.
+/// Tiles of the two files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WgmmaTile {
-    pub team: Team,
-    pub shared: Shared,
+    pub form: Form,
+    /// Rows of x and of w.
     pub bm: usize,
     pub bn: usize,
     /// Depth of the ring between copies and products. Part of the kernel symbol, so the two sides cannot disagree.
@@ -53,116 +39,59 @@ pub(crate) struct WgmmaTile {
     ctas: usize,
 }
 
-const fn tile(bm: usize, bn: usize, stages: usize) -> WgmmaTile {
-    team_tile(Team::Plain, bm, bn, stages)
-}
-
-const fn team_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
+const fn tile(form: Form, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
     let ctas = if bm * bn <= 64 * 128 { 2 } else { 1 };
-    WgmmaTile { team, shared: Shared::Nothing, bm, bn, stages, ctas }
-}
-
-const fn slim_tile(team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
-    WgmmaTile { team, shared: Shared::Nothing, bm, bn, stages, ctas: 2 }
-}
-
-const fn pair_tile(shared: Shared, team: Team, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
-    WgmmaTile { team, shared, bm, bn, stages, ctas: 1 }
+    WgmmaTile { form, bm, bn, stages, ctas }
 }
 
 /// Rows of w and of x.
 const fn turned(w: usize, x: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
-    let team = Team::Grid(Grid { turned: true, ca, cb });
-    WgmmaTile { team, shared: Shared::Nothing, bm: x, bn: w, stages, ctas: 1 }
+    WgmmaTile { form: Form::Grid(Grid { turned: true, ca, cb }), bm: x, bn: w, stages, ctas: 1 }
 }
 
 /// Rows of x and of w.
 const fn direct(x: usize, w: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
-    let team = Team::Grid(Grid { turned: false, ca, cb });
-    WgmmaTile { team, shared: Shared::Nothing, bm: x, bn: w, stages, ctas: 1 }
+    WgmmaTile { form: Form::Grid(Grid { turned: false, ca, cb }), bm: x, bn: w, stages, ctas: 1 }
 }
 
 impl WgmmaTile {
     const BK: usize = 64;
     /// The EXPORT lines of `gemm/wgmma.cu`.
-    pub const ALL: [WgmmaTile; 7] = [
-        tile(128, 256, 4),
-        tile(128, 224, 4),
-        tile(128, 192, 5),
-        tile(128, 144, 6),
-        tile(128, 128, 6),
-        tile(64, 256, 5),
-        tile(64, 128, 4),
-    ];
-    /// The EXPORT lines of `gemm/wgmma_teams.cu`.
-    pub const TEAMS: [WgmmaTile; 20] = [
-        team_tile(Team::One, 192, 192, 4),
-        team_tile(Team::One, 192, 144, 4),
-        team_tile(Team::One, 192, 128, 4),
-        team_tile(Team::One, 192, 96, 5),
-        team_tile(Team::One, 128, 256, 4),
-        team_tile(Team::One, 128, 224, 4),
-        team_tile(Team::One, 128, 208, 4),
-        team_tile(Team::One, 128, 192, 5),
-        team_tile(Team::One, 128, 144, 6),
-        team_tile(Team::One, 128, 128, 6),
-        team_tile(Team::One, 64, 128, 4),
-        team_tile(Team::One, 64, 96, 5),
-        team_tile(Team::Two, 128, 128, 6),
-        team_tile(Team::Two, 64, 256, 5),
-        team_tile(Team::Cluster, 192, 128, 4),
-        team_tile(Team::Cluster, 192, 96, 5),
-        team_tile(Team::Cluster, 128, 256, 4),
-        team_tile(Team::Cluster, 128, 144, 6),
-        team_tile(Team::Cluster, 128, 128, 6),
-        team_tile(Team::Cluster, 64, 128, 4),
-    ];
-    /// Those of the same file of which two fit on an SM though two warpgroups multiply: what one CTA leaves of an SM, the
-    /// next kernel may take before this one ends. Not timed yet.
-    pub const SLIM: [WgmmaTile; 2] = [slim_tile(Team::One, 128, 96, 3), slim_tile(Team::Cluster, 128, 96, 3)];
-    /// The EXPORT lines of `gemm/wgmma_pairs.cu`.
-    pub const PAIRS: [WgmmaTile; 10] = [
-        pair_tile(Shared::W, Team::One, 128, 256, 4),
-        pair_tile(Shared::W, Team::One, 128, 192, 5),
-        pair_tile(Shared::W, Team::One, 128, 128, 6),
-        pair_tile(Shared::W, Team::Two, 128, 128, 6),
-        pair_tile(Shared::W, Team::One, 192, 192, 4),
-        pair_tile(Shared::W, Team::One, 192, 96, 5),
-        pair_tile(Shared::X, Team::One, 128, 256, 4),
-        pair_tile(Shared::X, Team::One, 128, 128, 6),
-        pair_tile(Shared::X, Team::Two, 128, 128, 6),
-        pair_tile(Shared::X, Team::One, 192, 96, 5),
+    pub const PLAIN: [WgmmaTile; 7] = [
+        tile(Form::Plain, 128, 256, 4),
+        tile(Form::Plain, 128, 144, 6),
+        tile(Form::Plain, 128, 128, 6),
+        tile(Form::Plain, 64, 128, 4),
+        tile(Form::Plain, 64, 96, 5),
+        tile(Form::Cluster, 128, 128, 6),
+        tile(Form::Cluster, 64, 128, 4),
     ];
     /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
-    pub const GRIDS: [WgmmaTile; 28] = [
-        turned(64, 8, 24, 4, 1),
+    pub const GRIDS: [WgmmaTile; 24] = [
         turned(64, 16, 21, 4, 1),
-        turned(64, 32, 18, 4, 1),
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
         turned(128, 64, 8, 2, 4),
-        turned(128, 80, 7, 4, 2),
-        turned(128, 88, 7, 2, 4),
+        turned(128, 80, 8, 4, 2),
         turned(128, 128, 6, 2, 1),
         turned(192, 176, 4, 1, 2),
         turned(256, 96, 4, 2, 1),
         turned(256, 128, 4, 2, 1),
-        turned(256, 128, 4, 1, 2),
         turned(256, 136, 4, 2, 1),
         turned(256, 152, 4, 1, 2),
-        direct(64, 32, 17, 2, 1),
-        direct(64, 48, 15, 2, 4),
-        direct(64, 56, 14, 2, 1),
-        direct(64, 64, 13, 2, 1),
-        direct(64, 72, 12, 2, 1),
         direct(64, 96, 10, 2, 1),
         direct(64, 96, 10, 2, 4),
-        direct(64, 112, 9, 2, 1),
         direct(64, 144, 8, 2, 1),
-        direct(128, 80, 7, 2, 4),
+        direct(64, 144, 8, 1, 2),
+        direct(128, 80, 8, 2, 4),
         direct(128, 112, 6, 1, 2),
+        direct(128, 128, 6, 2, 1),
         direct(128, 144, 6, 2, 1),
-        direct(192, 128, 4, 1, 2),
+        direct(128, 144, 6, 1, 2),
+        direct(128, 192, 5, 2, 1),
+        direct(128, 224, 4, 2, 1),
+        direct(128, 256, 4, 2, 1),
+        direct(192, 128, 5, 1, 2),
     ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
@@ -172,81 +101,67 @@ impl WgmmaTile {
         self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
     }
 
-    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_1x192x192x4` of `gemm_teams_1x192x192x4_bf16`, `_w1x128x256x4` of
-    /// `gemm_pairs_w1x128x256x4_bf16`, `_t128x80x7_4x2` of `gemm_multicast_t128x80x7_4x2_bf16`.
-    pub fn variant(&self) -> String {
+    /// `128x256`, `cx128x128`, `t128x80_4x2`: how `VIVACE_GEMM` names it.
+    pub fn name(&self) -> String {
         let [bm, bn] = [self.bm, self.bn];
-        let shared = match self.shared {
-            Shared::Nothing => "",
-            Shared::W => "w",
-            Shared::X => "x",
-        };
-        let (team, [a, b], cluster) = match self.team {
-            Team::Plain => ("", [bm, bn], String::new()),
-            Team::One => ("1x", [bm, bn], String::new()),
-            Team::Two => ("2x", [bm, bn], String::new()),
-            Team::Cluster => ("cluster_", [bm, bn], String::new()),
-            Team::Grid(Grid { turned: true, ca, cb }) => ("t", [bn, bm], format!("_{ca}x{cb}")),
-            Team::Grid(Grid { turned: false, ca, cb }) => ("d", [bm, bn], format!("_{ca}x{cb}")),
-        };
-        format!("_{shared}{team}{a}x{b}x{}{cluster}", self.stages)
-    }
-
-    /// Whether a tile has whole groups of gates and ups, where rows of w are those.
-    pub fn takes(&self, gated: bool) -> bool {
-        !gated || self.bn.is_multiple_of(16)
-    }
-
-    /// `t128x80_4x2`, as `VIVACE_GEMM` names a tile of `gemm/wgmma_multicast.cu`; empty for others.
-    pub fn grid_name(&self) -> String {
-        match self.team {
-            Team::Grid(Grid { turned: true, ca, cb }) => format!("t{}x{}_{ca}x{cb}", self.bn, self.bm),
-            Team::Grid(Grid { turned: false, ca, cb }) => format!("d{}x{}_{ca}x{cb}", self.bm, self.bn),
-            _ => String::new(),
+        match self.form {
+            Form::Plain => format!("{bm}x{bn}"),
+            Form::Cluster => format!("cx{bm}x{bn}"),
+            Form::Grid(Grid { turned: true, ca, cb }) => format!("t{bn}x{bm}_{ca}x{cb}"),
+            Form::Grid(Grid { turned: false, ca, cb }) => format!("d{bm}x{bn}_{ca}x{cb}"),
         }
     }
 
-    /// Tiles of a pair, or of a cluster that shares operands, below one another, and side by side.
-    fn paired(&self) -> (usize, usize) {
-        match self.shared {
-            Shared::Nothing => match self.team {
-                Team::Grid(Grid { turned: true, ca, cb }) => (cb, ca),
-                Team::Grid(Grid { turned: false, ca, cb }) => (ca, cb),
-                _ => (1, 1),
-            },
-            Shared::W => (2, 1),
-            Shared::X => (1, 2),
+    /// `_128x256x4` of `gemm_wgmma_128x256x4_bf16`, `_t128x80x8_4x2` of `gemm_multicast_t128x80x8_4x2_bf16`.
+    pub fn variant(&self) -> String {
+        let [bm, bn, stages] = [self.bm, self.bn, self.stages];
+        match self.form {
+            Form::Plain => format!("_{bm}x{bn}x{stages}"),
+            Form::Cluster => format!("_cluster_{bm}x{bn}x{stages}"),
+            Form::Grid(Grid { turned: true, ca, cb }) => format!("_t{bn}x{bm}x{stages}_{ca}x{cb}"),
+            Form::Grid(Grid { turned: false, ca, cb }) => format!("_d{bm}x{bn}x{stages}_{ca}x{cb}"),
         }
     }
 
-    /// Rows that one copy loads, of x and of w.
-    fn boxes(&self) -> (usize, usize) {
-        match self.shared {
-            Shared::Nothing => (self.bm, self.bn),
-            Shared::W => (self.bm, self.bn / 2),
-            Shared::X => (self.bm / 2, self.bn),
+    /// Whether a tile has whole groups of gates and ups, where rows of w are those, and y whole vectors where it has to.
+    pub fn takes(&self, gated: bool, vectors: bool) -> bool {
+        (!gated || self.bn.is_multiple_of(16)) && (vectors || !matches!(self.form, Form::Grid(_)))
+    }
+
+    /// Tiles of a cluster that shares operands below one another, and side by side.
+    fn clustered(&self) -> (usize, usize) {
+        match self.form {
+            Form::Grid(Grid { turned: true, ca, cb }) => (cb, ca),
+            Form::Grid(Grid { turned: false, ca, cb }) => (ca, cb),
+            _ => (1, 1),
         }
     }
 
-    /// The EXPORT_WINDOWS lines of `gemm/wgmma_teams.cu`.
+    /// The EXPORT_WINDOWS lines of `gemm/wgmma.cu`.
     fn takes_windows(&self) -> bool {
-        self.team == Team::Cluster && matches!((self.bm, self.bn), (128, 128) | (64, 128))
+        self.form == Form::Cluster
     }
 
-    /// Warpgroups that multiply one tile where K may be split, 64 rows each.
+    /// Rows of the operand that warpgroups take 64 of at a time.
+    fn rows_of_a(&self) -> usize {
+        match self.form {
+            Form::Grid(Grid { turned: true, .. }) => self.bn,
+            _ => self.bm,
+        }
+    }
+
+    /// Warpgroups that multiply one tile where K may be split, 64 rows of A each.
     fn consumers(&self) -> usize {
-        self.bm / 64
+        self.rows_of_a() / 64
     }
 }
 
-/// CTAs of clusters, one per SM, that are on the chip at once. A cluster lies within a GPC: of an H200's 132 SMs some GPCs
-/// have 18, others 16.
+/// CTAs of clusters, one per SM, that are on the chip at once: a cluster lies within a GPC, and those are not whole
+/// multiples of it.
 fn resident_in_clusters(ctas: usize, sm_count: usize) -> usize {
-    match ctas {
-        1 => sm_count,
-        2 => sm_count & !1,
-        _ => sm_count / 16 * 16 / ctas * ctas,
-    }
+    // What cuOccupancyMaxActiveClusters says of an H200's 132 SMs: clusters of 1 to 8 CTAs.
+    const CLUSTERS: [usize; 8] = [132, 66, 39, 30, 22, 17, 15, 15];
+    (CLUSTERS[ctas - 1] * sm_count / 132).max(1) * ctas
 }
 
 /// How one product is carried out.
@@ -258,37 +173,38 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Those of a pair count both, also where one lies outside.
+    /// Those of a cluster all count, also where some lie outside.
     fn tiles(&self, m: usize, n: usize) -> usize {
-        let (below, beside) = self.tile.paired();
+        let (below, beside) = self.tile.clustered();
         m.div_ceil(self.tile.bm * below) * below * n.div_ceil(self.tile.bn * beside) * beside
     }
 
     /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters that share K one per
-    /// unit. Pairs fit wherever an even number of SMs is free: they are those of a TPC.
+    /// unit.
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
         let units = self.tiles(m, n) * self.splits;
-        match self.tile.team {
-            Team::Cluster => units,
-            Team::Grid(g) => units.min(resident_in_clusters(g.ca * g.cb, sm_count)),
-            _ if self.tile.shared != Shared::Nothing => units.min(sm_count & !1),
-            _ => units.min(sm_count * self.tile.ctas),
+        match self.tile.form {
+            Form::Cluster => units,
+            _ => units.min(self.resident(sm_count)),
         }
+    }
+
+    fn resident(&self, sm_count: usize) -> usize {
+        resident_in_clusters(self.cluster(), sm_count) * self.tile.ctas
     }
 
     /// CTAs per cluster; 1: none.
     pub fn cluster(&self) -> usize {
-        match self.tile.team {
-            Team::Cluster => self.splits,
-            Team::Grid(g) => g.ca * g.cb,
-            _ if self.tile.shared != Shared::Nothing => 2,
-            _ => 1,
+        match self.tile.form {
+            Form::Plain => 1,
+            Form::Cluster => self.splits,
+            Form::Grid(g) => g.ca * g.cb,
         }
     }
 
     /// Whether parts of K are joined through scratch memory.
     fn joins(&self) -> bool {
-        self.splits > 1 && self.tile.team != Team::Cluster
+        self.splits > 1 && self.tile.form != Form::Cluster
     }
 
     /// Bytes of f32 partial sums.
@@ -306,156 +222,104 @@ impl Plan {
     /// Whether K may have that many parts, and scratch memory room for them.
     pub fn fits(&self, [m, n, k]: [usize; 3], scratch_bytes: usize, counters: usize) -> bool {
         let steps = k.div_ceil(WgmmaTile::BK).max(1);
-        let parts = match self.tile.team {
-            Team::Plain | Team::One => 1..=steps,
-            Team::Two | Team::Grid(_) => 1..=1,
-            Team::Cluster => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
+        let parts = match self.tile.form {
+            Form::Cluster => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
+            // Of 256 rows a warpgroup has two blocks.
+            Form::Grid(_) if self.tile.rows_of_a() == 256 => 1..=1,
+            _ => 1..=steps,
         };
         parts.contains(&self.splits)
             && self.partial_bytes(m, n) <= scratch_bytes
             && self.counters(m, n) <= counters
     }
 
-    fn estimate(&self, m: usize, n: usize, k: usize, sm_count: usize) -> f64 {
-        let WgmmaTile { bm, bn, ctas, .. } = self.tile;
-        Work {
-            bm,
-            bn,
-            loaded_rows: bm,
-            ctas,
-            tiles: self.tiles(m, n),
-            splits: self.splits,
-            steps: k.div_ceil(WgmmaTile::BK),
-            bytes: 2 * (n * k + m * k + m * n),
-        }
-        .clocks(sm_count)
-    }
-
-    /// The same for `gemm/wgmma_teams.cu`, whose constants are read from its SASS and from what the other file measures:
-    /// off by 31 % on the plans that `tools/gemm-sweep` timed, 15 % with those that `tools/gemm-fit` found.
-    fn estimate_teams(&self, m: usize, n: usize, k: usize, sm_count: usize) -> f64 {
-        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
-        const L2_BYTES: f64 = 57.0;
-        const HBM_BYTES: f64 = 17.0;
-        const WRITE_BYTES: f64 = 24.0;
-        const READ_BYTES: f64 = 36.0;
-        const TENSOR: f64 = 0.91;
-        // Launch and first loads; epilogue, fixed and per clock of elements.
-        const FILL: f64 = 5000.0;
-        const FINISH: f64 = 1500.0;
-        const FINISH_ELEMENTS: f64 = 9.0;
-        const JOIN: f64 = 2500.0;
-        const CLUSTER_JOIN: f64 = 2500.0;
-        const OVERLAP_LOSS: f64 = 0.1;
-
-        let WgmmaTile { team, bm, bn, ctas, .. } = self.tile;
-        let elements = (bm * bn) as f64;
-        let step = (2.0 * elements * Self::bk() / 4096.0 / TENSOR)
-            .max((bm + bn) as f64 * 2.0 * Self::bk() / L2_BYTES);
-        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
-        let rounds = match team {
-            // Clusters stay within a GPC of 16 SMs or 18.
-            Team::Cluster => {
-                let resident =
-                    if self.splits == 2 { sm_count / 2 } else { sm_count / 16 * (16 / self.splits) };
-                self.tiles(m, n).div_ceil(resident.max(1))
-            }
-            _ => (self.tiles(m, n) * self.splits).div_ceil(sm_count),
-        };
-        let rounds = rounds.max(1) as f64;
-        let finish = FINISH + elements / FINISH_ELEMENTS;
-        let finishes = match team {
-            // In each other's shadow, which is as long as a product; the last stands alone.
-            Team::Two => finish + (rounds - 1.0) * (finish - steps * step).max(0.0),
-            Team::Cluster => rounds * finish / self.splits as f64 + (rounds - 1.0) * FILL,
-            _ => finish * (rounds / ctas as f64).ceil(),
-        };
-        let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
-        let join = match self.splits {
-            1 => 0.0,
-            _ if team == Team::Cluster => rounds * CLUSTER_JOIN,
-            s => JOIN + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
-        };
-        let work = rounds * steps * step + finishes;
-        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
-    }
-
-    fn bk() -> f64 {
-        WgmmaTile::BK as f64
-    }
-}
-
-/// What a product costs on tiles out of a ring.
-pub(crate) struct Work {
-    pub bm: usize,
-    pub bn: usize,
-    /// Rows of x that a step loads.
-    pub loaded_rows: usize,
-    /// Resident CTAs per SM.
-    pub ctas: usize,
-    pub tiles: usize,
-    pub splits: usize,
-    /// Of a whole tile, 64 of K each.
-    pub steps: usize,
-    /// Of all operands.
-    pub bytes: usize,
-}
-
-impl Work {
-    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
-    pub fn clocks(&self, sm_count: usize) -> f64 {
-        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
+    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer. Off by 9 % on the 450 plans that
+    /// `tools/gemm-sweep` timed on an H200 and `tools/gemm-fit` found the constants from; the plan that it prefers takes
+    /// 1.5 % longer than the fastest on the geometric mean.
+    fn estimate(&self, [m, n, k]: [usize; 3], sm_count: usize) -> f64 {
+        // Per SM and clock: bytes that arrive in shared memory, those of them that the L2 is asked for, bytes of HBM,
+        // bytes of partial sums read.
+        const ARRIVE_BYTES: f64 = 65.0;
         const L2_BYTES: f64 = 52.0;
-        const HBM_BYTES: f64 = 19.5;
-        const WRITE_BYTES: f64 = 24.0;
-        const READ_BYTES: f64 = 36.0;
-        // Share of the tensor cores' 4096 flops per clock that the loop reaches.
-        const TENSOR: f64 = 0.93;
-        // First loads; epilogue, fixed and per clock of elements.
-        const FILL: f64 = 1500.0;
-        const FINISH: f64 = 800.0;
-        const FINISH_ELEMENTS: f64 = 12.0;
-        const OVERLAP_LOSS: f64 = 0.1;
+        const HBM_BYTES: f64 = 16.9;
+        const READ_BYTES: f64 = 104.0;
+        // Share of the tensor cores' 4096 flops per clock.
+        const TENSOR: f64 = 0.984;
+        // Launch and first loads; shortest step; end of a tile, fixed, per clock of elements, and by way of f32.
+        const FILL: f64 = 1140.0;
+        const STEP: f64 = 265.0;
+        const FINISH: f64 = 1800.0;
+        const FINISH_ELEMENTS: f64 = 9.25;
+        const FINISH_F32: f64 = 360.0;
+        const CLUSTER_JOIN: f64 = 6720.0;
+        const JOIN: f64 = 8330.0;
+        const OVERLAP_LOSS: f64 = 0.235;
 
-        let bk = WgmmaTile::BK as f64;
-        let elements = (self.bm * self.bn) as f64;
-        let step = (2.0 * elements * bk / 4096.0 / TENSOR)
-            .max((self.loaded_rows + self.bn) as f64 * 2.0 * bk / L2_BYTES);
-        let steps = self.steps.div_ceil(self.splits) as f64;
-        let per_sm = (self.tiles * self.splits).div_ceil(sm_count).max(1);
-        // Epilogues of CTAs that share an SM run beside the products of the others.
-        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(self.ctas) as f64;
-        let memory = self.bytes as f64 / (HBM_BYTES * sm_count as f64);
+        let WgmmaTile { bm, bn, .. } = self.tile;
+        let (below, beside) = self.tile.clustered();
+        let row_bytes = 2.0 * WgmmaTile::BK as f64;
+        let units = self.tiles(m, n) * self.splits;
+        let resident = match self.tile.form {
+            Form::Cluster => resident_in_clusters(self.splits, sm_count),
+            _ => self.resident(sm_count),
+        };
+        // Two CTAs on an SM share what it has.
+        let sharing = (units.min(resident) as f64 / sm_count as f64).max(1.0);
+        let asked = bm as f64 / beside as f64 + bn as f64 / below as f64;
+        let step = (2.0 * row_bytes / 2.0 * (bm * bn) as f64 / 4096.0 / TENSOR * sharing)
+            .max((bm + bn) as f64 * row_bytes / ARRIVE_BYTES * sharing)
+            .max(asked * row_bytes / L2_BYTES * sharing)
+            .max(STEP);
+        let elements = (bm * bn) as f64;
         let join = match self.splits {
             1 => 0.0,
-            s => 1500.0 + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
+            _ if self.tile.form == Form::Cluster => CLUSTER_JOIN,
+            s => JOIN + 4.0 * elements * (s - 1) as f64 / READ_BYTES,
         };
-        // The two overlap, but not wholly.
-        let work = per_sm as f64 * steps * step + finish;
-        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
+        let by_f32 = if matches!(self.tile.form, Form::Grid(_)) { 0.0 } else { FINISH_F32 };
+        let finish = FINISH + elements / FINISH_ELEMENTS + by_f32 + join;
+        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
+        let work = units.div_ceil(resident.max(1)).max(1) as f64 * (steps * step + finish);
+        let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
+        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL
     }
 }
 
-/// The plan of `tiles` with the least estimated time. `scratch_bytes` and `counters` bound the splitting of K.
-pub(crate) fn choose(
-    tiles: &[WgmmaTile],
-    [m, n, k]: [usize; 3],
-    sm_count: usize,
-    scratch_bytes: usize,
-    counters: usize,
-) -> Plan {
-    let steps = k.div_ceil(WgmmaTile::BK).max(1);
-    let mut best = (f64::INFINITY, Plan { tile: tiles[0], splits: 1 });
-    for &tile in tiles {
+/// What bounds a choice beside the shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub sm_count: usize,
+    /// Of scratch memory, for the splitting of K.
+    pub scratch_bytes: usize,
+    pub counters: usize,
+    /// As [`WgmmaTile::takes`].
+    pub gated: bool,
+    pub vectors: bool,
+}
+
+impl Bounds {
+    pub fn allow(&self, plan: &Plan, shape: [usize; 3]) -> bool {
+        plan.tile.takes(self.gated, self.vectors) && plan.fits(shape, self.scratch_bytes, self.counters)
+    }
+}
+
+/// The measured plan, or the one with the least estimated time.
+pub(crate) fn choose(shape: [usize; 3], bounds: &Bounds) -> Plan {
+    let tiles = || WgmmaTile::PLAIN.into_iter().chain(WgmmaTile::GRIDS);
+    measured(shape).filter(|plan| bounds.allow(plan, shape)).unwrap_or_else(|| least(tiles(), shape, bounds))
+}
+
+/// The plan of `tiles` with the least estimated time; the first tile whole, where none is allowed.
+fn least(tiles: impl Iterator<Item = WgmmaTile>, shape: [usize; 3], bounds: &Bounds) -> Plan {
+    let steps = shape[2].div_ceil(WgmmaTile::BK).max(1);
+    let mut best = (f64::INFINITY, Plan { tile: WgmmaTile::PLAIN[0], splits: 1 });
+    for tile in tiles {
         for splits in 1..=steps.min(16) {
             let plan = Plan { tile, splits };
-            if !plan.fits([m, n, k], scratch_bytes, counters) {
+            if !bounds.allow(&plan, shape) {
                 continue;
             }
-            let clocks = match tile.team {
-                Team::Plain => plan.estimate(m, n, k, sm_count),
-                _ => plan.estimate_teams(m, n, k, sm_count),
-            };
+            let clocks = plan.estimate(shape, bounds.sm_count);
             if clocks < best.0 {
                 best = (clocks, plan);
             }
@@ -465,71 +329,96 @@ pub(crate) fn choose(
 }
 
 /// How a convolution over rows with stride 2 is carried out; `None` where no plan has parts of K enough.
-pub(crate) fn of_windows([m, n, k]: [usize; 3], sm_count: usize) -> Option<Plan> {
-    let tiles: Vec<WgmmaTile> = WgmmaTile::TEAMS.into_iter().filter(WgmmaTile::takes_windows).collect();
-    Some(choose(&tiles, [m, n, k], sm_count, 0, 0)).filter(|plan| plan.fits([m, n, k], 0, 0))
+pub(crate) fn of_windows(shape: [usize; 3], sm_count: usize) -> Option<Plan> {
+    let tiles = WgmmaTile::PLAIN.into_iter().filter(WgmmaTile::takes_windows);
+    let bounds = Bounds { sm_count, scratch_bytes: 0, counters: 0, gated: false, vectors: true };
+    Some(least(tiles, shape, &bounds)).filter(|plan| plan.tile.takes_windows() && plan.fits(shape, 0, 0))
 }
 
-/// A plan that was measured: the shape, the team and rows and columns of its tile, the parts of K.
+/// A plan that was measured: the shape, the name of its tile, the parts of K.
 struct Measured {
     shape: [usize; 3],
-    tile: (Team, usize, usize),
+    tile: &'static str,
     splits: usize,
 }
 
-const fn fastest(shape: [usize; 3], tile: (Team, usize, usize), splits: usize) -> Measured {
+const fn fastest(shape: [usize; 3], tile: &'static str, splits: usize) -> Measured {
     Measured { shape, tile, splits }
 }
 
-/// What `tools/gemm-sweep` found fastest on an H200, where that was at least 2 % ahead of the choice by estimate.
-const MEASURED: [Measured; 8] = [
-    fastest([128, 3584, 3584], (Team::Cluster, 128, 128), 4), // 17.6 -> 14.9 us
-    fastest([128, 3584, 18944], (Team::Cluster, 128, 128), 4), // 49.6 -> 43.8
-    fastest([128, 37888, 3584], (Team::One, 128, 144), 1),    // 73.4 -> 71.4
-    fastest([512, 4608, 3584], (Team::One, 128, 144), 1),     // 26.2 -> 25.2
-    fastest([512, 37888, 3584], (Team::Two, 128, 128), 1),    // 197 -> 189
-    fastest([1025, 1024, 1024], (Team::One, 128, 128), 1),    // 10.8 -> 9.3
-    fastest([4100, 1024, 1024], (Team::One, 128, 256), 1),    // 21.0 -> 18.7
-    fastest([13325, 1024, 1024], (Team::One, 128, 208), 1),   // 59.5 -> 56.2
+/// What `tools/gemm-sweep` found fastest on an H200, in microseconds.
+const MEASURED: [Measured; 55] = [
+    fastest([249, 1024, 1024], "t64x64_4x2", 1),     // 3.9
+    fastest([749, 1024, 1024], "t64x96_2x1", 1),     // 5.5
+    fastest([1025, 1024, 1024], "t128x80_4x2", 1),   // 6.4
+    fastest([4100, 1024, 1024], "t256x128_2x1", 1),  // 14.4
+    fastest([13325, 1024, 1024], "t256x136_2x1", 1), // 41.8
+    fastest([249, 1024, 4096], "t64x64_4x2", 1),     // 11.8
+    fastest([749, 1024, 4096], "t128x64_2x4", 1),    // 15.0
+    fastest([1025, 1024, 4096], "t128x80_4x2", 1),   // 15.9
+    fastest([4100, 1024, 4096], "t256x128_2x1", 1),  // 45.0
+    fastest([13325, 1024, 4096], "t256x136_2x1", 1), // 142.6
+    fastest([249, 1024, 19456], "d128x128_2x1", 8),  // 26.0
+    fastest([249, 3072, 1024], "d64x96_2x1", 1),     // 5.8
+    fastest([749, 3072, 1024], "d128x144_2x1", 1),   // 9.6
+    fastest([1025, 3072, 1024], "t256x96_2x1", 1),   // 12.1
+    fastest([4100, 3072, 1024], "t192x176_1x2", 1),  // 38.2
+    fastest([13325, 3072, 1024], "t256x152_1x2", 1), // 118.9
+    fastest([16, 3584, 3584], "t64x16_4x1", 1),      // 10.5
+    fastest([64, 3584, 3584], "t64x64_4x2", 1),      // 11.6
+    fastest([128, 3584, 3584], "t64x64_4x2", 1),     // 11.6
+    fastest([256, 3584, 3584], "t128x64_2x4", 1),    // 13.9
+    fastest([512, 3584, 3584], "d128x112_1x2", 1),   // 20.6
+    fastest([1024, 3584, 3584], "d128x224_2x1", 1),  // 37.2
+    fastest([2048, 3584, 3584], "d128x112_1x2", 1),  // 72.7
+    fastest([3328, 3584, 3584], "d128x256_2x1", 1),  // 114.4
+    fastest([4096, 3584, 3584], "t256x152_1x2", 1),  // 136.8
+    fastest([256, 3584, 4096], "t128x64_2x4", 1),    // 15.6
+    fastest([1024, 3584, 4096], "d128x224_2x1", 1),  // 41.5
+    fastest([3328, 3584, 4096], "d128x256_2x1", 1),  // 129.8
+    fastest([64, 3584, 18944], "64x96", 3),          // 42.1
+    fastest([128, 3584, 18944], "cx128x128", 4),     // 43.2
+    fastest([256, 3584, 18944], "d128x128_2x1", 2),  // 55.8
+    fastest([512, 3584, 18944], "d128x112_1x2", 1),  // 95.1
+    fastest([1024, 3584, 18944], "d128x224_2x1", 1), // 172
+    fastest([2048, 3584, 18944], "d128x224_2x1", 1), // 345
+    fastest([4096, 3584, 18944], "t256x152_1x2", 1), // 689.7
+    fastest([249, 4096, 1024], "d64x144_2x1", 1),    // 6.9
+    fastest([749, 4096, 1024], "d192x128_1x2", 1),   // 11.8
+    fastest([1025, 4096, 1024], "t192x176_1x2", 1),  // 14.6
+    fastest([4100, 4096, 1024], "t192x176_1x2", 1),  // 50.9
+    fastest([13325, 4096, 1024], "t256x128_2x1", 1), // 161.2
+    fastest([16, 4608, 3584], "t64x16_4x1", 1),      // 11.2
+    fastest([64, 4608, 3584], "d64x96_2x4", 1),      // 13.0
+    fastest([128, 4608, 3584], "d64x96_2x4", 1),     // 13.0
+    fastest([256, 4608, 3584], "d128x80_2x4", 1),    // 16.0
+    fastest([512, 4608, 3584], "d128x144_2x1", 1),   // 24.2
+    fastest([1024, 4608, 3584], "d128x144_2x1", 1),  // 46.8
+    fastest([2048, 4608, 3584], "d128x192_2x1", 1),  // 89.6
+    fastest([4096, 4608, 3584], "d128x192_2x1", 1),  // 178.0
+    fastest([64, 37888, 3584], "64x96", 1),          // 68.3
+    fastest([128, 37888, 3584], "128x144", 1),       // 71.8
+    fastest([256, 37888, 3584], "d128x192_2x1", 1),  // 97.2
+    fastest([512, 37888, 3584], "d128x192_2x1", 1),  // 184.1
+    fastest([1024, 37888, 3584], "t256x128_2x1", 1), // 352.9
+    fastest([2048, 37888, 3584], "d128x256_2x1", 1), // 709.7
+    fastest([4096, 37888, 3584], "t256x128_2x1", 1), // 1415.1
 ];
 
-/// The measured plan of that N and K that has as many row blocks of its tile for m rows as for those it was measured with,
-/// and at most twice the rows.
+/// The measured plan of that N and K whose tile has as many row blocks for m rows as for those it was measured with, and at
+/// most twice the rows.
 pub(crate) fn measured([m, n, k]: [usize; 3]) -> Option<Plan> {
-    let found = MEASURED.iter().find(|of| {
-        let ([rows, cols, depth], (_, bm, _)) = (of.shape, of.tile);
-        (cols, depth) == (n, k) && rows.div_ceil(bm) == m.div_ceil(bm) && 2 * m > rows
-    })?;
-    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == found.tile)?;
-    Some(Plan { tile, splits: found.splits })
+    MEASURED.iter().find_map(|of| {
+        let [rows, cols, depth] = of.shape;
+        if (cols, depth) != (n, k) || 2 * m <= rows {
+            return None;
+        }
+        let tile = named(of.tile)?;
+        (rows.div_ceil(tile.bm) == m.div_ceil(tile.bm)).then_some(Plan { tile, splits: of.splits })
+    })
 }
 
-/// Plans by arithmetic for the layers of the two encoders, 1024 wide with 4096 in between, where their rows are few
-/// enough to be one round on 132 SMs. The bytes that an SM draws from the L2, at some 57 a clock (40 to 45
-/// are measured), are what counts:
-/// `(bm + bn) · 128` a step. Right of each plan its CTAs, and the steps of one.
-pub(crate) fn of_encoders([m, n, k]: [usize; 3]) -> Option<Plan> {
-    use Team::{Cluster, One};
-    let rows = [256, 768, 1152].into_iter().position(|most| m <= most)?;
-    let (team, bm, bn, splits) = match (rows, n, k) {
-        // 10 s of sound, 4 row blocks of 64. Two CTAs fit on an SM: the next kernel's are set up, and have asked for
-        // their weights, while these multiply.
-        (0, 3072, 1024) => (One, 64, 96, 1),        // 128, 16
-        (0, 4096, 1024) => (One, 64, 128, 1),       // 128, 16
-        (0, 1024, 1024) => (Cluster, 64, 128, 4),   // 128, 4: all of them on their way at once
-        (0, 1024, 4096) => (Cluster, 64, 128, 4),   // 128, 16
-        (0, 1024, 19456) => (Cluster, 128, 128, 8), // 128, 38
-        // 30 s, 4 row blocks of 192 or 6 of 128.
-        (1, 3072, 1024) => (One, 128, 144, 1),            // 132, 16
-        (1, 4096, 1024) => (One, 192, 128, 1),            // 128, 16
-        (1, 1024, 1024 | 4096) => (Cluster, 192, 128, 4), // 128, 4 or 16
-        (1, 1024, 19456) => (Cluster, 192, 128, 4),       // 128, 76
-        // One picture, 6 row blocks of 192. With 192 x 96 all 66 pairs of SMs would have to be free for clusters.
-        (2, 3072, 1024) => (One, 192, 144, 1),            // 132, 16
-        (2, 4096, 1024) => (One, 192, 192, 1),            // 132, 16
-        (2, 1024, 1024 | 4096) => (Cluster, 192, 128, 2), // 96, 8 or 32
-        _ => return None,
-    };
-    let tile = WgmmaTile::TEAMS.into_iter().find(|t| (t.team, t.bm, t.bn) == (team, bm, bn))?;
-    Some(Plan { tile, splits })
+/// The tile of that [`WgmmaTile::name`].
+pub(crate) fn named(name: &str) -> Option<WgmmaTile> {
+    WgmmaTile::PLAIN.into_iter().chain(WgmmaTile::GRIDS).find(|tile| tile.name() == name)
 }

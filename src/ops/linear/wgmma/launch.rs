@@ -1,8 +1,7 @@
 //! Launches of the matrix products on TMA and wgmma.
 
-use super::{Plan, Shared, Team};
+use super::{Form, Plan};
 use crate::core::Result;
-use crate::core::asked;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
 use crate::ops::linear::cuda::Epilogue;
@@ -20,7 +19,6 @@ pub(crate) struct WgmmaParams {
     pub n: u32,
     pub k: u32,
     pub splits: u32,
-    pub ahead: u32,
 }
 
 struct WgmmaKernel;
@@ -28,14 +26,6 @@ struct WgmmaKernel;
 unsafe impl Kernel for WgmmaKernel {
     const FILE: &'static str = "gemm/wgmma";
     const SYMBOL: &'static str = "gemm_wgmma";
-    type Params = WgmmaParams;
-}
-
-struct PairsKernel;
-// SAFETY: `gemm_pairs_*` in kernels/gemm/wgmma_pairs.cu take one WgmmaParams by value; loading compares the sizes.
-unsafe impl Kernel for PairsKernel {
-    const FILE: &'static str = "gemm/wgmma_pairs";
-    const SYMBOL: &'static str = "gemm_pairs";
     type Params = WgmmaParams;
 }
 
@@ -47,15 +37,7 @@ unsafe impl Kernel for MulticastKernel {
     type Params = WgmmaParams;
 }
 
-struct TeamsKernel;
-// SAFETY: `gemm_teams_*` in kernels/gemm/wgmma_teams.cu take one WgmmaParams by value; loading compares the sizes.
-unsafe impl Kernel for TeamsKernel {
-    const FILE: &'static str = "gemm/wgmma_teams";
-    const SYMBOL: &'static str = "gemm_teams";
-    type Params = WgmmaParams;
-}
-
-/// `WindowParams` of kernels/gemm/wgmma_teams.cu.
+/// `WindowParams` of kernels/gemm/wgmma.cu.
 #[repr(C, align(128))]
 #[derive(Clone, Copy)]
 struct WindowParams {
@@ -65,9 +47,9 @@ struct WindowParams {
 }
 
 struct WindowsKernel;
-// SAFETY: `gemm_windows_*` in kernels/gemm/wgmma_teams.cu take one WindowParams by value; loading compares sizes.
+// SAFETY: `gemm_windows_*` in kernels/gemm/wgmma.cu take one WindowParams by value; loading compares sizes.
 unsafe impl Kernel for WindowsKernel {
-    const FILE: &'static str = "gemm/wgmma_teams";
+    const FILE: &'static str = "gemm/wgmma";
     const SYMBOL: &'static str = "gemm_windows";
     type Params = WindowParams;
 }
@@ -89,12 +71,6 @@ fn map_rows(
     let boxes = [super::WgmmaTile::BK as u32, box_rows as u32];
     let (pitch, ptr) = (2 * (k * step) as u64, t.ptr.offset(2 * first * k));
     TensorMap::encode(t.desc.dtype, ptr, &dims, &[pitch], &boxes, Swizzle::B128, L2Promotion::B256)
-}
-
-/// Steps of w that the L2 is asked for ahead of the ring, as `VIVACE_AHEAD` says: not timed yet.
-fn ahead() -> Result<u32> {
-    let parse = |text: &str| text.parse().ok().filter(|&steps| steps <= 64);
-    Ok(asked("VIVACE_AHEAD", parse, "a number of steps up to 64")?.unwrap_or(0))
 }
 
 /// Records the product of the windows of x `[T, C]`, with stride 2, and w `[N, kernel·C]`, into m rows. No window
@@ -121,7 +97,6 @@ pub unsafe fn launch_windows(
         n: n as u32,
         k: k as u32,
         splits: splits as u32,
-        ahead: ahead()?,
     };
     let chunks = (c / super::WgmmaTile::BK) as u32;
     let p = WindowParams { g, odd: map_rows(x, (1, 2), t / 2, c, tile.bm)?, chunks };
@@ -153,8 +128,8 @@ pub unsafe fn launch(
         counters = l.counters(plan.counters(m, n))?;
     }
     let p = WgmmaParams {
-        x: map(x, m, k, tile.boxes().0)?,
-        w: map(w, n, k, tile.boxes().1)?,
+        x: map(x, m, k, tile.bm)?,
+        w: map(w, n, k, tile.bn)?,
         e,
         partials,
         counters,
@@ -162,20 +137,15 @@ pub unsafe fn launch(
         n: n as u32,
         k: k as u32,
         splits: splits as u32,
-        ahead: ahead()?,
     };
     let grid = plan.grid(m, n, l.device.sm_count());
     let geometry = Geometry::grid([grid as u32, 1, 1]).cluster(plan.cluster() as u32).smem(tile.smem_bytes());
     // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
     // all else; partials and counters have the sizes that the plan needs.
     unsafe {
-        match tile.team {
-            Team::Plain => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
-            Team::Grid(_) => l.launch_variant::<MulticastKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
-            _ if tile.shared != Shared::Nothing => {
-                l.launch_variant::<PairsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
-            }
-            _ => l.launch_variant::<TeamsKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+        match tile.form {
+            Form::Grid(_) => l.launch_variant::<MulticastKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
+            _ => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
         }
     }
 }

@@ -371,10 +371,8 @@ __device__ __forceinline__ void arg_max_end(const GemvArgMaxEndParams& p) {
 // A CTA owns 16 rows of w (with rope 8 in the first and 8 in the second half of a head); its 8 warps share K in runs of
 // 128 elements and add up through shared memory. Lane (g, t) takes 16 bytes = 8 neighbours along k of rows g and g + 8
 // and of token g: two mma steps, with k in another order than the instruction's, the same for both operands.
-// REFILL: a block of weights is asked for again as soon as it is used, so that as many bytes are on their way at any
-// time; else a batch of 4 blocks at a time.
 // Grid: ceil(N / 16); with rope (D / 16, H + 2·G). NT blocks of 8 tokens.
-template <class T, int NT, bool REFILL, class Params>
+template <class T, int NT, class Params>
 __device__ __forceinline__ void skinny(const Params& params) {
     constexpr bool ROPE = Params::ROPE;
     constexpr int U = 4;  // blocks of 32 elements in a run: 8 loads of w in flight per lane
@@ -412,7 +410,6 @@ __device__ __forceinline__ void skinny(const Params& params) {
     const auto* x = static_cast<const uint4*>(p.x);
     float acc[NT][4] = {};
     while (true) {
-        const uint32_t next = at + SKINNY_WARPS * 4 * U;
 #pragma unroll
         for (int u = 0; u < U; u++) {
             const uint32_t c = at + 4 * u;
@@ -423,14 +420,11 @@ __device__ __forceinline__ void skinny(const Params& params) {
                 mma_16816<T>(acc[j], a[u].x, b[u].x, a[u].y, b[u].y, xs.x, xs.y);
                 mma_16816<T>(acc[j], a[u].z, b[u].z, a[u].w, b[u].w, xs.z, xs.w);
             }
-            if (REFILL) load(u, next);
         }
-        at = next;
+        at += SKINNY_WARPS * 4 * U;
         if (at - t >= chunks) break;  // the same for all lanes
-        if (!REFILL) {
 #pragma unroll
-            for (int u = 0; u < U; u++) load(u, at);
-        }
+        for (int u = 0; u < U; u++) load(u, at);
     }
 #pragma unroll
     for (int j = 0; j < NT; j++)
@@ -483,17 +477,14 @@ using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
     EXPORT_GEMV(gemv_rope_##name, GemvRopeParams, form, ctas)      \
     EXPORT_GEMV(gemv_arg_max_##name, GemvArgMaxParams, form, ctas)
 
-#define EXPORT_SKINNY(name, tokens, refill, ctas)                                                                 \
-    EXPORT(gemv_##name##_bf16, GemvParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)            \
-    EXPORT(gemv_##name##_f16, GemvParams, SKINNY_THREADS, ctas, skinny<__half, tokens, refill>)                    \
-    EXPORT(gemv_rope_##name##_bf16, GemvRopeParams, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens, refill>)   \
-    EXPORT(gemv_rope_##name##_f16, GemvRopeParams, SKINNY_THREADS, ctas, skinny<__half, tokens, refill>)
+#define EXPORT_SKINNY(symbol, Params, tokens, ctas)                                        \
+    EXPORT(symbol##_bf16, Params, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens>)     \
+    EXPORT(symbol##_f16, Params, SKINNY_THREADS, ctas, skinny<__half, tokens>)
 
 EXPORT_GEMVS(2, Two, 4)
 EXPORT_GEMVS(7, Seven, 4)
 EXPORT_GEMVS(16, Sixteen, 2)
-EXPORT_SKINNY(m8, 1, false, 3)
-EXPORT_SKINNY(m16, 2, false, 2)
-EXPORT_SKINNY(m8_refill, 1, true, 3)
-EXPORT_SKINNY(m16_refill, 2, true, 2)
+EXPORT_SKINNY(gemv_m8, GemvParams, 1, 3)
+EXPORT_SKINNY(gemv_m16, GemvParams, 2, 2)
+EXPORT_SKINNY(gemv_rope_m8, GemvRopeParams, 1, 3)
 EXPORT(gemv_arg_max_end_u32, GemvArgMaxEndParams, ARG_SLOTS, 1, arg_max_end)

@@ -26,7 +26,7 @@ pub struct Rewrite {
 
 /// One fused op: how it is found and what it means.
 pub trait Rule: Sync {
-    /// The name that `--no-fuse` takes.
+    /// The name that `--fuse` and `--no-fuse` take.
     fn name(&self) -> &'static str;
 
     /// What it saves, for `--help` and dumps.
@@ -35,6 +35,11 @@ pub trait Rule: Sync {
     /// Rules whose results it takes: without them it finds nothing in the models.
     fn needs(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// Whether it is on unless it is asked for: a rule that lost where it was measured is kept for chips where it may not.
+    fn by_default(&self) -> bool {
+        true
     }
 
     /// The rewrite anchored at node `at`, if the pattern is there.
@@ -62,15 +67,22 @@ pub const RULES: &[&dyn Rule] = &[
 ];
 
 /// Which rules are off.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fusion {
     off: Vec<&'static str>,
 }
 
+impl Default for Fusion {
+    /// The rules that are on by default.
+    fn default() -> Fusion {
+        Fusion { off: RULES.iter().filter(|r| !r.by_default()).map(|r| r.name()).collect() }
+    }
+}
+
 impl Fusion {
-    /// All rules on.
+    /// All rules on, also those that have to be asked for.
     pub fn on() -> Fusion {
-        Fusion::default()
+        Fusion { off: Vec::new() }
     }
 
     /// All rules off: graphs run as the models write them.
@@ -78,27 +90,38 @@ impl Fusion {
         Fusion { off: RULES.iter().map(|r| r.name()).collect() }
     }
 
-    /// From the values of `--no-fuse`: names of rules, or `all`.
-    pub fn without<S: AsRef<str>>(names: &[S]) -> Result<Fusion> {
-        let mut off = Vec::new();
-        for name in names.iter().map(|n| n.as_ref()) {
-            match RULES.iter().find(|r| r.name() == name) {
-                Some(rule) => off.push(rule.name()),
-                None if name == "all" => return Ok(Fusion::off()),
-                None => {
-                    let known: Vec<&str> = RULES.iter().map(|r| r.name()).collect();
-                    crate::bail_input!(
-                        "--no-fuse {name}: no such rule; there are: all, {}",
-                        known.join(", ")
-                    );
-                }
+    /// The default, with the rules that `--fuse` names and without those of `--no-fuse`; `all` is every one.
+    pub fn of<S: AsRef<str>>(with: &[S], without: &[S]) -> Result<Fusion> {
+        let mut fusion = Fusion::default();
+        for name in with.iter().map(|n| n.as_ref()) {
+            match rule("--fuse", name)? {
+                Some(rule) => fusion.off.retain(|off| *off != rule),
+                None => fusion = Fusion::on(),
             }
         }
-        Ok(Fusion { off })
+        for name in without.iter().map(|n| n.as_ref()) {
+            match rule("--no-fuse", name)? {
+                Some(rule) => fusion.off.push(rule),
+                None => return Ok(Fusion::off()),
+            }
+        }
+        Ok(fusion)
     }
 
     pub fn allows(&self, name: &str) -> bool {
         !self.off.contains(&name)
+    }
+}
+
+/// The rule of that name; `None` for `all`.
+fn rule(flag: &str, name: &str) -> Result<Option<&'static str>> {
+    match RULES.iter().find(|r| r.name() == name) {
+        Some(rule) => Ok(Some(rule.name())),
+        None if name == "all" => Ok(None),
+        None => {
+            let known: Vec<&str> = RULES.iter().map(|r| r.name()).collect();
+            crate::bail_input!("{flag} {name}: no such rule; there are: all, {}", known.join(", "))
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The norm of one row in front of the matrix product that reads it: every CTA of the product has the row, and its root
-//! is a factor of the sums. Saves a kernel that the product would wait for.
+//! is a factor of the sums. Saves a kernel that the product would wait for, and yet the decoding step takes 1 % longer
+//! (3.52 against 3.48 ms on an H200): without the small kernel between them the CTAs of two products run in step.
 
 use super::{Rewrite, Rule, Uses};
 use crate::graph::{Graph, Node};
@@ -16,6 +17,10 @@ impl Rule for NormLinear {
 
     fn about(&self) -> &'static str {
         "RmsNorm + Linear | LinearFused | LinearRope -> the product with the norm in front, for one row"
+    }
+
+    fn by_default(&self) -> bool {
+        false
     }
 
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite> {

@@ -28,7 +28,6 @@ pub(crate) struct Chip {
     pub scratch_bytes: usize,
     pub counters: usize,
     pub wanted: Option<Wanted>,
-    pub few_rows: Option<FewRows>,
 }
 
 /// What may be asked for instead of the choice made here, to test and to compare: `mma`, or a tile of the kernels on wgmma
@@ -89,7 +88,7 @@ pub(crate) enum Config {
     /// `gemm/gemv.cu`, M = 1.
     Gemv(Gemv),
     /// `gemm/gemv.cu`, M = 2..=16.
-    Skinny(FewRows),
+    Skinny,
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
     /// `gemm/wgmma.cu` or `gemm/wgmma_multicast.cu`, sm_90a: TMA and wgmma.
@@ -123,33 +122,9 @@ impl Gemv {
     }
 }
 
-/// Instances of the kernel for 2 to 16 rows in `gemm/gemv.cu`; `VIVACE_GEMV` asks for one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum FewRows {
-    /// Weights are asked for a batch at a time.
-    Batches,
-    /// A block of weights is asked for when the one in its registers is used.
-    Refill,
-}
-
-impl FewRows {
-    pub fn parse(text: &str) -> Option<FewRows> {
-        match text {
-            "batches" => Some(FewRows::Batches),
-            "refill" => Some(FewRows::Refill),
-            _ => None,
-        }
-    }
-
-    /// Part of a kernel symbol, for `rows` rows.
-    pub fn variant(self, rows: usize) -> &'static str {
-        match (self, rows) {
-            (FewRows::Batches, ..=8) => "_m8",
-            (FewRows::Batches, _) => "_m16",
-            (FewRows::Refill, ..=8) => "_m8_refill",
-            (FewRows::Refill, _) => "_m16_refill",
-        }
-    }
+/// Part of a kernel symbol: the instance in `gemm/gemv.cu` for 2 to 16 rows.
+pub(crate) fn few_rows_variant(rows: usize) -> &'static str {
+    if rows <= 8 { "_m8" } else { "_m16" }
 }
 
 /// Tiles of `gemm/mma.cu`.
@@ -207,8 +182,8 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         // Of few rows only what is made for them.
         (2..=16, Some(plan)) if plan.tile.bm <= 16 => Config::Wgmma(plan),
         (2..=16, _) if p.dense => match wgmma::measured(shape).filter(|plan| bounds.allow(plan, shape)) {
-            Some(plan) if on_wgmma && plan.tile.bm <= 16 && chip.few_rows.is_none() => Config::Wgmma(plan),
-            _ => Config::Skinny(chip.few_rows.unwrap_or(FewRows::Batches)),
+            Some(plan) if on_wgmma && plan.tile.bm <= 16 => Config::Wgmma(plan),
+            _ => Config::Skinny,
         },
         (_, Some(plan)) => Config::Wgmma(plan),
         _ if on_wgmma && chip.wanted != Some(Wanted::Mma) => Config::Wgmma(wgmma::choose(shape, &bounds)),
@@ -270,14 +245,8 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip = Chip {
-        sm_count: 132,
-        arch: 90,
-        scratch_bytes: 64 << 20,
-        counters: 64 << 10,
-        wanted: None,
-        few_rows: None,
-    };
+    const H200: Chip =
+        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
 
     /// A chip whose large products are for `gemm/mma.cu`.
     const B200: Chip = Chip { arch: 100, ..H200 };
@@ -305,13 +274,9 @@ mod tests {
             }
         }
         for m in 2..=16 {
-            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny(FewRows::Batches));
-            let refilled = Chip { few_rows: FewRows::parse("refill"), ..H200 };
-            assert_eq!(choose(&dense(m, 515, 896), &refilled), Config::Skinny(FewRows::Refill));
+            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny);
         }
-        let variants = |few: FewRows| [2, 8, 9, 16].map(|m| few.variant(m));
-        assert_eq!(variants(FewRows::Batches), ["_m8", "_m8", "_m16", "_m16"]);
-        assert_eq!(variants(FewRows::Refill), ["_m8_refill", "_m8_refill", "_m16_refill", "_m16_refill"]);
+        assert_eq!([2, 8, 9, 16].map(few_rows_variant), ["_m8", "_m8", "_m16", "_m16"]);
         let rows = Problem { dense: false, ..dense(1, 256, 640) };
         assert!(matches!(choose(&rows, &H200), Config::Mma { .. }));
     }
@@ -343,7 +308,7 @@ mod tests {
         assert_ne!(choose(&dense(9000, 4096, 1024), &chip), Config::Wgmma(plan));
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
-        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny(FewRows::Batches));
+        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
         for bad in [
             "",
             "wgmma",
@@ -387,7 +352,7 @@ mod tests {
         assert_eq!(taken("t64x16_4x1/1", wide(8)).0, "t64x16_4x1");
         for (text, p) in [("t64x64_4x2/1", wide(8)), ("t64x16_4x1/1", Problem { vectors: false, ..wide(8) })]
         {
-            assert_eq!(choose(&p, &wants(text)), Config::Skinny(FewRows::Batches), "{text}");
+            assert_eq!(choose(&p, &wants(text)), Config::Skinny, "{text}");
         }
         // Unasked where they were measured ahead.
         let measured = |m, n, k| match choose(&dense(m, n, k), &H200) {
@@ -396,7 +361,7 @@ mod tests {
         };
         assert_eq!(measured(1025, 1024, 4096), "t128x80_4x2");
         assert_eq!(measured(16, 3584, 3584), "t64x16_4x1");
-        assert_eq!(choose(&dense(8, 3584, 3584), &H200), Config::Skinny(FewRows::Batches));
+        assert_eq!(choose(&dense(8, 3584, 3584), &H200), Config::Skinny);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, FewRows, Gemv, Problem, Wishes, choose};
+use super::choose::{Chip, Config, Gemv, Problem, Wishes, choose, few_rows_variant};
 use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
 use crate::core::asked;
 use crate::core::{DType, Result};
@@ -183,9 +183,7 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
 fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
     let takes = "mma, teams, encoders, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4; for one shape alone \
                  MxNxK=PLAN; several of them separated by commas";
-    let few_rows = asked("VIVACE_GEMV", FewRows::parse, "batches or refill")?;
     Ok(Chip {
-        few_rows,
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
         scratch_bytes: l.scratch.bytes,
@@ -270,7 +268,7 @@ impl Product<'_> {
         );
         match config {
             Config::Gemv(gemv) => self.launch_gemv(l, gemv.variant, gemv.rows),
-            Config::Skinny(few) => self.launch_gemv(l, few.variant(m), 16),
+            Config::Skinny => self.launch_gemv(l, few_rows_variant(m), 16),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
             // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0.
             Config::Wgmma(plan) => unsafe {
@@ -418,7 +416,7 @@ impl CudaOp for LinearRope {
         product.check()?;
         let (variant, rows) = match m {
             1 => (Gemv::choose(k).variant, Gemv::choose(k).rows),
-            _ => (chip(l, [m, w.rows(), k])?.few_rows.unwrap_or(FewRows::Batches).variant(m), 16),
+            _ => (few_rows_variant(m), 16),
         };
         let variant = product.gemv_variant(variant);
         let p = GemvRopeParams {

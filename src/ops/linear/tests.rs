@@ -296,8 +296,8 @@ fn few_rows_alone_take_norm_and_rotation() {
     assert!(norms_in_front(1, 3584) && !norms_in_front(2, 3584) && !norms_in_front(1, 77));
     for (rows, k, d, takes) in [
         (1, 3584, 128, true),
-        (16, 8, 16, true),
-        (17, 3584, 128, false),
+        (8, 8, 16, true),
+        (9, 3584, 128, false),
         (0, 3584, 128, false),
         (1, 3580, 128, false),
         (1, 3584, 24, false),

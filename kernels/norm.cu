@@ -9,7 +9,6 @@
 // Moves 4·T·C (add: 8·T·C) + 2·C bytes: bandwidth-bound. Goal 85 % of the copy rate from T = 512; T = 1 is
 // launch-bound, so w and b are loaded before the wait.
 #include "common/act.cuh"
-#include "common/ahead.cuh"
 #include "common/export.cuh"
 #include "common/ptx.cuh"
 #include "common/reduce.cuh"
@@ -32,7 +31,6 @@ struct NormParams {
     float eps;
     uint32_t act;
     float scale;
-    Ahead ahead;  // CTAs behind those of the rows
 };
 
 // The sum over the threads that share a row.
@@ -54,10 +52,7 @@ __device__ __forceinline__ float activate_any(uint32_t act, float x) {
 // GROUP threads share a row.
 template <class T, Norm NORM, bool ADD, int GROUP>
 __device__ __forceinline__ void norm(const NormParams& p) {
-    constexpr uint32_t ROWS = NORM_THREADS / GROUP;
-    if (p.ahead.lines > 0 && blockIdx.x >= (p.rows + ROWS - 1) / ROWS)
-        return ask_ahead(p.ahead, blockIdx.x - (p.rows + ROWS - 1) / ROWS, NORM_THREADS);
-    const uint32_t row = blockIdx.x * ROWS + threadIdx.x / GROUP;
+    const uint32_t row = blockIdx.x * (NORM_THREADS / GROUP) + threadIdx.x / GROUP;
     const uint32_t lane = threadIdx.x % GROUP;
     const uint32_t vectors = p.cols / 8;
     const size_t base = size_t(row) * vectors;

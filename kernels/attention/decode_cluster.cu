@@ -2,8 +2,7 @@
 // decode_cluster:  out_i = Σ_j p_ij v_j,  p_i = softmax_{j <= pos+i}(scale·q_i·k_j)          as decode.cu, in clusters
 // q, out [T, H·D] of T16, k and v [G, S_max, D] of T16; D = 64 or 128; any group H/G; scale > 0; pos, kv_len from Step
 //
-// The T·H/G queries of a kv head are rows of m16 tiles. grid = (8·clusters, row tiles, G and more
-// that ask for the weights ahead), clusters of 8 along x. A CTA
+// The T·H/G queries of a kv head are rows of m16 tiles. grid = (8·clusters, row tiles, G), clusters of 8 along x. A CTA
 // takes an equal share of kv_len in blocks of 16 keys, its 4 warps every fourth block, each with a cp.async ring of its
 // own. Rows of the cache before pos are older than this run: their copies start before the predecessor has ended.
 // The warps merge through shared memory; row r then goes from all CTAs of the cluster into the shared memory of CTA
@@ -14,15 +13,9 @@
 // Goal: 4.5 us at 512 keys, 5.5 at 2048, 85 % of the read rate at 32768.
 #include "attention/params.cuh"
 #include "attention/tile.cuh"
-#include "common/ahead.cuh"
 #include "common/export.cuh"
 #include "common/hopper.cuh"
 #include "common/ptx.cuh"
-
-struct DecodeClusterParams {
-    AttentionParams a;
-    Ahead ahead;  // CTAs with z from the number of kv heads on
-};
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, KEYS = 16, CTAS = 8, ROWS = 16 / CTAS, MOST_CLUSTERS = 8;
 
@@ -44,8 +37,7 @@ __device__ __forceinline__ float2 weigh(const float2 (&part)[N], float (&weight)
 // Dynamic shared memory: the rings, 16 KB·STAGES (D = 64) or 32 KB·STAGES (D = 128), which the merge of the warps
 // reuses; then the parts of the cluster, O [ROWS][CTAS][D] and (m, l) [ROWS][CTAS]. 128 bytes to align.
 template <class T, int D>
-__device__ __forceinline__ void decode_cluster(const DecodeClusterParams& params) {
-    const AttentionParams& p = params.a;
+__device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     static_assert(D == 64 || D == 128);
     constexpr int STAGES = D == 64 ? 4 : 3, CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8, STEP = KEYS * WARPS;
     constexpr uint32_t TILE_BYTES = KEYS * D * 2, RING_BYTES = STAGES * 2 * TILE_BYTES;
@@ -58,11 +50,6 @@ __device__ __forceinline__ void decode_cluster(const DecodeClusterParams& params
     const auto* const o_got = reinterpret_cast<const float*>(base + WARPS * RING_BYTES);
     const auto* const ml_got = reinterpret_cast<const float2*>(o_got + ROWS * CTAS * D);
 
-    const uint32_t kv_heads = p.heads / p.group;
-    if (blockIdx.z >= kv_heads) {  // and all CTAs of the cluster
-        const uint32_t plane = (blockIdx.z - kv_heads) * gridDim.y + blockIdx.y;
-        return ask_ahead(params.ahead, plane * gridDim.x + blockIdx.x, THREADS);
-    }
     const Extent e = extent_before_wait(p);
     const int pairs = int(p.rows * p.group), p0 = int(blockIdx.y) * 16, kv = int(blockIdx.z), splits = int(gridDim.x);
     const int share = max(((e.keys + splits - 1) / splits + KEYS - 1) / KEYS * KEYS, KEYS);
@@ -265,7 +252,7 @@ __device__ __forceinline__ void decode_cluster(const DecodeClusterParams& params
     }
 }
 
-EXPORT(decode_cluster_d64_bf16, DecodeClusterParams, THREADS, 2, decode_cluster<__nv_bfloat16, 64>)
-EXPORT(decode_cluster_d64_f16, DecodeClusterParams, THREADS, 2, decode_cluster<__half, 64>)
-EXPORT(decode_cluster_d128_bf16, DecodeClusterParams, THREADS, 2, decode_cluster<__nv_bfloat16, 128>)
-EXPORT(decode_cluster_d128_f16, DecodeClusterParams, THREADS, 2, decode_cluster<__half, 128>)
+EXPORT(decode_cluster_d64_bf16, AttentionParams, THREADS, 2, decode_cluster<__nv_bfloat16, 64>)
+EXPORT(decode_cluster_d64_f16, AttentionParams, THREADS, 2, decode_cluster<__half, 64>)
+EXPORT(decode_cluster_d128_bf16, AttentionParams, THREADS, 2, decode_cluster<__nv_bfloat16, 128>)
+EXPORT(decode_cluster_d128_f16, AttentionParams, THREADS, 2, decode_cluster<__half, 128>)

@@ -11,7 +11,6 @@
 // Who fills slot s of the ring with an operand: the CTA s % CA, or s % CB, of those that share it. It waits until all of
 // them have given the slot back; nobody gives back what nobody will fill, so no CTA is written to after its end. Every CTA
 // says how much it expects as soon as the phase before has come.
-// Dependents are let go before the wait: they find no place beside such a CTA anyhow (0.3 us of every product).
 // Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: as cuBLAS (10.5 us at 128 x 3584 x 3584, 15.7 at
 // 1025 x 1024 x 4096, 113 at 13325 x 3072 x 1024).
 #include "common/export.cuh"
@@ -147,8 +146,8 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
             fill_w(i, u.first + i, u);
         }
     }
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<Tile> at;
     for (; schedule.more(); schedule.next()) {
         const Unit u = schedule.get(p, place);
@@ -413,8 +412,8 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRin
     const uint64_t b0 = wgmma_descriptor(ring.slots + Tile::A_BYTES);
     const uint32_t warp = threadIdx.x / 32 % 4;
     const Place<Tile> place;
-    pdl_trigger();
     pdl_wait();
+    pdl_trigger();
     Cursor<Tile> at;
     GridSchedule<Tile> schedule(p);
     // Steps after which a slot is filled again.

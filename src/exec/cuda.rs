@@ -215,22 +215,6 @@ impl Cuda {
         }
     }
 
-    /// The first weights of some size that the nodes behind `at` read, where all that lies between is small.
-    fn next_weights(&self, exe: &Exe, at: usize) -> Result<Option<(DevicePtr, usize)>> {
-        const SOME_BYTES: usize = 4 << 20;
-        let graph = &exe.plan.graph;
-        for node in graph.nodes.iter().skip(at + 1).take(2) {
-            for &t in &node.ins {
-                let desc = graph.desc(t);
-                let bytes = desc.bytes() as usize;
-                if matches!(desc.place, Place::Weight(_)) && bytes >= SOME_BYTES {
-                    return Ok(Some((self.address(exe, t)?, bytes)));
-                }
-            }
-        }
-        Ok(None)
-    }
-
     /// Records every node's launches with the addresses of now.
     fn record(&self, exe: &Exe) -> Result<Vec<Launch>> {
         let lane = self.lane(exe.lane);
@@ -254,7 +238,6 @@ impl Cuda {
                     counters: lane.counters.ptr,
                     counter_len: COUNTERS,
                 },
-                next_weights: self.next_weights(exe, at)?,
             };
             let name = &exe.plan.graph.desc(node.outs[0]).name;
             node.op.launch(&mut launcher, &io).map_err(|e| e.context(name))?;

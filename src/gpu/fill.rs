@@ -46,7 +46,6 @@ pub fn fill(
         node: 0,
         step: DevicePtr::NULL,
         scratch: Scratch::none(),
-        next_weights: None,
     };
     // Enough CTAs to fill the chip several times; the kernel strides over the rest.
     let ctas = (device.sm_count() * 8) as u32;

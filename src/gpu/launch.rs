@@ -7,7 +7,7 @@ use super::device::Device;
 use super::driver::check;
 use super::modules::Modules;
 use super::stream::Stream;
-use crate::core::{DType, Desc, Result, asked};
+use crate::core::{DType, Desc, Result};
 
 /// An address in device memory. Whoever allocated it outlives every record that holds it.
 #[repr(transparent)]
@@ -125,26 +125,6 @@ pub struct Launcher<'a> {
     pub(crate) node: usize,
     pub(crate) step: DevicePtr,
     pub(crate) scratch: Scratch,
-    /// The weights that the next product reads, and how many bytes they are.
-    pub(crate) next_weights: Option<(DevicePtr, usize)>,
-}
-
-/// `Ahead` of kernels/common/ahead.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Ahead {
-    weights: DevicePtr,
-    lines: u32,
-    ctas: u32,
-}
-
-impl Ahead {
-    /// No CTAs that look ahead.
-    pub const NONE: Ahead = Ahead { weights: DevicePtr::NULL, lines: 0, ctas: 0 };
-
-    pub fn is_none(&self) -> bool {
-        self.lines == 0
-    }
 }
 
 /// Memory of a lane that lives for one node: split-K partials, softmax partials.
@@ -165,25 +145,6 @@ impl Scratch {
 }
 
 impl Launcher<'_> {
-    /// What `ctas` CTAs beside those that a kernel of few needs ask for: the first `bytes` at most of the weights that the
-    /// next product reads, where memory would idle meanwhile. `VIVACE_AHEAD` asks for another part of that, in percent.
-    pub fn ahead(&self, bytes: usize, ctas: usize) -> Result<Ahead> {
-        const LINE: usize = 128;
-        let percent = |text: &str| text.parse().ok().filter(|&part| part <= 400);
-        let part: usize = asked("VIVACE_AHEAD", percent, "a number of percent up to 400")?.unwrap_or(100);
-        Ok(match self.next_weights {
-            Some((weights, all)) if ctas > 0 => {
-                let lines = (bytes * part / 100).min(all) / LINE;
-                if lines == 0 {
-                    Ahead::NONE
-                } else {
-                    Ahead { weights, lines: lines as u32, ctas: ctas as u32 }
-                }
-            }
-            _ => Ahead::NONE,
-        })
-    }
-
     /// Device address of the [`crate::core::Step`] of the run.
     pub fn step(&self) -> DevicePtr {
         self.step

@@ -5,7 +5,7 @@ use super::wgmma::WgmmaTile;
 use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::core::asked;
 use crate::core::{DType, Result};
-use crate::gpu::launch::{Ahead, DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
+use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
 use crate::ops::CudaOp;
 
@@ -79,25 +79,13 @@ unsafe impl Kernel for Decode {
     type Params = AttentionParams;
 }
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct DecodeClusterParams {
-    a: AttentionParams,
-    ahead: Ahead,
-}
-
 struct DecodeCluster;
-// SAFETY: `decode_cluster_*` in attention/decode_cluster.cu take one DecodeClusterParams by value; loading compares sizes.
+// SAFETY: `decode_cluster_*` in attention/decode_cluster.cu take one AttentionParams by value; loading compares the sizes.
 unsafe impl Kernel for DecodeCluster {
     const FILE: &'static str = "attention/decode_cluster";
     const SYMBOL: &'static str = "decode_cluster";
-    type Params = DecodeClusterParams;
+    type Params = AttentionParams;
 }
-
-/// Beside its own, CTAs of `decode_cluster` that ask for the next weights, and what memory gives in the time that it takes,
-/// its own keys and values among it.
-const LOOKING_AHEAD: usize = 96;
-const AHEAD_BYTES: usize = 13 << 20;
 
 /// Slack for the kernels to align their shared memory in.
 const ALIGN_BYTES: usize = 128;
@@ -274,20 +262,12 @@ impl CudaOp for Attention {
             Choice::DecodeCluster { tiles, clusters } => {
                 p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;
                 p.counters = l.counters(self.kv_heads * tiles * CLUSTER)?;
-                let planes = CLUSTER * clusters * tiles;
-                let looking = LOOKING_AHEAD / planes;
-                let keys = if let Source::Cache { kv_bucket } = self.source { kv_bucket } else { 0 };
-                let cached = 2 * self.kv_heads * keys * d * 2;
-                let ahead = l.ahead(AHEAD_BYTES.saturating_sub(cached), looking * planes)?;
-                let looking = if ahead.is_none() { 0 } else { looking };
-                let p = DecodeClusterParams { a: p, ahead };
-                let grid = [(CLUSTER * clusters) as u32, tiles as u32, (self.kv_heads + looking) as u32];
+                let grid = [(CLUSTER * clusters) as u32, tiles as u32, self.kv_heads as u32];
                 let geometry =
                     Geometry::grid(grid).cluster(CLUSTER as u32).smem(decode_cluster_smem_bytes(d));
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every cluster of the grid,
                 // and there is one counter per kv head, row tile and CTA of a cluster. What it reads before its
-                // predecessor has ended, step and rows before step.pos, was written before this run, and the weights ahead
-                // are never written.
+                // predecessor has ended, step and rows before step.pos, was written before this run.
                 unsafe { l.launch_variant::<DecodeCluster>(&format!("_d{d}"), dtype, geometry, &p) }
             }
         }

@@ -181,7 +181,7 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
 }
 
 fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
-    let takes = "mma, teams, encoders, or a plan such as 128x256/1, 2x128x128/1 or cx128x128/4; for one shape alone \
+    let takes = "mma, or a plan such as 128x256/1, cx128x128/4 or t128x80_4x2/1; for one shape alone \
                  MxNxK=PLAN; several of them separated by commas";
     Ok(Chip {
         sm_count: l.device.sm_count(),
@@ -390,7 +390,7 @@ impl CudaOp for LinearRope {
         let (m, k, y) = (a.rows(), w.cols(), io.outs[0]);
         crate::ensure_input!(
             LinearRope::takes(m, k, self.head_dim) && (m == 1 || self.norm.is_none()),
-            "{}: LinearRope wants at most 16 rows (one with a norm) of a multiple of 8 elements, and a head dim that is \
+            "{}: LinearRope wants at most 8 rows (one with a norm) of a multiple of 8 elements, and a head dim that is \
              a multiple of 16 and at most 256 on the GPU; got {} {}, head dim {}",
             y.name(),
             a.name(),

@@ -2,7 +2,7 @@
 
 use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
 use crate::core::Result;
-use crate::gpu::launch::{Ahead, DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
+use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::elementwise::Act;
 use crate::ops::{CudaOp, checks};
 
@@ -11,12 +11,6 @@ const WARP_COLS: usize = 1024;
 const WARP_ROWS: usize = 8;
 /// Widest row that one CTA keeps in registers.
 const MAX_COLS: usize = 8192;
-
-/// Of so few rows a norm leaves most SMs, and the memory, idle: CTAs that ask for the next weights meanwhile, and how much
-/// memory gives in that time.
-const FEW_ROWS: usize = 16;
-const LOOKING_AHEAD: usize = 112;
-const AHEAD_BYTES: usize = 6 << 20;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -32,7 +26,6 @@ struct NormParams {
     eps: f32,
     act: u32,
     scale: f32,
-    ahead: Ahead,
 }
 
 struct RmsNormKernel;
@@ -93,13 +86,8 @@ fn launch<K: Kernel<Params = NormParams>>(
     let x = &tensors[0];
     let dtype = checks::same_t16(op, tensors)?;
     checks::whole_vectors(op, x, MAX_COLS)?;
-    let (variant, mut grid) = choose(x.rows(), x.cols());
-    let looking = if x.rows() <= FEW_ROWS { LOOKING_AHEAD } else { 0 };
-    let ahead = l.ahead(AHEAD_BYTES, looking)?;
-    if !ahead.is_none() {
-        grid[0] += looking as u32;
-    }
-    let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, ahead, ..p };
+    let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, ..p };
+    let (variant, grid) = choose(x.rows(), x.cols());
     // SAFETY: infer() fixed the extents and the checks above types and width, the planner put the tensors in live
     // memory, a warp or CTA touches one row of `cols` below `rows`.
     unsafe { l.launch_variant::<K>(variant, dtype, Geometry::grid(grid), &p) }
@@ -120,7 +108,6 @@ impl Default for NormParams {
             eps: 0.0,
             act: Act::None as u32,
             scale: 1.0,
-            ahead: Ahead::NONE,
         }
     }
 }

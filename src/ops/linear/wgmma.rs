@@ -257,7 +257,7 @@ impl Plan {
 
         let WgmmaTile { bm, bn, .. } = self.tile;
         let (below, beside) = self.tile.clustered();
-        let row_bytes = 2.0 * WgmmaTile::BK as f64;
+        let (elements, row_bytes) = ((bm * bn) as f64, 2.0 * WgmmaTile::BK as f64);
         let units = self.tiles(m, n) * self.splits;
         let resident = match self.tile.form {
             Form::Cluster => resident_in_clusters(self.splits, sm_count),
@@ -266,11 +266,11 @@ impl Plan {
         // Two CTAs on an SM share what it has.
         let sharing = (units.min(resident) as f64 / sm_count as f64).max(1.0);
         let asked = bm as f64 / beside as f64 + bn as f64 / below as f64;
-        let step = (2.0 * row_bytes / 2.0 * (bm * bn) as f64 / 4096.0 / TENSOR * sharing)
+        let flops = 2.0 * WgmmaTile::BK as f64 * elements;
+        let step = (flops / 4096.0 / TENSOR * sharing)
             .max((bm + bn) as f64 * row_bytes / ARRIVE_BYTES * sharing)
             .max(asked * row_bytes / L2_BYTES * sharing)
             .max(STEP);
-        let elements = (bm * bn) as f64;
         let join = match self.splits {
             1 => 0.0,
             _ if self.tile.form == Form::Cluster => CLUSTER_JOIN,

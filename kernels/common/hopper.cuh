@@ -55,10 +55,6 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
-// Asks the L2 for what such a load would bring.
-__device__ __forceinline__ void tma_prefetch_2d(const TensorMap& map, int32_t c0, int32_t c1) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(c0), "r"(c1) : "memory");
-}
 // To the same place of every CTA of the cluster whose bit is set, where the barrier at the same place counts the bytes.
 __device__ __forceinline__ void tma_load_2d_to_cluster(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                                        int32_t c1, uint16_t ctas) {
@@ -176,10 +172,6 @@ __device__ __forceinline__ bool elect_one() {
 template <int ID, int THREADS>
 __device__ __forceinline__ void named_barrier() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
-}
-template <int ID, int THREADS>
-__device__ __forceinline__ void named_arrive() {
-    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 // The same by a computed id (ptxas then reserves all sixteen), and an arrival without waiting.
 template <int THREADS>
@@ -303,15 +295,9 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
         : WGMMA_REGS_##COUNT                                                                        \
         : "l"(a), "l"(b), "r"(keep))
 #define WGMMA_ANY(TYPE)                                                                           \
-    if constexpr (N == 8) WGMMA(8, TYPE, 4, "4", "5", "6");                                       \
     if constexpr (N == 16) WGMMA(16, TYPE, 8, "8", "9", "10");                                    \
-    if constexpr (N == 32) WGMMA(32, TYPE, 16, "16", "17", "18");                                 \
-    if constexpr (N == 48) WGMMA(48, TYPE, 24, "24", "25", "26");                                 \
-    if constexpr (N == 56) WGMMA(56, TYPE, 28, "28", "29", "30");                                 \
     if constexpr (N == 64) WGMMA(64, TYPE, 32, "32", "33", "34");                                 \
-    if constexpr (N == 72) WGMMA(72, TYPE, 36, "36", "37", "38");                                 \
     if constexpr (N == 80) WGMMA(80, TYPE, 40, "40", "41", "42");                                 \
-    if constexpr (N == 88) WGMMA(88, TYPE, 44, "44", "45", "46");                                 \
     if constexpr (N == 96) WGMMA(96, TYPE, 48, "48", "49", "50");                                 \
     if constexpr (N == 104) WGMMA(104, TYPE, 52, "52", "53", "54");                               \
     if constexpr (N == 112) WGMMA(112, TYPE, 56, "56", "57", "58");                               \
@@ -335,7 +321,7 @@ struct IsBf16<__nv_bfloat16> {
 };
 
 __host__ __device__ constexpr bool wgmma_takes(int n) {
-    for (int width : {8, 16, 32, 48, 56, 64, 72, 80, 88, 96, 104, 112, 128, 136, 144, 152, 176, 192, 208, 224, 256})
+    for (int width : {16, 64, 80, 96, 104, 112, 128, 136, 144, 152, 176, 192, 208, 224, 256})
         if (n == width) return true;
     return false;
 }

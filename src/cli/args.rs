@@ -67,29 +67,37 @@ pub struct ModelArgs {
     /// /LEFT), instead of as the checkpoint states
     #[arg(long, value_name = "FRAMES[/LEFT]", help_heading = "Execution")]
     pub audio_chunk: Option<AudioChunk>,
-    /// Compute the log-mel frames of sounds on the device
-    #[arg(long, help_heading = "Execution")]
-    pub device_filterbank: bool,
-    /// Resize and cut pictures on the device
-    #[arg(long, help_heading = "Execution")]
-    pub device_tiling: bool,
+    #[command(flatten)]
+    pub preprocessing: PreprocessingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Where decoded pictures and sounds are prepared.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Execution")]
+pub struct PreprocessingArgs {
+    /// Compute the log-mel frames of sounds on the device
+    #[arg(long)]
+    pub device_filterbank: bool,
+    /// Resize and cut pictures on the device
+    #[arg(long)]
+    pub device_tiling: bool,
+}
+
+impl PreprocessingArgs {
+    pub fn with(&self, options: Options) -> Options {
+        let PreprocessingArgs { device_filterbank, device_tiling } = *self;
+        Options { device_filterbank, device_tiling, ..options }
+    }
 }
 
 impl ModelArgs {
     pub fn options(&self) -> Result<Options> {
         let cache =
             CacheOptions { enabled: !self.no_prefix_cache, bytes: self.cache_mib.saturating_mul(1 << 20) };
-        let (device_filterbank, device_tiling) = (self.device_filterbank, self.device_tiling);
-        let audio_chunk = self.audio_chunk;
-        Ok(Options {
-            cache,
-            audio_chunk,
-            device_filterbank,
-            device_tiling,
-            ..self.device.options(self.context)?
-        })
+        let options = self.device.options(self.context)?;
+        Ok(self.preprocessing.with(Options { cache, audio_chunk: self.audio_chunk, ..options }))
     }
 
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.

@@ -8,7 +8,7 @@ use vivace::engine::bench::{self, Progress as At};
 use vivace::engine::{AudioChunk, Options};
 
 use super::Outcome;
-use super::args::{DeviceArgs, positive};
+use super::args::{DeviceArgs, PreprocessingArgs, positive};
 use super::output::{Progress, note, print, print_json};
 
 const JSON_HELP: &str = "\
@@ -37,6 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "FRAMES[/LEFT]")]
     audio_chunk: Option<AudioChunk>,
     #[command(flatten)]
+    preprocessing: PreprocessingArgs,
+    #[command(flatten)]
     device: DeviceArgs,
     /// Print one JSON object instead, or write it to a file beside the table (--help describes it)
     #[arg(long, value_name = "FILE", num_args = 0..=1, help_heading = "Output")]
@@ -47,6 +49,7 @@ pub fn bench(args: &Args) -> Outcome {
     let quiet = matches!(args.json, Some(None));
     let loading = Progress::bytes("loading", quiet);
     let options = Options { audio_chunk: args.audio_chunk, ..args.device.options(args.context)? };
+    let options = args.preprocessing.with(options);
     let report = bench::run(&options, args.model.as_deref(), args.filter.as_deref(), &mut |at| match at {
         At::Loading(done, total) => loading.at(done, total),
         At::Running { item, at, of } => {

@@ -54,3 +54,10 @@ template <class T>
 __device__ __forceinline__ Float8 columns_8(const T* from) {
     return unpack<T>(*reinterpret_cast<const uint4*>(from));
 }
+
+// 8 elements of the residual, zeros where nothing is added.
+template <class T>
+__device__ __forceinline__ uint4 residual_8(const Epilogue& e, uint32_t row, uint32_t col) {
+    const T* from = residual_at<T>(e, row, col);
+    return from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+}

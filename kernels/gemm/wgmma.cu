@@ -32,15 +32,15 @@ struct RingTile {
     static_assert(CTAS * (STAGES * STAGE_BYTES + STATIC_BYTES + 2048) <= 228 * 1024);
 };
 
-// The barriers of the ring. `givers`: warpgroups that give a stage back.
+// The barriers of the ring. Every consumer gives a stage back.
 template <class Tile>
-__device__ __forceinline__ void start_ring(const WgmmaParams& p, uint32_t full, uint32_t empty, uint32_t givers) {
+__device__ __forceinline__ void start_ring(const WgmmaParams& p, uint32_t full, uint32_t empty) {
     if (threadIdx.x == 0) {
         prefetch_tensor_map(p.x);
         prefetch_tensor_map(p.w);
         for (int s = 0; s < Tile::STAGES; s++) {
             mbarrier_init(full + s * 8, 1);
-            mbarrier_init(empty + s * 8, givers);
+            mbarrier_init(empty + s * 8, Tile::CONSUMERS);
         }
         fence_mbarrier_init();
     }
@@ -407,7 +407,7 @@ __device__ __forceinline__ void gemm_rows(const WgmmaParams& p, const Rows& rows
     const uint32_t ring = (smem_address(dynamic) + 1023) & ~1023u;
     const uint32_t full = smem_address(full_), empty = smem_address(empty_);
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    start_ring<Tile>(p, full, empty, Tile::CONSUMERS);
+    start_ring<Tile>(p, full, empty);
 
     if (warpgroup == 0) {
         give_registers<Tile::PRODUCER_REGISTERS>();

@@ -1,8 +1,8 @@
 // archs: 90a
 // gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and cols % 8 == 0, any
 //                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 192 rows of A)
-// One producer and one to three consumer warpgroups around a deep ring, persistent, as in the other files on wgmma, with
-// two differences:
+// One producer and one to three consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with two
+// differences:
 //   clusters: CTAs in a grid of CA x CB neighbouring tiles. Those beside one another have an operand in common: of the
 //             copies of a stage each is made by one of them and sent to all, so that the L2 is asked for a small part of
 //             what the SMs receive. Tiles may then be small, and enough of them to occupy all SMs without splitting K.
@@ -220,8 +220,7 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
     const auto ask = [&](int turn) {
         if (!adds || turn == Tile::HALVES * TURNS) return;
         each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
-            const T* from = residual_at<T>(e, row, col);
-            residual[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+            residual[i] = residual_8<T>(e, row, col);
         });
     };
     ask(0);
@@ -299,8 +298,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
     const auto ask = [&](int turn) {
         if (!adds || turn == Tile::HALVES * TURNS) return;
         each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
-            const T* from = residual_at<T>(e, row, col);
-            residual[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+            residual[i] = residual_8<T>(e, row, col);
         });
     };
     // Elements 8 block + 2t and the next of a vector of the tile.

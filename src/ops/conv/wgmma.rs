@@ -97,20 +97,40 @@ impl Plan {
             && self.counters(p) <= chip.counters
     }
 
+    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
     fn clocks(&self, p: &Problem, sm_count: usize) -> f64 {
+        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
+        const L2_BYTES: f64 = 52.0;
+        const HBM_BYTES: f64 = 19.5;
+        const WRITE_BYTES: f64 = 24.0;
+        const READ_BYTES: f64 = 36.0;
+        // Share of the tensor cores' 4096 flops per clock that the loop reaches.
+        const TENSOR: f64 = 0.93;
+        // First loads; epilogue, fixed and per clock of elements.
+        const FILL: f64 = 1500.0;
+        const FINISH: f64 = 800.0;
+        const FINISH_ELEMENTS: f64 = 12.0;
+        const OVERLAP_LOSS: f64 = 0.1;
+
         let Problem { out_height, out_width, channels, n } = *p;
+        let ConvTile { bm, bn, .. } = self.tile;
+        let (elements, bk) = ((bm * bn) as f64, ConvTile::BK as f64);
+        let loaded_rows = self.tile.frames(out_width) * out_width;
+        let step =
+            (2.0 * elements * bk / 4096.0 / TENSOR).max((loaded_rows + bn) as f64 * 2.0 * bk / L2_BYTES);
+        let steps = p.steps().div_ceil(self.splits) as f64;
+        let per_sm = (self.tiles(p) * self.splits).div_ceil(sm_count).max(1) as f64;
+        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm;
         let image = (2 * out_height + 1) * (2 * out_width + 1) * channels;
-        Work {
-            bm: self.tile.bm,
-            bn: self.tile.bn,
-            loaded_rows: self.tile.frames(out_width) * out_width,
-            ctas: 1,
-            tiles: self.tiles(p),
-            splits: self.splits,
-            steps: p.steps(),
-            bytes: 2 * (image + 9 * channels * n + out_height * out_width * n),
-        }
-        .clocks(sm_count)
+        let bytes = 2 * (image + 9 * channels * n + out_height * out_width * n);
+        let memory = bytes as f64 / (HBM_BYTES * sm_count as f64);
+        let join = match self.splits {
+            1 => 0.0,
+            s => 1500.0 + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
+        };
+        // The two overlap, but not wholly.
+        let work = per_sm * steps * step + finish;
+        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
     }
 }
 
@@ -318,57 +338,6 @@ pub(super) mod launch {
         // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of y
         // and b; partials and counters have the sizes that the plan needs.
         unsafe { l.launch_variant::<ConvKernel>(&tile.variant(), x.desc.dtype, geometry, &params) }
-    }
-}
-
-/// What a product costs on tiles out of a ring.
-struct Work {
-    bm: usize,
-    bn: usize,
-    /// Rows of x that a step loads.
-    loaded_rows: usize,
-    /// Resident CTAs per SM.
-    ctas: usize,
-    tiles: usize,
-    splits: usize,
-    /// Of a whole tile, 64 of K each.
-    steps: usize,
-    /// Of all operands.
-    bytes: usize,
-}
-
-impl Work {
-    /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer, and the joining of splits.
-    fn clocks(&self, sm_count: usize) -> f64 {
-        // Per SM and clock: bytes from L2 to shared memory, bytes of HBM, bytes of partial sums written and read.
-        const L2_BYTES: f64 = 52.0;
-        const HBM_BYTES: f64 = 19.5;
-        const WRITE_BYTES: f64 = 24.0;
-        const READ_BYTES: f64 = 36.0;
-        // Share of the tensor cores' 4096 flops per clock that the loop reaches.
-        const TENSOR: f64 = 0.93;
-        // First loads; epilogue, fixed and per clock of elements.
-        const FILL: f64 = 1500.0;
-        const FINISH: f64 = 800.0;
-        const FINISH_ELEMENTS: f64 = 12.0;
-        const OVERLAP_LOSS: f64 = 0.1;
-
-        let bk = ConvTile::BK as f64;
-        let elements = (self.bm * self.bn) as f64;
-        let step = (2.0 * elements * bk / 4096.0 / TENSOR)
-            .max((self.loaded_rows + self.bn) as f64 * 2.0 * bk / L2_BYTES);
-        let steps = self.steps.div_ceil(self.splits) as f64;
-        let per_sm = (self.tiles * self.splits).div_ceil(sm_count).max(1);
-        // Epilogues of CTAs that share an SM run beside the products of the others.
-        let finish = (FINISH + elements / FINISH_ELEMENTS) * per_sm.div_ceil(self.ctas) as f64;
-        let memory = self.bytes as f64 / (HBM_BYTES * sm_count as f64);
-        let join = match self.splits {
-            1 => 0.0,
-            s => 1500.0 + 4.0 * elements * (1.0 / WRITE_BYTES + (s - 1) as f64 / READ_BYTES),
-        };
-        // The two overlap, but not wholly.
-        let work = per_sm as f64 * steps * step + finish;
-        work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL + join
     }
 }
 

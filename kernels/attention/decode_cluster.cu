@@ -34,20 +34,23 @@ __device__ __forceinline__ float2 weigh(const float2 (&part)[N], float (&weight)
     return all;
 }
 
+// Few stages: what is shared memory is no L1, whose lines the weights pass through that the products beside this kernel
+// have in flight (three stages at D = 128, 106 KB of an SM, cost a token 1.5 % more than two).
 // Dynamic shared memory: the rings, 16 KB·STAGES (D = 64) or 32 KB·STAGES (D = 128), which the merge of the warps
-// reuses; then the parts of the cluster, O [ROWS][CTAS][D] and (m, l) [ROWS][CTAS]. 128 bytes to align.
-template <class T, int D>
+// reuses, and is larger than one stage; then the parts of the cluster, O [ROWS][CTAS][D] and (m, l) [ROWS][CTAS]. 128 bytes to align.
+template <class T, int D, int STAGES>
 __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     static_assert(D == 64 || D == 128);
-    constexpr int STAGES = D == 64 ? 4 : 3, CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8, STEP = KEYS * WARPS;
+    constexpr int CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8, STEP = KEYS * WARPS;
     constexpr uint32_t TILE_BYTES = KEYS * D * 2, RING_BYTES = STAGES * 2 * TILE_BYTES;
-    static_assert(WARPS * RING_BYTES >= WARPS * 16 * (PITCH + 2) * sizeof(float));
+    constexpr uint32_t PART_BYTES = 16 * (PITCH + 2) * sizeof(float), WARP_BYTES = RING_BYTES > PART_BYTES ? RING_BYTES : PART_BYTES;
+    static_assert(WARP_BYTES % 128 == 0);
     extern __shared__ uint8_t decode_smem[];
     __shared__ alignas(8) uint64_t arrived;
     __shared__ bool is_last;
     const uint32_t misaligned = smem_addr(decode_smem) & 127u;
     uint8_t* const base = decode_smem + (misaligned ? 128u - misaligned : 0u);
-    const auto* const o_got = reinterpret_cast<const float*>(base + WARPS * RING_BYTES);
+    const auto* const o_got = reinterpret_cast<const float*>(base + WARPS * WARP_BYTES);
     const auto* const ml_got = reinterpret_cast<const float2*>(o_got + ROWS * CTAS * D);
 
     const Extent e = extent_before_wait(p);
@@ -73,7 +76,7 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     const auto* k = static_cast<const T*>(p.k) + kv * size_t(p.kv_head) + (lane % CHUNKS) * 8;
     const auto* v = static_cast<const T*>(p.v) + kv * size_t(p.kv_head) + (lane % CHUNKS) * 8;
-    const uint32_t ring = smem_addr(base) + warp * RING_BYTES;
+    const uint32_t ring = smem_addr(base) + warp * WARP_BYTES;
     int j_load = begin + warp * KEYS;
     uint32_t load_at = ring;
     // Every call is one group, also the empty ones behind the end, so that a wait counts tiles.
@@ -252,7 +255,11 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     }
 }
 
-EXPORT(decode_cluster_d64_bf16, AttentionParams, THREADS, 2, decode_cluster<__nv_bfloat16, 64>)
-EXPORT(decode_cluster_d64_f16, AttentionParams, THREADS, 2, decode_cluster<__half, 64>)
-EXPORT(decode_cluster_d128_bf16, AttentionParams, THREADS, 2, decode_cluster<__nv_bfloat16, 128>)
-EXPORT(decode_cluster_d128_f16, AttentionParams, THREADS, 2, decode_cluster<__half, 128>)
+#define EXPORT_CLUSTER(D, STAGES)                                                                             \
+    EXPORT(decode_cluster_d##D##_s##STAGES##_bf16, AttentionParams, THREADS, 2, decode_cluster<__nv_bfloat16, D, STAGES>) \
+    EXPORT(decode_cluster_d##D##_s##STAGES##_f16, AttentionParams, THREADS, 2, decode_cluster<__half, D, STAGES>)
+
+EXPORT_CLUSTER(64, 1)
+EXPORT_CLUSTER(64, 4)
+EXPORT_CLUSTER(128, 1)
+EXPORT_CLUSTER(128, 2)

@@ -45,10 +45,11 @@ pub(super) enum Choice {
         tiles: usize,
         splits: usize,
     },
-    /// `attention/decode_cluster.cu`, sm_90a: `clusters` of 8 CTAs instead of splits.
+    /// `attention/decode_cluster.cu`, sm_90a: `clusters` of 8 CTAs instead of splits, `stages` of 16 keys in a warp's ring.
     DecodeCluster {
         tiles: usize,
         clusters: usize,
+        stages: usize,
     },
 }
 
@@ -84,13 +85,13 @@ impl Decoding {
     /// once.
     fn choose(
         self,
+        op: &Attention,
         tiles: usize,
         splits: usize,
-        kv_heads: usize,
         kv_bucket: usize,
         arch: u32,
     ) -> Option<Choice> {
-        let room = SMS / (CLUSTER * tiles * kv_heads);
+        let room = SMS / (CLUSTER * tiles * op.kv_heads);
         let clusters = match self {
             Decoding::Split => return None,
             Decoding::Once => return Some(Choice::DecodeOnce { tiles, splits: splits.min(32) }),
@@ -101,8 +102,15 @@ impl Decoding {
             Decoding::Clusters(None) if kv_bucket <= ONE_CLUSTER_KEYS => 1,
             Decoding::Clusters(None) => room.min(MOST_CLUSTERS),
         };
-        Some(Choice::DecodeCluster { tiles, clusters })
+        let stages = cluster_stages(op.head_dim, kv_bucket.div_ceil(clusters * CLUSTER));
+        Some(Choice::DecodeCluster { tiles, clusters, stages })
     }
+}
+
+/// Blocks of 16 keys in the ring of a warp, for `share` keys of a CTA: one where each of its 4 warps has one, else 64 KB of
+/// them. With three at D = 128 a token takes 1.5 % longer.
+fn cluster_stages(head_dim: usize, share: usize) -> usize {
+    if share <= 64 { 1 } else { 256 / head_dim }
 }
 
 /// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`. It holds for the attentions that have a
@@ -138,7 +146,7 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
                 false => Decoding::Clusters(None),
             };
             let decode = wanted.decode.unwrap_or(ahead);
-            decode.choose(tiles, splits, op.kv_heads, kv_bucket, arch).unwrap_or(choice)
+            decode.choose(op, tiles, splits, kv_bucket, arch).unwrap_or(choice)
         }
         _ => choice,
     }
@@ -225,22 +233,33 @@ mod tests {
             choose(op, t, 90, Switches { prefill: None, decode: Decoding::parse(text) })
         };
         let lm = |bucket| cache(28, 4, 128, bucket);
-        for (bucket, clusters) in [(256, 1), (2048, 1), (4096, 4), (32768, 4)] {
-            assert_eq!(decode(&lm(bucket), 1, "cluster"), Choice::DecodeCluster { tiles: 1, clusters });
+        for (bucket, clusters, stages) in
+            [(256, 1, 1), (512, 1, 1), (2048, 1, 2), (4096, 4, 2), (32768, 4, 2)]
+        {
+            assert_eq!(
+                decode(&lm(bucket), 1, "cluster"),
+                Choice::DecodeCluster { tiles: 1, clusters, stages }
+            );
             // Merged at once where that was measured ahead.
             let default = match bucket {
                 32768 => Choice::DecodeOnce { tiles: 1, splits: 32 },
-                _ => Choice::DecodeCluster { tiles: 1, clusters },
+                _ => Choice::DecodeCluster { tiles: 1, clusters, stages },
             };
             assert_eq!(choose(&lm(bucket), 1, 90, Switches::default()), default);
             assert_eq!(decode(&lm(bucket), 1, "split"), portable(&lm(bucket), 1));
             assert_eq!(choose(&lm(bucket), 1, 80, Switches::default()), portable(&lm(bucket), 1));
         }
-        assert_eq!(decode(&lm(256), 1, "cluster/3"), Choice::DecodeCluster { tiles: 1, clusters: 3 });
-        assert_eq!(decode(&lm(8192), 8, "cluster"), Choice::DecodeCluster { tiles: 4, clusters: 1 });
+        assert_eq!(
+            decode(&lm(256), 1, "cluster/3"),
+            Choice::DecodeCluster { tiles: 1, clusters: 3, stages: 1 }
+        );
+        assert_eq!(
+            decode(&lm(8192), 8, "cluster"),
+            Choice::DecodeCluster { tiles: 4, clusters: 1, stages: 2 }
+        );
         assert_eq!(
             decode(&cache(7, 1, 128, 8192), 1, "cluster"),
-            Choice::DecodeCluster { tiles: 1, clusters: 8 }
+            Choice::DecodeCluster { tiles: 1, clusters: 8, stages: 2 }
         );
         assert_eq!(decode(&lm(512), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 8 });
         assert_eq!(decode(&lm(32768), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 32 });

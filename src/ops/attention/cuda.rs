@@ -102,9 +102,12 @@ fn decode_smem_bytes(head_dim: usize) -> usize {
     ALIGN_BYTES + 4 * stages * 2 * 16 * head_dim * 2
 }
 
-/// Shared memory of `decode_cluster`: that of `decode`, and two rows with maximum and sum from every CTA of the cluster.
-fn decode_cluster_smem_bytes(head_dim: usize) -> usize {
-    decode_smem_bytes(head_dim) + 2 * CLUSTER * (head_dim + 2) * 4
+/// Shared memory of `decode_cluster`: a ring for each of 4 warps, or 16 rows of their merge, and two rows with maximum and
+/// sum from every CTA of the cluster.
+fn decode_cluster_smem_bytes(head_dim: usize, stages: usize) -> usize {
+    let ring = stages * 2 * 16 * head_dim * 2;
+    let part = 16 * (head_dim + 8 + 2) * 4;
+    ALIGN_BYTES + 4 * ring.max(part) + 2 * CLUSTER * (head_dim + 2) * 4
 }
 
 fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionParams> {
@@ -259,16 +262,16 @@ impl CudaOp for Attention {
                 // there is one counter per (kv head, row tile).
                 unsafe { l.launch_variant::<Decode>(&format!("_d{d}{once}"), dtype, geometry, &p) }
             }
-            Choice::DecodeCluster { tiles, clusters } => {
+            Choice::DecodeCluster { tiles, clusters, stages } => {
                 p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;
                 p.counters = l.counters(self.kv_heads * tiles * CLUSTER)?;
                 let grid = [(CLUSTER * clusters) as u32, tiles as u32, self.kv_heads as u32];
-                let geometry =
-                    Geometry::grid(grid).cluster(CLUSTER as u32).smem(decode_cluster_smem_bytes(d));
+                let smem_bytes = decode_cluster_smem_bytes(d, stages);
+                let geometry = Geometry::grid(grid).cluster(CLUSTER as u32).smem(smem_bytes);
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every cluster of the grid,
                 // and there is one counter per kv head, row tile and CTA of a cluster. What it reads before its
                 // predecessor has ended, step and rows before step.pos, was written before this run.
-                unsafe { l.launch_variant::<DecodeCluster>(&format!("_d{d}"), dtype, geometry, &p) }
+                unsafe { l.launch_variant::<DecodeCluster>(&format!("_d{d}_s{stages}"), dtype, geometry, &p) }
             }
         }
     }

@@ -68,8 +68,9 @@ __device__ __forceinline__ void norm(const NormParams& p) {
             if constexpr (NORM != Norm::Rms) shift[i] = static_cast<const uint4*>(p.b)[at];
         }
     }
-    pdl_wait();
+    // Before the wait: a norm is short, and the product behind it has its weights to ask for.
     pdl_trigger();
+    pdl_wait();
     if (!active) return;
 
     uint4 x[NORM_VECTORS];

@@ -253,6 +253,9 @@ __device__ __forceinline__ void gemv(const Params& params) {
             }
     };
     uint32_t at = way * 32 + lane;
+    // Every other CTA asks behind the wait. If all stood ready they would go on at once and stay in step, and the memory
+    // would have bursts and pauses.
+    if ((blockIdx.x + blockIdx.y) % 2 == 0) pdl_wait();
     load(at);
     const auto* gain = static_cast<const uint4*>(p.gain);
     uint4 gains[U];

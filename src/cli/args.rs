@@ -16,9 +16,6 @@ pub struct DeviceArgs {
     /// Where to run: auto (the first GPU that can, else the CPU), cpu, cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
-    /// Fusion rules to apply though they are off by default, by name; `all` for every one
-    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
-    pub fuse: Vec<String>,
     /// Fusion rules to leave out, by name; `all` for every one
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     pub no_fuse: Vec<String>,
@@ -34,7 +31,7 @@ impl DeviceArgs {
     pub fn options(&self, context: Option<usize>) -> Result<Options> {
         Ok(Options {
             device: self.device,
-            fusion: Fusion::of(&self.fuse, &self.no_fuse)?,
+            fusion: Fusion::without(&self.no_fuse)?,
             context,
             cache: CacheOptions::default(),
             audio_chunk: None,

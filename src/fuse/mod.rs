@@ -37,11 +37,6 @@ pub trait Rule: Sync {
         &[]
     }
 
-    /// Whether it is on unless it is asked for: a rule that lost where it was measured is kept for chips where it may not.
-    fn by_default(&self) -> bool {
-        true
-    }
-
     /// The rewrite anchored at node `at`, if the pattern is there.
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite>;
 
@@ -67,22 +62,15 @@ pub const RULES: &[&dyn Rule] = &[
 ];
 
 /// Which rules are off.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Fusion {
     off: Vec<&'static str>,
 }
 
-impl Default for Fusion {
-    /// The rules that are on by default.
-    fn default() -> Fusion {
-        Fusion { off: RULES.iter().filter(|r| !r.by_default()).map(|r| r.name()).collect() }
-    }
-}
-
 impl Fusion {
-    /// All rules on, also those that have to be asked for.
+    /// All rules on, as by default.
     pub fn on() -> Fusion {
-        Fusion { off: Vec::new() }
+        Fusion::default()
     }
 
     /// All rules off: graphs run as the models write them.
@@ -90,19 +78,17 @@ impl Fusion {
         Fusion { off: RULES.iter().map(|r| r.name()).collect() }
     }
 
-    /// The default, with the rules that `--fuse` names and without those of `--no-fuse`; `all` is every one.
-    pub fn of<S: AsRef<str>>(with: &[S], without: &[S]) -> Result<Fusion> {
-        let mut fusion = Fusion::default();
-        for name in with.iter().map(|n| n.as_ref()) {
-            match rule("--fuse", name)? {
-                Some(rule) => fusion.off.retain(|off| *off != rule),
-                None => fusion = Fusion::on(),
-            }
-        }
-        for name in without.iter().map(|n| n.as_ref()) {
-            match rule("--no-fuse", name)? {
-                Some(rule) => fusion.off.push(rule),
-                None => return Ok(Fusion::off()),
+    /// All rules but those that `--no-fuse` names; `all` is every one.
+    pub fn without<S: AsRef<str>>(names: &[S]) -> Result<Fusion> {
+        let mut fusion = Fusion::on();
+        for name in names.iter().map(|n| n.as_ref()) {
+            match RULES.iter().find(|r| r.name() == name) {
+                Some(rule) => fusion.off.push(rule.name()),
+                None if name == "all" => return Ok(Fusion::off()),
+                None => {
+                    let known: Vec<&str> = RULES.iter().map(|r| r.name()).collect();
+                    crate::bail_input!("--no-fuse {name}: no such rule; there are: all, {}", known.join(", "))
+                }
             }
         }
         Ok(fusion)
@@ -110,18 +96,6 @@ impl Fusion {
 
     pub fn allows(&self, name: &str) -> bool {
         !self.off.contains(&name)
-    }
-}
-
-/// The rule of that name; `None` for `all`.
-fn rule(flag: &str, name: &str) -> Result<Option<&'static str>> {
-    match RULES.iter().find(|r| r.name() == name) {
-        Some(rule) => Ok(Some(rule.name())),
-        None if name == "all" => Ok(None),
-        None => {
-            let known: Vec<&str> = RULES.iter().map(|r| r.name()).collect();
-            crate::bail_input!("{flag} {name}: no such rule; there are: all, {}", known.join(", "))
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import signal
 import statistics
@@ -186,13 +187,14 @@ def about(flags) -> dict:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "device": "cpu",
-        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(flags).items()},
+        "flags": {k: v.name if isinstance(v, Path) else v for k, v in vars(flags).items()},
     }
     if torch.cuda.is_available():
         found["cudnn"] = torch.backends.cudnn.version()
         found["device"] = torch.cuda.get_device_name()
         found["driver"] = output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    found["commit"] = output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
+    # A bundle carries no history and says what it was built from.
+    found["commit"] = os.environ.get("VIVACE_COMMIT") or output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
     return found
 
 

@@ -7,7 +7,8 @@
 // *_arg_max: gemv, and beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its
 //          largest to one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
 // Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
-// before they wait for the kernel before them. x (a few KB) comes through the L1. Sums have a fixed order.
+// before they wait for the kernel before them, gemv in every other CTA. x (a few KB) comes through the L1. Sums have a
+// fixed order.
 // moves 2·N·K bytes: bandwidth-bound. Goal 92 % of the read rate (4.55 TB/s on H200) from 130 MB up, M = 8 within 1.1x
 // of M = 1
 #include "common/export.cuh"

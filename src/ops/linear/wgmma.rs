@@ -348,10 +348,11 @@ const fn fastest(shape: [usize; 3], tile: &'static str, splits: usize) -> Measur
 
 /// Products that are not the fastest by themselves with these plans, but the encoders that they are a part of are, by up to
 /// 5 us a layer: a tile that its neighbours in the graph use too, or one that leaves SMs for the next kernel to wait on.
-const IN_STEP: [Measured; 8] = [
+const IN_STEP: [Measured; 9] = [
     fastest([249, 1024, 1024], "t128x64_2x4", 1),
     fastest([749, 1024, 1024], "t128x64_2x4", 1),
     fastest([249, 1024, 4096], "t128x64_2x4", 3),
+    fastest([249, 3072, 1024], "t128x64_2x4", 1),
     fastest([4100, 3072, 1024], "t256x128_2x1", 1),
     fastest([249, 4096, 1024], "d128x80_2x4", 1),
     fastest([749, 4096, 1024], "t256x96_2x1", 1),

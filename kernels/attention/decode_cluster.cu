@@ -37,13 +37,15 @@ __device__ __forceinline__ float2 weigh(const float2 (&part)[N], float (&weight)
 // Few stages: what is shared memory is no L1, whose lines the weights pass through that the products beside this kernel
 // have in flight (three stages at D = 128, 106 KB of an SM, cost a token 1.5 % more than two).
 // Dynamic shared memory: the rings, 16 KB·STAGES (D = 64) or 32 KB·STAGES (D = 128), which the merge of the warps
-// reuses, and is larger than one stage; then the parts of the cluster, O [ROWS][CTAS][D] and (m, l) [ROWS][CTAS]. 128 bytes to align.
+// reuses, and which is larger than one stage; then the parts of the cluster, O [ROWS][CTAS][D] and (m, l)
+// [ROWS][CTAS]. 128 bytes to align.
 template <class T, int D, int STAGES>
 __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     static_assert(D == 64 || D == 128);
     constexpr int CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8, STEP = KEYS * WARPS;
     constexpr uint32_t TILE_BYTES = KEYS * D * 2, RING_BYTES = STAGES * 2 * TILE_BYTES;
-    constexpr uint32_t PART_BYTES = 16 * (PITCH + 2) * sizeof(float), WARP_BYTES = RING_BYTES > PART_BYTES ? RING_BYTES : PART_BYTES;
+    constexpr uint32_t PART_BYTES = 16 * (PITCH + 2) * sizeof(float);
+    constexpr uint32_t WARP_BYTES = RING_BYTES > PART_BYTES ? RING_BYTES : PART_BYTES;
     static_assert(WARP_BYTES % 128 == 0);
     extern __shared__ uint8_t decode_smem[];
     __shared__ alignas(8) uint64_t arrived;
@@ -255,9 +257,11 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     }
 }
 
-#define EXPORT_CLUSTER(D, STAGES)                                                                             \
-    EXPORT(decode_cluster_d##D##_s##STAGES##_bf16, AttentionParams, THREADS, 2, decode_cluster<__nv_bfloat16, D, STAGES>) \
-    EXPORT(decode_cluster_d##D##_s##STAGES##_f16, AttentionParams, THREADS, 2, decode_cluster<__half, D, STAGES>)
+#define EXPORT_CLUSTER_OF(T, name, D, STAGES)                                                     \
+    EXPORT(decode_cluster_d##D##_s##STAGES##_##name, AttentionParams, THREADS, 2, decode_cluster<T, D, STAGES>)
+#define EXPORT_CLUSTER(D, STAGES)                    \
+    EXPORT_CLUSTER_OF(__nv_bfloat16, bf16, D, STAGES) \
+    EXPORT_CLUSTER_OF(__half, f16, D, STAGES)
 
 EXPORT_CLUSTER(64, 1)
 EXPORT_CLUSTER(64, 4)

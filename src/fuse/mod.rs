@@ -26,7 +26,7 @@ pub struct Rewrite {
 
 /// One fused op: how it is found and what it means.
 pub trait Rule: Sync {
-    /// The name that `--fuse` and `--no-fuse` take.
+    /// The name that `--no-fuse` takes.
     fn name(&self) -> &'static str;
 
     /// What it saves, for `--help` and dumps.

@@ -2,7 +2,9 @@
 //        y_i = x_i cos - x_{i+D/2} sin,  y_{i+D/2} = x_{i+D/2} cos + x_i sin
 //   x [T, (H + 2G) · D] of T16: H query heads, G key heads, G value heads; y [T, H · D]; kv [2, G, S_max, D]
 //   Query heads are turned into y, key heads turned into kv[0], value heads copied to kv[1], at rows step.pos + t of
-//   the cache for t < step.valid_rows. With G = 0 it is plain rotation. y may be x when G = 0.
+//   the cache for t < step.valid_rows. With G = 0 it is plain rotation. y may be x when G = 0. With G > 0 the columns of
+//   every head of x stand in pairs: elements 0..8, D/2..D/2 + 8, 8..16, and so on.
+// rope_table:  cosine and sine of all angles of a run, table [T, D/2, 2] of f32, for products that turn their sums
 // kv_append:  k, v [T, G · D] copied to those rows of kv
 // D % 16 == 0, D <= 256. Angles in f32: the host rounds inv_freq as the reference does, sincosf is accurate to 2 ulp
 // at any position (no fast-math).
@@ -25,6 +27,14 @@ struct RopeParams {
     uint32_t kv_heads;
     uint32_t head_dim;
     uint32_t max_rows;  // S_max
+    float inv_freq[ROPE_PAIRS];
+};
+
+struct RopeTableParams {
+    float2* table;
+    const Step* step;
+    uint32_t pairs;
+    uint32_t unused;
     float inv_freq[ROPE_PAIRS];
 };
 
@@ -65,13 +75,15 @@ __device__ __forceinline__ void rope(const RopeParams& p) {
     const bool cached = t < p.step->valid_rows && position < p.max_rows;
     const uint32_t half = p.head_dim / 16;  // vectors in half a head
     const uint32_t heads = p.heads + 2 * p.kv_heads;
+    const bool paired = p.kv_heads > 0;
     const auto* x = static_cast<const uint4*>(p.x) + size_t(t) * heads * half * 2;
     auto* y = static_cast<uint4*>(p.y) + size_t(t) * p.heads * half * 2;
     for (uint32_t i = blockIdx.y * ROPE_THREADS + threadIdx.x; i < heads * half; i += gridDim.y * ROPE_THREADS) {
         const uint32_t head = i / half, at = i % half;
-        uint4 a = x[head * half * 2 + at], b = x[head * half * 2 + half + at];
+        const uint4* from = x + head * half * 2 + (paired ? 2 * at : at);
+        uint4 a = from[0], b = from[paired ? 1 : half];
         if (head < p.heads + p.kv_heads) {
-Float8 lo = unpack<T>(a), hi = unpack<T>(b);
+            Float8 lo = unpack<T>(a), hi = unpack<T>(b);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 const float2 cs = turn[at * 8 + j];
@@ -93,6 +105,18 @@ Float8 lo = unpack<T>(a), hi = unpack<T>(b);
     }
 }
 
+// A CTA a row.
+__device__ __forceinline__ void rope_table(const RopeTableParams& p) {
+    const uint32_t i = threadIdx.x;
+    // The step of a run is older than its first kernel.
+    const uint32_t position = __ldcg(&p.step->pos) + blockIdx.x;
+    float2 cs = {1.f, 0.f};
+    if (i < p.pairs) sincosf(float(position) * p.inv_freq[i], &cs.y, &cs.x);
+    pdl_wait();
+    pdl_trigger();
+    if (i < p.pairs) p.table[size_t(blockIdx.x) * p.pairs + i] = cs;
+}
+
 __device__ __forceinline__ void kv_append(const KvAppendParams& p) {
     pdl_wait();
     pdl_trigger();
@@ -111,5 +135,6 @@ __device__ __forceinline__ void kv_append(const KvAppendParams& p) {
 
 EXPORT(rope_bf16, RopeParams, ROPE_THREADS, 1, rope<__nv_bfloat16>)
 EXPORT(rope_f16, RopeParams, ROPE_THREADS, 1, rope<__half>)
+EXPORT(rope_table_f32, RopeTableParams, ROPE_PAIRS, 1, rope_table)
 EXPORT(kv_append_bf16, KvAppendParams, ROPE_THREADS, 1, kv_append)
 EXPORT(kv_append_f16, KvAppendParams, ROPE_THREADS, 1, kv_append)

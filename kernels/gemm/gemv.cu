@@ -2,8 +2,9 @@
 // skinny:  the same for x [M, K], 2 <= M <= 16, on tensor cores with w as the 16-row operand
 // *_norm:  gemv with x / sqrt(mean(x²) + eps) · gain for x, not rounded: every CTA adds up the squares beside its
 //          products, sums are of w · gain · x, and the root is a factor of theirs at the end
-// *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256: q and k are turned as by rope (rope.cu) and
-//          rounded once, q to y [M, H·D], k and v of rows below step.valid_rows to kv [2, G, S_max, D] at step.pos + m
+// *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256, each in pairs: elements 0..8, D/2..D/2 + 8, 8..16,
+//          and so on. q and k are turned as by rope (rope.cu) and rounded once, q to y [M, H·D], k and v of rows below
+//          step.valid_rows to kv [2, G, S_max, D] at step.pos + m
 // *_arg_max: gemv, and beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its
 //          largest to one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
 // Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
@@ -210,8 +211,8 @@ struct Form {
     static_assert(ROWS % 2 == 0 && ROWS <= 16 && 32 % R == 0);
 };
 
-// A CTA's rows are neighbours; or gates and then ups of neighbouring columns; or neighbours in the first and then in
-// the second half of a head.
+// A CTA's rows are neighbours; or gates and then ups of neighbouring columns; or the first and then the second elements of
+// neighbouring pairs.
 // Grid: ceil(N / ROWS); with rope (D / ROWS, H + 2·G).
 template <class T, class F, bool NORM, class Params>
 __device__ __forceinline__ void gemv(const Params& params) {
@@ -229,16 +230,17 @@ __device__ __forceinline__ void gemv(const Params& params) {
     const GemvParams& p = product_of(params);
     const Epilogue& e = p.e;
     const uint32_t tid = threadIdx.x, lane = tid % 32, group = tid / 32 / WAYS, way = tid / 32 % WAYS;
-    const bool gated = !ROPE && e.act == ACT_SWIGLU;
-    const uint32_t width = ROPE || gated ? ROWS / 2 : ROWS;  // columns, or pairs, of this CTA
-    uint32_t head_row = 0, to_second = 8;  // first row of the head; from the first row of a pair to the second
-    if constexpr (ROPE) head_row = blockIdx.y * params.head_dim, to_second = params.head_dim / 2;
+    const bool gated = !ROPE && e.act == ACT_SWIGLU, paired = ROPE || gated;
+    const uint32_t width = paired ? ROWS / 2 : ROWS;  // columns, or pairs, of this CTA
+    constexpr uint32_t TO_SECOND = 8;                 // from the first row of a pair to the second
+    uint32_t head_row = 0;                            // first row of the head
+    if constexpr (ROPE) head_row = blockIdx.y * params.head_dim;
     const uint32_t chunks = p.k / 8;
     const uint4* w[R];
 #pragma unroll
     for (uint32_t r = 0; r < R; r++) {
         const uint32_t i = group * R + r, col = blockIdx.x * width + i % width;
-        const uint32_t row = head_row + (gated ? col / 8 * 16 + col % 8 : col) + i / width * to_second;
+        const uint32_t row = head_row + (paired ? col / 8 * 16 + col % 8 : col) + i / width * TO_SECOND;
         // Rows beyond the last repeat it; nobody stores them.
         w[r] = static_cast<const uint4*>(p.w) + size_t(min(row, p.n - 1)) * chunks;
     }
@@ -265,13 +267,13 @@ __device__ __forceinline__ void gemv(const Params& params) {
         for (int u = 0; u < U; u++) gains[u] = load_x(gain + at + u * (32 * WAYS));
     }
 
-    const uint32_t col = blockIdx.x * width + tid, row = head_row + (gated ? col / 8 * 16 + col % 8 : col);
+    const uint32_t col = blockIdx.x * width + tid, row = head_row + (paired ? col / 8 * 16 + col % 8 : col);
     const bool writes = tid < width && (ROPE || col < e.cols);
     float bias = 0.f, second_bias = 0.f, scale = 1.f;
     T residual = from_f32<T>(0.f);  // not a float yet: nobody waits for it before the end
     if (writes) {
         bias = value_or<T>(e.bias, row, p.n, 0.f);
-        if (ROPE || gated) second_bias = value_or<T>(e.bias, row + to_second, p.n, 0.f);
+        if (paired) second_bias = value_or<T>(e.bias, row + TO_SECOND, p.n, 0.f);
         if (!ROPE) scale = value_or<T>(e.scale, col, e.cols, 1.f);
     }
     Turn<T> turn;
@@ -329,7 +331,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
         return s;
     };
     if (writes) {
-        float s = total(tid), second = ROPE || gated ? total(tid + width) : 0.f;
+        float s = total(tid), second = paired ? total(tid + width) : 0.f;
         if constexpr (NORM) {
             const float root = rsqrtf(total(ROWS) * p.inv_k + p.eps);
             s *= root, second *= root;
@@ -372,7 +374,7 @@ __device__ __forceinline__ void arg_max_end(const GemvArgMaxEndParams& p) {
     *p.id = index_of(best);
 }
 
-// A CTA owns 16 rows of w (with rope 8 in the first and 8 in the second half of a head); its 8 warps share K in runs of
+// A CTA owns 16 rows of w (with rope the first and the second elements of 8 pairs); its 8 warps share K in runs of
 // 128 elements and add up through shared memory. Lane (g, t) takes 16 bytes = 8 neighbours along k of rows g and g + 8
 // and of token g: two mma steps, with k in another order than the instruction's, the same for both operands.
 // Grid: ceil(N / 16); with rope (D / 16, H + 2·G). NT blocks of 8 tokens.
@@ -386,11 +388,11 @@ __device__ __forceinline__ void skinny(const Params& params) {
     const Epilogue& e = p.e;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const uint32_t chunks = p.k / 8;
-    uint32_t n0 = blockIdx.x * 16, to_second = 8;
-    if constexpr (ROPE) n0 = blockIdx.y * params.head_dim + blockIdx.x * 8, to_second = params.head_dim / 2;
+    uint32_t n0 = blockIdx.x * 16;
+    if constexpr (ROPE) n0 += blockIdx.y * params.head_dim;
     const auto* w = static_cast<const uint4*>(p.w);
     const uint4* w0 = w + size_t(min(n0 + g, p.n - 1)) * chunks;
-    const uint4* w1 = w + size_t(min(n0 + g + to_second, p.n - 1)) * chunks;
+    const uint4* w1 = w + size_t(min(n0 + g + 8, p.n - 1)) * chunks;
     const uint64_t policy = streaming_policy();
 
     uint4 a[U], b[U];
@@ -437,7 +439,7 @@ __device__ __forceinline__ void skinny(const Params& params) {
     __syncthreads();
 
     const auto total = [&](uint32_t row, uint32_t token) {
-        float sum = value_or<T>(e.bias, n0 + row % 8 + row / 8 * to_second, p.n, 0.f);
+        float sum = value_or<T>(e.bias, n0 + row, p.n, 0.f);
 #pragma unroll
         for (int i = 0; i < SKINNY_WARPS; i++) sum += part[i][row][token];
         return sum;

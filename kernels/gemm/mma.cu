@@ -1,5 +1,6 @@
 // gemm_mma:  y = r + s · act(a wᵀ + b)      a [M, K] (matrix, overlapping rows, or windows of an image), w [N, K],
 //            y [M, cols] of T16 (or f32); K % 8 == 0, sums in f32, one rounding
+// gemm_mma_rope:  a wᵀ + b is q | k | v by heads, q and k are turned (rope.cuh), then all go to y and the cache
 // Tiles BM x BN x 64 of 128x128, 128x64, 64x128, 64x64, mma.sync m16n8k16, ring of 3 to 4 cp.async stages (main loop
 // in mma.cuh). Few tiles: K is split over gridDim.y CTAs, f32 partials go through scratch and the last CTA of a tile
 // adds them in the order of K, so results repeat to the bit.
@@ -7,6 +8,12 @@
 // H100) from M = 512; the read rate of w below M = 128
 #include "common/export.cuh"
 #include "gemm/mma.cuh"
+#include "gemm/rope.cuh"
+
+struct GemmRopeParams {
+    GemmParams g;  // of its epilogue the bias; cols = N
+    RopeEpilogue r;
+};
 
 // Tiles in columns of 16 tile rows, rows first: CTAs that run together share a and w in the L2.
 __device__ __forceinline__ uint2 tile_of(uint32_t id, uint32_t tiles_m, uint32_t tiles_n) {
@@ -101,9 +108,42 @@ __device__ __forceinline__ void finish(const Accumulators<Tile>& acc, const Gemm
     }
 }
 
+// Bias and rotation on the accumulators: blocks 2j and 2j + 1 hold both elements of 8 pairs.
+template <class T, class Tile>
+__device__ __forceinline__ void finish(const Accumulators<Tile>& acc, const GemmParams& p, const RopeEpilogue& rope,
+                                       uint32_t m0, uint32_t n0) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, at = lane % 4 * 2;
+    const uint32_t row0 = m0 + warp / Tile::WARPS_N * Tile::WM + lane / 4;
+    const uint32_t n_warp = n0 + warp % Tile::WARPS_N * Tile::WN;
+#pragma unroll
+    for (int j = 0; j < Tile::BLOCKS_N; j += 2) {
+        const uint32_t col = n_warp + j * 8;
+        if (col >= p.n) continue;
+        const HeadColumns<T> to[2] = {{rope, col}, {rope, col + 8}};
+        float b[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) b[i] = value_or<T>(p.e.bias, col + i / 2 * 8 + at + i % 2, p.n, 0.f);
+#pragma unroll
+        for (int i = 0; i < 2 * Tile::BLOCKS_M; i++) {
+            const uint32_t row = row0 + i * 8;
+            if (row >= p.m) continue;
+            const float* v = acc.c[i / 2][j] + i % 2 * 2;
+            const float* w = acc.c[i / 2][j + 1] + i % 2 * 2;
+            float2 first = make_float2(v[0] + b[0], v[1] + b[1]), second = make_float2(w[0] + b[2], w[1] + b[3]);
+            turn_pairs(first, second, angles_of(rope, row, col, at));
+            const float2 both[2] = {first, second};
+#pragma unroll
+            for (int k = 0; k < 2; k++)
+                if (row < to[k].rows)
+                    *reinterpret_cast<Pair<T>*>(to[k].at + row * to[k].pitch + at) = {
+                        {from_f32<T>(both[k].x), from_f32<T>(both[k].y)}};
+        }
+    }
+}
+
 // Grid: (tiles, splits). Dynamic shared memory: STAGES · STAGE_BYTES.
-template <class T, class Tile, class Rows>
-__device__ __forceinline__ void gemm_mma(const GemmParams& p) {
+template <class T, class Tile, class Rows, class Rope>
+__device__ __forceinline__ void multiply(const GemmParams& p, const Rope& rope) {
     extern __shared__ uint4 ring[];
     const uint32_t tiles_m = (p.m + Tile::BM - 1) / Tile::BM, tiles_n = (p.n + Tile::BN - 1) / Tile::BN;
     const uint2 tile = tile_of(blockIdx.x, tiles_m, tiles_n);
@@ -114,7 +154,20 @@ __device__ __forceinline__ void gemm_mma(const GemmParams& p) {
     Accumulators<Tile> acc;
     multiply_tile<T, Tile, Rows>(acc, p, smem_address(ring), tile.x * Tile::BM, tile.y * Tile::BN, first, last);
     if (gridDim.y > 1 && !join_splits(acc, p, blockIdx.x)) return;
-    finish<T>(acc, p, tile.x * Tile::BM, tile.y * Tile::BN);
+    if constexpr (Rope::ON)
+        finish<T>(acc, p, rope, tile.x * Tile::BM, tile.y * Tile::BN);
+    else
+        finish<T>(acc, p, tile.x * Tile::BM, tile.y * Tile::BN);
+}
+
+template <class T, class Tile, class Rows>
+__device__ __forceinline__ void gemm_mma(const GemmParams& p) {
+    multiply<T, Tile, Rows>(p, NoRope());
+}
+
+template <class T, class Tile>
+__device__ __forceinline__ void gemm_mma_rope(const GemmRopeParams& p) {
+    multiply<T, Tile, MatrixRows>(p.g, p.r);
 }
 
 using T128x128 = Tile<128, 128, 64, 64>;  // 3 stages, 96 KB
@@ -127,7 +180,9 @@ using T64x64 = Tile<64, 64, 32, 32>;      // 4 stages, 64 KB
     EXPORT(gemm_mma_##name##_f16, GemmParams, T##name::THREADS, ctas, gemm_mma<__half, T##name, MatrixRows>)     \
     EXPORT(gemm_mma_image_##name##_bf16, GemmParams, T##name::THREADS, ctas,                                    \
            gemm_mma<__nv_bfloat16, T##name, ImageRows>)                                                         \
-    EXPORT(gemm_mma_image_##name##_f16, GemmParams, T##name::THREADS, ctas, gemm_mma<__half, T##name, ImageRows>)
+    EXPORT(gemm_mma_image_##name##_f16, GemmParams, T##name::THREADS, ctas, gemm_mma<__half, T##name, ImageRows>) \
+    EXPORT(gemm_mma_rope_##name##_bf16, GemmRopeParams, T##name::THREADS, ctas, gemm_mma_rope<__nv_bfloat16, T##name>) \
+    EXPORT(gemm_mma_rope_##name##_f16, GemmRopeParams, T##name::THREADS, ctas, gemm_mma_rope<__half, T##name>)
 
 EXPORT_MMA(128x128, 2)
 EXPORT_MMA(128x64, 2)

@@ -1,6 +1,7 @@
 // archs: 90a
 // gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and cols % 8 == 0, any
 //                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 192 rows of A)
+// gemm_multicast_rope:  x wᵀ + b is q | k | v by heads, q and k are turned (rope.cuh), then all go to y and the cache
 // One producer and one to three consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with two
 // differences:
 //   clusters: CTAs in a grid of CA x CB neighbouring tiles. Those beside one another have an operand in common: of the
@@ -16,6 +17,7 @@
 #include "common/export.cuh"
 #include "common/stmatrix.cuh"
 #include "gemm/columns.cuh"
+#include "gemm/rope.cuh"
 
 template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA_, int CB_>
 struct GridTile {
@@ -57,6 +59,11 @@ struct Place {
         return uint16_t(mask);
     }
     __device__ __forceinline__ uint16_t with_b() const { return uint16_t(((1u << Tile::CA) - 1) << rank(0, b)); }
+};
+
+struct WgmmaRopeParams {
+    WgmmaParams g;  // of its epilogue the bias; cols = N
+    RopeEpilogue r;
 };
 
 // Units of a cluster in order: the splits of its tiles, then tiles down columns of some 2048 rows of x, so that clusters that
@@ -273,12 +280,35 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
     __syncwarp();  // wgmma wants whole warps
 }
 
+// Angles of a turn of finish_direct_as: of every two blocks of 8 columns, rows g and g + 8. Those of the first turn are
+// asked for before the product.
+template <class Tile, class Rope>
+struct TurnAngles {
+    float4 cs[4][2];
+
+    // The turn from row `row0` and column `n0` on, `first` of the tile.
+    __device__ __forceinline__ void ask(const Rope& rope, const WgmmaParams& p, uint32_t row0, uint32_t n0, int first) {
+        const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int h = 0; h < 2 && first + 16 * i < Tile::B; h++)
+                cs[i][h] = angles_of(rope, min(row0 + lane / 4 + 8 * h, p.m - 1), n0 + 16 * i, lane % 4 * 2);
+    }
+};
+template <class Tile>
+struct TurnAngles<Tile, NoRope> {
+    __device__ __forceinline__ void ask(const NoRope&, const WgmmaParams&, uint32_t, uint32_t, int) {}
+};
+
 // The same where rows of x are the operand of 64 rows: a warp has 16 of them at a time and goes its way alone, in turns of
 // 64 rows of w. `columns` are those of the tile, from n0 on.
-template <class T, class Tile, Act ACT>
+template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 uint32_t staging, const T* columns, uint32_t row0, uint32_t n0) {
+                                                 const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                                 const T* columns, uint32_t row0, uint32_t n0) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
+    static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
     constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
     constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 32 / UNITS, PASSES = 16 / ROWS_A_PASS;
@@ -322,6 +352,20 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             const uint32_t row = lane / 8 % 2 * 8 + lane % 8;
             const uint32_t at = staging + staged_at<HALVED>(row, (HALVED ? i / 2 : i) + lane / 16);
             uint32_t r[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
+            if constexpr (Rope::ON) {
+                float2 bias[2] = {};
+                if (e.bias != nullptr) bias[0] = two_of(columns, first + i), bias[1] = two_of(columns, first + i + 1);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float* v = acc[half] + 4 * (first + i) + 2 * h;
+                    float2 a = make_float2(v[0] + bias[0].x, v[1] + bias[0].y);
+                    float2 b = make_float2(v[4] + bias[1].x, v[5] + bias[1].y);
+                    turn_pairs(a, b, angles.cs[i / 2][h]);
+                    y[h] = pack2(a, T()), y[2 + h] = pack2(b, T());
+                }
+                stmatrix_x4(at, y);
+                continue;
+            }
             if (adds) ldmatrix_x4(r, at);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
@@ -351,6 +395,16 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             stmatrix_x4(at, y);
         }
         __syncwarp();
+        if constexpr (Rope::ON) {
+            if (turn + 1 < Tile::HALVES * TURNS)
+                angles.ask(rope, p, row0 + (turn + 1) / TURNS * 64, n0 + (turn + 1) % TURNS * 64,
+                           (turn + 1) % TURNS * 64);
+            const HeadColumns<T> to(rope, n0 + turn % TURNS * 64 + unit * 8);
+            each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t) {
+                if (row < to.rows) *reinterpret_cast<uint4*>(to.at + row * to.pitch) = load_shared(at);
+            });
+            continue;
+        }
         each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
             *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
         });
@@ -358,27 +412,31 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
     __syncwarp();  // wgmma wants whole warps
 }
 
-template <class T, class Tile, Act ACT>
+template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                               uint32_t staging, const T* columns, const Unit& u, uint32_t consumer) {
+                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                               const T* columns, const Unit& u, uint32_t consumer) {
     const uint32_t mine = consumer * 64 * Tile::HALVES, warp = threadIdx.x / 32 % 4;
     if constexpr (Tile::TURNED)
         finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, u.m0, u.n0 + mine, mine, consumer);
     else
-        finish_direct_as<T, Tile, ACT>(acc, p, staging + warp * (16 * 128), columns, u.m0 + mine + warp * 16, u.n0);
+        finish_direct_as<T, Tile, ACT>(acc, p, rope, angles, staging + warp * (16 * 128), columns,
+                                       u.m0 + mine + warp * 16, u.n0);
 }
 
-template <class T, class Tile>
+template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                            uint32_t staging, const T* columns, const Unit& u, uint32_t consumer) {
-    if (p.e.act == ACT_SWIGLU)
-        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, staging, columns, u, consumer);
+                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                            const T* columns, const Unit& u, uint32_t consumer) {
+    if constexpr (Rope::ON) return finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, consumer);
+    else if (p.e.act == ACT_SWIGLU)
+        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, consumer);
     else if (p.e.act == ACT_GELU)
-        finish_grid_as<T, Tile, ACT_GELU>(acc, p, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, consumer);
     else if (p.e.act == ACT_RELU)
-        finish_grid_as<T, Tile, ACT_RELU>(acc, p, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, consumer);
     else
-        finish_grid_as<T, Tile, ACT_NONE>(acc, p, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, consumer);
 }
 
 // Asks the L2 for the residual under this warpgroup's part of the tile, a line a thread.
@@ -402,9 +460,9 @@ struct Joined {
 };
 
 // One warpgroup: its rows of A of every tile of its CTA.
-template <class T, class Tile>
-__device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRing& ring, uint32_t consumer,
-                                             uint32_t staging, T* columns) {
+template <class T, class Tile, class Rope>
+__device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& rope, const GridRing& ring,
+                                             uint32_t consumer, uint32_t staging, T* columns) {
     constexpr uint32_t MINE = 64 * Tile::HALVES;
     const uint64_t a0 = wgmma_descriptor(ring.slots + consumer * MINE * 128);
     const uint64_t b0 = wgmma_descriptor(ring.slots + Tile::A_BYTES);
@@ -427,6 +485,8 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRin
             ask_residual_turned<T, Tile>(p, u.m0, u.n0 + consumer * MINE);
         else
             ask_residual<T, Tile>(p, u.m0 + consumer * MINE + warp * 16, u.n0);
+        TurnAngles<Tile, Rope> angles;
+        angles.ask(rope, p, u.m0 + consumer * MINE + warp * 16, u.n0, 0);
 
         float acc[Tile::HALVES][Tile::B / 2];
         uint32_t before = 0;
@@ -456,13 +516,13 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const GridRin
             if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
         }
         consumer_barrier<Tile::CONSUMERS>(consumer);
-        finish_grid<T, Tile>(acc, p, staging, columns, u, consumer);
+        finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, u, consumer);
     }
 }
 
 // Any grid of whole clusters. Dynamic shared memory: STAGES · STAGE_BYTES + 1024.
-template <class T, class Tile>
-__device__ __forceinline__ void gemm_multicast(const WgmmaParams& p) {
+template <class T, class Tile, class Rope>
+__device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full_[Tile::STAGES], empty_a_[Tile::STAGES], empty_b_[Tile::STAGES];
     __shared__ alignas(128) uint4 staging[Tile::CONSUMERS][Tile::STAGING_BYTES / 16];
@@ -495,21 +555,32 @@ __device__ __forceinline__ void gemm_multicast(const WgmmaParams& p) {
     }
     take_registers<Tile::CONSUMER_REGISTERS>();
     const uint32_t consumer = warpgroup - 1;
-    consume_grid<T, Tile>(p, ring, consumer, smem_address(staging[consumer]), columns[consumer]);
+    consume_grid<T, Tile>(p, rope, ring, consumer, smem_address(staging[consumer]), columns[consumer]);
 }
 
-#define EXPORT_GRID_OF(T, suffix, name, ...)                                                                \
-    EXPORT(gemm_multicast_##name##_##suffix, WgmmaParams, (GridTile<__VA_ARGS__>::THREADS), 1,              \
-           gemm_multicast<T, GridTile<__VA_ARGS__>>)
+template <class T, class Tile>
+__device__ __forceinline__ void gemm_multicast(const WgmmaParams& p) {
+    multiply<T, Tile>(p, NoRope());
+}
+
+template <class T, class Tile>
+__device__ __forceinline__ void gemm_multicast_rope(const WgmmaRopeParams& p) {
+    multiply<T, Tile>(p.g, p.r);
+}
+
+#define EXPORT_GRID_OF(kernel, Params, T, suffix, name, ...)                                     \
+    EXPORT(kernel##_##name##_##suffix, Params, (GridTile<__VA_ARGS__>::THREADS), 1, \
+           kernel<T, GridTile<__VA_ARGS__>>)
 // Rows of A and of B, stages, CA and CB, consumers and the blocks of 64 rows that each has.
-#define EXPORT_GRID(letter, turned, rows_a, rows_b, stages, ca, cb, consumers, halves)                               \
-    static_assert(rows_a == 64 * consumers * halves);                                                               \
-    EXPORT_GRID_OF(__nv_bfloat16, bf16, letter##rows_a##x##rows_b##x##stages##_##ca##x##cb, turned, consumers, halves, \
-                   rows_b, stages, ca, cb)                                                                          \
-    EXPORT_GRID_OF(__half, f16, letter##rows_a##x##rows_b##x##stages##_##ca##x##cb, turned, consumers, halves, rows_b, \
-                   stages, ca, cb)
-#define EXPORT_TURNED(...) EXPORT_GRID(t, true, __VA_ARGS__)
-#define EXPORT_DIRECT(...) EXPORT_GRID(d, false, __VA_ARGS__)
+#define EXPORT_GRID(kernel, Params, letter, turned, rows_a, rows_b, stages, ca, cb, consumers, halves)              \
+    static_assert(rows_a == 64 * consumers * halves);                                                              \
+    EXPORT_GRID_OF(kernel, Params, __nv_bfloat16, bf16, letter##rows_a##x##rows_b##x##stages##_##ca##x##cb, turned, \
+                   consumers, halves, rows_b, stages, ca, cb)                                                      \
+    EXPORT_GRID_OF(kernel, Params, __half, f16, letter##rows_a##x##rows_b##x##stages##_##ca##x##cb, turned, consumers, \
+                   halves, rows_b, stages, ca, cb)
+#define EXPORT_TURNED(...) EXPORT_GRID(gemm_multicast, WgmmaParams, t, true, __VA_ARGS__)
+#define EXPORT_DIRECT(...) EXPORT_GRID(gemm_multicast, WgmmaParams, d, false, __VA_ARGS__)
+#define EXPORT_ROPE(...) EXPORT_GRID(gemm_multicast_rope, WgmmaRopeParams, d, false, __VA_ARGS__)
 
 EXPORT_TURNED(64, 16, 21, 4, 1, 1, 1)
 EXPORT_TURNED(64, 64, 13, 4, 2, 1, 1)
@@ -535,3 +606,8 @@ EXPORT_DIRECT(128, 192, 5, 2, 1, 2, 1)
 EXPORT_DIRECT(128, 224, 4, 2, 1, 2, 1)
 EXPORT_DIRECT(128, 256, 4, 2, 1, 2, 1)
 EXPORT_DIRECT(192, 128, 5, 1, 2, 3, 1)
+
+EXPORT_ROPE(64, 96, 10, 2, 4, 1, 1)
+EXPORT_ROPE(128, 80, 8, 2, 4, 2, 1)
+EXPORT_ROPE(128, 144, 6, 2, 1, 2, 1)
+EXPORT_ROPE(128, 192, 5, 2, 1, 2, 1)

@@ -151,8 +151,7 @@ impl Recipe {
     /// unless both are plain matrices of one shape with `rows % block == 0`.
     pub fn interleave(a: &Recipe, b: &Recipe, block: usize) -> Option<Recipe> {
         let (rows, cols) = (a.shape.rows(), a.shape.cols());
-        let plain = |r: &Recipe| r.parts.len() == 1 && r.parts[0].runs() == (r.shape.len(), 1) && !r.padded;
-        if a.shape != b.shape || a.dtype != b.dtype || rows % block != 0 || !plain(a) || !plain(b) {
+        if a.shape != b.shape || a.dtype != b.dtype || rows % block != 0 || !a.is_plain() || !b.is_plain() {
             return None;
         }
         let part = |r: &Recipe, at: usize| {
@@ -167,6 +166,32 @@ impl Recipe {
         };
         let shape = Shape::new(&[2 * rows, cols]);
         Some(Recipe { dtype: a.dtype, shape, parts: vec![part(a, 0), part(b, 1)], padded: false })
+    }
+
+    /// Every head of `head_dim` rows with blocks of `block` rows of its first and its second half in turn: with 8, rows
+    /// 0..8 of a head, then D/2..D/2 + 8, then 8..16, and so on. Vectors have rows of one element. `None` unless this is
+    /// a plain tensor of whole heads, and these of whole blocks.
+    pub fn interleave_halves(&self, head_dim: usize, block: usize) -> Option<Recipe> {
+        let rows = self.shape[0];
+        let cols = if self.shape.rank() == 1 { 1 } else { self.shape.cols() };
+        let pair = 2 * block;
+        if !self.is_plain() || head_dim == 0 || rows % head_dim != 0 || head_dim % pair != 0 {
+            return None;
+        }
+        let p = &self.parts[0];
+        let part = Part::new(
+            &p.name,
+            p.stored,
+            &[rows / head_dim, 2, head_dim / pair, block * cols],
+            0,
+            &[head_dim * cols, block * cols, pair * cols, 1],
+        );
+        Some(Recipe { parts: vec![part], ..self.clone() })
+    }
+
+    /// Whether the weight is one stored tensor, element by element.
+    fn is_plain(&self) -> bool {
+        self.parts.len() == 1 && self.parts[0].runs() == (self.shape.len(), 1) && !self.padded
     }
 
     /// Bytes on the device.
@@ -219,6 +244,21 @@ mod tests {
         assert_eq!(carry_out(&r), [0, 1, 2, 3, 1000, 1001, 1002, 1003, 4, 5, 6, 7, 1004, 1005, 1006, 1007]);
         assert_eq!(r.parts[0].runs(), (4, 2));
         assert!(Recipe::interleave(&g, &u, 3).is_none());
+    }
+
+    #[test]
+    fn halves_of_heads_alternate() {
+        // Two heads of 8 rows of 1 and of 2.
+        let b = Recipe::plain("b", DType::BF16, &[16]).interleave_halves(8, 2).unwrap();
+        assert_eq!(carry_out(&b), [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
+        let w = Recipe::plain("w", DType::BF16, &[8, 2]).interleave_halves(8, 2).unwrap();
+        assert_eq!(carry_out(&w), [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]);
+        assert_eq!((w.shape, w.parts[0].runs()), (Shape::new(&[8, 2]), (4, 4)));
+        let stacked = Recipe::stack(&[&b, &b]).unwrap();
+        assert_eq!(carry_out(&stacked)[16..20], [1000, 1001, 1004, 1005]);
+        let plain = Recipe::plain("b", DType::BF16, &[12]);
+        assert!(plain.interleave_halves(8, 2).is_none() && plain.interleave_halves(6, 2).is_none());
+        assert!(w.interleave_halves(8, 2).is_none() && plain.interleave_halves(0, 2).is_none());
     }
 
     #[test]

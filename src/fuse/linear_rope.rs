@@ -1,11 +1,12 @@
-//! Rotation and cache append in the epilogue of the product that gives q, k and v, for few rows. Saves a kernel and a
-//! round trip of q, k and v.
+//! Rotation and cache append in the epilogue of the product that gives q, k and v. Saves a kernel and a round trip of q, k
+//! and v. Few rows compute their angles, many take them from a table that all layers share.
 
 use super::{Rewrite, Rule, Uses};
-use crate::core::Shape;
+use crate::core::{DType, Shape};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{self, Linear};
+use crate::ops::linear::{self, Angles, Linear};
+use crate::ops::rope::RopeTable;
 
 const PLAIN: Linear = Linear { bias: true, out_f32: false };
 
@@ -17,7 +18,7 @@ impl Rule for LinearRope {
     }
 
     fn about(&self) -> &'static str {
-        "Linear + RopeKvAppend -> LinearRope, for few rows"
+        "Linear + RopeKvAppend -> LinearRope"
     }
 
     fn needs(&self) -> &'static [&'static str] {
@@ -32,25 +33,42 @@ impl Rule for LinearRope {
             return None;
         }
         let mut ins = g.nodes[product].ins.clone();
-        let x = g.desc(ins[0]);
-        if !linear::LinearRope::takes(x.rows(), x.cols(), rope.head_dim) {
-            return None;
-        }
+        let (rows, k) = (g.desc(ins[0]).rows(), g.desc(ins[0]).cols());
+        let angles = linear::LinearRope::angles(rows, k, rope.head_dim)?;
         ins.push(kv);
+        let mut with = Vec::new();
+        if angles == Angles::Table {
+            let table = RopeTable { rows, head_dim: rope.head_dim, theta: rope.theta };
+            let made = g.nodes[..at].iter().find(|n| n.op == Op::RopeTable(table.clone()));
+            ins.push(made.map(|n| n.outs[0]).unwrap_or_else(|| {
+                let out = g.fresh("rope_table", DType::F32, Shape::new(&[rows, rope.head_dim]));
+                with.push(Node { op: table.into(), ins: vec![], outs: vec![out] });
+                out
+            }));
+        }
         let op = linear::LinearRope {
             norm: None,
+            table: angles == Angles::Table,
             heads: rope.heads,
             kv_heads: rope.kv_heads,
             head_dim: rope.head_dim,
             theta: rope.theta,
         };
-        let node = Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() };
-        Some(Rewrite { remove: vec![product, at], with: vec![node] })
+        with.push(Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() });
+        Some(Rewrite { remove: vec![product, at], with })
     }
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
-        let Op::LinearRope(op) = &node.op else { return None };
-        let [x, w, b, kv] = node.ins[..] else { return None };
+        let op = match &node.op {
+            Op::LinearRope(op) => op,
+            // What it was made for does without.
+            Op::RopeTable(_) => return Some(Vec::new()),
+            _ => return None,
+        };
+        let [x, w, b, kv] = node.ins[..4] else { return None };
+        if op.norm.is_some() {
+            return None;
+        }
         let q = g.desc(node.outs[0]).clone();
         let shape = Shape::new(&[g.desc(x).rows(), g.desc(w).rows()]);
         let qkv = g.fresh(&format!("{}.qkv", q.name), q.dtype, shape);

@@ -224,13 +224,6 @@ fn apply(g: &mut Graph, rewrite: Rewrite) -> usize {
     end
 }
 
-/// The weights of several layers stacked by rows, if all are weights and fit.
-fn stacked(g: &mut Graph, of: &[Tensor]) -> Option<Tensor> {
-    let recipes: Vec<&Recipe> = of.iter().map(|&t| g.recipe(t)).collect::<Option<_>>()?;
-    let recipe = Recipe::stack(&recipes)?;
-    Some(g.weight(recipe))
-}
-
 /// The stored tensors that a stacked or interleaved weight was made of, each as it is stored.
 fn unstacked(g: &mut Graph, t: Tensor) -> Option<Vec<Tensor>> {
     let recipe = g.recipe(t)?.clone();

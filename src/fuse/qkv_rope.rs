@@ -1,12 +1,12 @@
-//! q, k and v from one matrix; rotation and cache append in one kernel. Saves two reads of x and three round trips
-//! of q, k and v.
+//! q, k and v from one matrix, whose rows stand in the order in which a kernel turns them; rotation and cache append in one
+//! kernel. Saves two reads of x and three round trips of q, k and v.
 
-use super::{Rewrite, Rule, Uses, stacked, unstacked};
-use crate::core::Shape;
+use super::{Rewrite, Rule, Uses, unstacked};
+use crate::core::{Recipe, Shape, Tensor};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
 use crate::ops::linear::Linear;
-use crate::ops::rope::{KvAppend, Rope, RopeKvAppend};
+use crate::ops::rope::{KvAppend, PAIR_BLOCK, Rope, RopeKvAppend};
 
 pub struct QkvRope;
 
@@ -43,8 +43,8 @@ impl Rule for QkvRope {
             return None;
         }
 
-        let w = stacked(g, &linears.map(|n| g.nodes[n].ins[1]))?;
-        let b = stacked(g, &linears.map(|n| g.nodes[n].ins[2]))?;
+        let w = paired(g, &linears.map(|n| g.nodes[n].ins[1]), q.head_dim)?;
+        let b = paired(g, &linears.map(|n| g.nodes[n].ins[2]), q.head_dim)?;
         let (rows, dtype) = (g.desc(x).rows(), g.desc(x).dtype);
         let name = g.desc(g.nodes[q_linear].outs[0]).name.replace("q_proj", "qkv_proj");
         let cols = (q.heads + 2 * append.kv_heads) * q.head_dim;
@@ -80,8 +80,16 @@ impl Rule for QkvRope {
     }
 }
 
+/// The weights of several layers stacked by rows, every head in pairs; `None` unless heads have them.
+fn paired(g: &mut Graph, of: &[Tensor], head_dim: usize) -> Option<Tensor> {
+    let in_pairs = |&t: &Tensor| g.recipe(t)?.interleave_halves(head_dim, PAIR_BLOCK);
+    let recipes: Vec<Recipe> = of.iter().map(in_pairs).collect::<Option<_>>()?;
+    let recipe = Recipe::stack(&recipes.iter().collect::<Vec<_>>())?;
+    Some(g.weight(recipe))
+}
+
 /// The three tensors that a stacked `qkv` stands for, named so that both expansions find the same ones.
-pub(super) fn thirds(g: &mut Graph, qkv: crate::core::Tensor, cols: [usize; 3]) -> [crate::core::Tensor; 3] {
+pub(super) fn thirds(g: &mut Graph, qkv: Tensor, cols: [usize; 3]) -> [Tensor; 3] {
     let (name, dtype, rows) = (g.desc(qkv).name.clone(), g.desc(qkv).dtype, g.desc(qkv).rows());
     std::array::from_fn(|i| {
         let name = format!("{name}.{}", ["q", "k", "v"][i]);

@@ -130,6 +130,7 @@ ops! {
     rope::Rope,
     rope::KvAppend,
     rope::RopeKvAppend,
+    rope::RopeTable,
     elementwise::Unary,
     elementwise::Scale,
     elementwise::Add,

@@ -327,6 +327,8 @@ mod tests {
                 Recipe::stack(&[&plain("q.bias", &[17]), &plain("k.bias", &[3])]).unwrap(),
                 Recipe::interleave(&gate, &up, 8).unwrap(),
                 Recipe::interleave(&gate, &up, 1).unwrap(),
+                gate.interleave_halves(8, 2).unwrap(),
+                Recipe::stack(&[&up.interleave_halves(16, 8).unwrap(), &k]).unwrap(),
                 Recipe::permuted("conv.weight", dtype, &[6, 4, 3, 3], &[0, 2, 3, 1], &[6, 36]),
                 Recipe::permuted_view("q.weight", dtype, &[17, 24], &[17, 4, 6], &[0, 2, 1], &[17, 24]),
                 padded.clone(),

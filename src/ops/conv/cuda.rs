@@ -299,6 +299,7 @@ impl CudaOp for Conv2d {
             residual: None,
             table_at: None,
             norm: None,
+            rope: None,
             y,
         };
         product.launch(l)
@@ -320,6 +321,7 @@ impl CudaOp for Conv1d {
             residual: None,
             table_at: None,
             norm: None,
+            rope: None,
             y,
         };
         let chip = wgmma::launch::chip(l)?;

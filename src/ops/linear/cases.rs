@@ -1,6 +1,6 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
-use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
+use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
 use crate::ops::{Case, Fill};
 
 /// The matrices of the models, `(name, N, K)`.
@@ -255,7 +255,9 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
                 s: usize,
                 pos| {
         let n = (h + 2 * g) * d;
-        let op = LinearRope { norm: norm.then_some(1e-6), heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
+        let table = LinearRope::angles(t, k, d) == Some(Angles::Table);
+        let norm_eps = norm.then_some(1e-6);
+        let op = LinearRope { norm: norm_eps, table, heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
         let name = if norm { "normed_" } else { "" };
         let case = Case::new(format!("{name}t{t}_v{valid}_h{h}_g{g}_d{d}_k{k}_at{pos}"), op)
             .act(&[t, k])
@@ -263,6 +265,9 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
             .weight(&[n])
             .state(&[2, g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
             .step(pos, valid, 0);
+        // Any numbers turn as cosines and sines do.
+        let case =
+            if table { case.act_f32(&[t, d], Fill::Uniform { centre: 0.0, scale: 1.0 }) } else { case };
         if norm { case.weight(&[k]) } else { case }
     };
     let mut all = Vec::new();
@@ -286,6 +291,18 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         case(false, (7, 7), (1, 2, 64), 3584, 30001, 29992),
         case(false, (6, 5), (2, 2, 256), 1024, 64, 9),
         case(false, (8, 8), (28, 4, 128), 3584, 4096, 500).bench(),
+        // Many rows: tiles that end inside a head, rows and heads that end inside a tile, padding, the end of the cache.
+        case(false, (17, 17), (2, 1, 16), 8, 40, 1),
+        case(false, (33, 20), (3, 2, 48), 592, 60, 40),
+        case(false, (65, 65), (7, 1, 128), 896, 128, 63),
+        case(false, (130, 129), (5, 1, 80), 264, 300, 171),
+        case(false, (128, 0), (1, 2, 256), 64, 130, 2),
+        case(false, (200, 200), (28, 4, 128), 264, 256, 56),
+        case(false, (128, 128), (28, 4, 128), 3584, 4096, 500).bench(),
+        case(false, (256, 256), (28, 4, 128), 3584, 4096, 0).bench(),
+        case(false, (512, 512), (28, 4, 128), 3584, 4096, 0).bench(),
+        case(false, (1024, 1024), (28, 4, 128), 3584, 4096, 0).bench(),
+        case(false, (2048, 2048), (28, 4, 128), 3584, 4096, 0).bench(),
     ]);
     all
 }

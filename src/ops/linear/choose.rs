@@ -2,6 +2,16 @@
 
 use super::wgmma;
 
+/// What the rows of w are, and so what a kernel does with its sums.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    Plain,
+    /// 8 gates and 8 ups in turns.
+    Gated,
+    /// q, k and v by heads, in pairs: they are turned, and go to y and the cache.
+    Turned,
+}
+
 /// One product `[M, K] · [N, K]ᵀ`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Problem {
@@ -12,8 +22,7 @@ pub(crate) struct Problem {
     pub dense: bool,
     /// Every run of 8 elements of A and w is 16-byte aligned.
     pub aligned: bool,
-    /// Rows of w are 8 gates and 8 ups in turns.
-    pub gated: bool,
+    pub end: End,
     /// Rows of y are whole vectors of 8 elements of 16 bits.
     pub vectors: bool,
 }
@@ -167,7 +176,7 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         sm_count: chip.sm_count,
         scratch_bytes: chip.scratch_bytes,
         counters: chip.counters,
-        gated: p.gated,
+        end: p.end,
         vectors: p.vectors,
     };
     // An image for 90a runs on 9.0 and on nothing newer.
@@ -258,7 +267,7 @@ mod tests {
             k,
             dense: true,
             aligned: k.is_multiple_of(8),
-            gated: false,
+            end: End::Plain,
             vectors: n.is_multiple_of(8),
         }
     }
@@ -346,7 +355,7 @@ mod tests {
         }
         // Of gates and ups whole groups, and rows of y in whole vectors of 16 bits.
         let odd = "d128x112_1x2/1";
-        assert_eq!(taken(odd, Problem { gated: true, ..wide(300) }).0, "d128x112_1x2");
+        assert_eq!(taken(odd, Problem { end: End::Gated, ..wide(300) }).0, "d128x112_1x2");
         assert_ne!(taken(odd, Problem { vectors: false, ..wide(300) }).0, "d128x112_1x2");
         // Few rows go to tiles for few rows alone.
         assert_eq!(taken("t64x16_4x1/1", wide(8)).0, "t64x16_4x1");

@@ -62,14 +62,15 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
 
 pub(super) fn linear_rope(op: &LinearRope, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w, bias) = (io.ins.f32s(0)?, io.ins.weight(1)?, io.ins.vector(2)?);
-    let normed = match op.norm {
-        Some(eps) => Some(norm::rms_rows(x, &io.ins.vector(4)?, eps)),
-        None => None,
+    let normed = match (op.norm, op.optional_inputs()[1]) {
+        (Some(eps), Some(gain)) => Some(norm::rms_rows(x, &io.ins.vector(gain)?, eps)),
+        _ => None,
     };
     let mut qkv = vec![0.0; io.ins.extent(0).0 * bias.len()];
     gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut qkv);
     qkv.chunks_mut(bias.len()).for_each(|row| add(row, &bias));
-    rope::rotate_and_append(&op.rope(), &qkv, io.step, &io.ins.descs[3].name, &mut io.outs)
+    let table = op.optional_inputs()[0].map(|table| io.ins.f32s(table)).transpose()?;
+    rope::rotate_and_append(&op.rope(), &qkv, table, io.step, &io.ins.descs[3].name, &mut io.outs)
 }
 
 pub(super) fn linear_arg_max(op: &LinearArgMax, io: &mut CpuIo<'_>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, Gemv, Problem, Wishes, choose, few_rows_variant};
-use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
+use super::choose::{Chip, Config, End, Gemv, Problem, Wishes, choose, few_rows_variant};
+use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
 use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -45,6 +45,27 @@ struct GemmParams {
     channels: u32,
 }
 
+/// `RopeEpilogue` of kernels/gemm/rope.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RopeEpilogue {
+    table: DevicePtr,
+    q: DevicePtr,
+    kv: DevicePtr,
+    step: DevicePtr,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    max_rows: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GemmRopeParams {
+    g: GemmParams,
+    r: RopeEpilogue,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct GemvParams {
@@ -86,6 +107,14 @@ unsafe impl Kernel for MmaKernel {
     const FILE: &'static str = "gemm/mma";
     const SYMBOL: &'static str = "gemm_mma";
     type Params = GemmParams;
+}
+
+struct MmaRopeKernel;
+// SAFETY: `gemm_mma_rope_*` in kernels/gemm/mma.cu take one GemmRopeParams by value; loading compares the sizes.
+unsafe impl Kernel for MmaRopeKernel {
+    const FILE: &'static str = "gemm/mma";
+    const SYMBOL: &'static str = "gemm_mma_rope";
+    type Params = GemmRopeParams;
 }
 
 struct GemvKernel;
@@ -160,6 +189,8 @@ pub(crate) struct Product<'a> {
     /// As [`LinearFused::table_at`].
     pub table_at: Option<usize>,
     pub norm: Option<Norm<'a>>,
+    /// Instead of all that follows but the bias; y is then its q.
+    pub rope: Option<RopeEpilogue>,
     pub y: GpuTensor<'a>,
 }
 
@@ -256,9 +287,13 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let gated = self.act == LinearAct::Swiglu;
+        let end = match (self.rope, self.act) {
+            (Some(_), _) => End::Turned,
+            (None, LinearAct::Swiglu) => End::Gated,
+            (None, _) => End::Plain,
+        };
         let vectors = self.y.desc.dtype != DType::F32 && (n / self.act.rows_per_col()).is_multiple_of(8);
-        let config = choose(&Problem { m, n, k, dense, aligned, gated, vectors }, &chip(l, [m, n, k])?);
+        let config = choose(&Problem { m, n, k, dense, aligned, end, vectors }, &chip(l, [m, n, k])?);
         crate::ensure_input!(
             self.norm.is_none() || matches!(config, Config::Gemv(_)),
             "{}: a product with a norm in front wants one row of a multiple of 8 elements on the GPU; got {} {}",
@@ -270,9 +305,10 @@ impl Product<'_> {
             Config::Gemv(gemv) => self.launch_gemv(l, gemv.variant, gemv.rows),
             Config::Skinny => self.launch_gemv(l, few_rows_variant(m), 16),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
-            // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0.
+            // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0, and
+            // names a tile that there is with rotation where it is asked for.
             Config::Wgmma(plan) => unsafe {
-                wgmma::launch::launch(l, plan, (self.a, m), self.w, self.epilogue())
+                wgmma::launch::launch(l, plan, (self.a, m), self.w, self.epilogue(), self.rope)
             },
         }
     }
@@ -354,6 +390,14 @@ impl Product<'_> {
             }
             let variant = format!("{image}_{}", tile.name);
             let geometry = Geometry::grid([tiles as u32, splits as u32, 1]).smem(tile.smem_bytes);
+            if let Some(r) = self.rope {
+                let p = GemmRopeParams { g: p, r };
+                // SAFETY: as below; infer() fixed N = (H + 2G)·D, q and the cache, which have a's type, and the table; rows
+                // of the cache at or beyond `max_rows` are not written.
+                return unsafe {
+                    l.launch_variant::<MmaRopeKernel>(&format!("_{}", tile.name), dtype, geometry, &p)
+                };
+            }
             // SAFETY: as for gemv; reads beyond M, N, K and the end of A are replaced by zeros; partials and counters
             // have the sizes that the grid needs.
             return unsafe { l.launch_variant::<MmaKernel>(&variant, dtype, geometry, &p) };
@@ -378,7 +422,7 @@ impl CudaOp for LinearFused {
         let rows = RowsOf::Matrix { pitch: w.cols() };
         let norm = self.norm.zip(gain).map(|(eps, gain)| Norm { gain, eps });
         let (m, act, table_at, y) = (a.rows(), self.act, self.table_at, io.outs[0]);
-        Product { a, rows, m, w, bias, act, scale, residual, table_at, norm, y }.launch(l)
+        Product { a, rows, m, w, bias, act, scale, residual, table_at, norm, rope: None, y }.launch(l)
     }
 }
 
@@ -388,31 +432,46 @@ impl CudaOp for LinearRope {
             crate::bail_runtime!("LinearRope wants 4 inputs, its node has {}", io.ins.len())
         };
         let (m, k, y) = (a.rows(), w.cols(), io.outs[0]);
+        let angles = LinearRope::angles(m, k, self.head_dim);
         crate::ensure_input!(
-            LinearRope::takes(m, k, self.head_dim) && (m == 1 || self.norm.is_none()),
-            "{}: LinearRope wants at most 8 rows (one with a norm) of a multiple of 8 elements, and a head dim that is \
-             a multiple of 16 and at most 256 on the GPU; got {} {}, head dim {}",
+            angles == Some(if self.table { Angles::Table } else { Angles::Computed })
+                && (m == 1 || self.norm.is_none()),
+            "{}: LinearRope wants at most 8 rows (one with a norm), or 17 or more and a table, of a multiple of 8 \
+             elements, and a head dim that is a multiple of 16 and at most 256 on the GPU; got {} {}, head dim {}",
             y.name(),
             a.name(),
             a.desc.brief(),
             self.head_dim
         );
-        let norm = self.norm.zip(io.ins.get(4)).map(|(eps, &gain)| Norm { gain, eps });
-        let rows = RowsOf::Matrix { pitch: k };
-        let act = LinearAct::None;
+        let [table, gain] = self.optional_inputs().map(|i| i.and_then(|i| io.ins.get(i)));
+        let max_rows = kv.desc.shape[2] as u32;
+        let rope = table.map(|table| RopeEpilogue {
+            table: table.ptr,
+            q: y.ptr,
+            kv: kv.ptr,
+            step: l.step(),
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            max_rows,
+        });
         let product = Product {
             a,
-            rows,
+            rows: RowsOf::Matrix { pitch: k },
             m,
             w,
             bias: Some(bias),
-            act,
+            act: LinearAct::None,
             scale: None,
             residual: None,
             table_at: None,
-            norm,
+            norm: self.norm.zip(gain).map(|(eps, &gain)| Norm { gain, eps }),
+            rope,
             y,
         };
+        if rope.is_some() {
+            return product.launch(l);
+        }
         product.check()?;
         let (variant, rows) = match m {
             1 => (Gemv::choose(k).variant, Gemv::choose(k).rows),
@@ -426,7 +485,7 @@ impl CudaOp for LinearRope {
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
             head_dim: self.head_dim as u32,
-            max_rows: kv.desc.shape[2] as u32,
+            max_rows,
             inv_freq: frequencies(self.head_dim, self.theta),
         };
         let heads = self.heads + 2 * self.kv_heads;
@@ -455,8 +514,20 @@ impl CudaOp for LinearArgMax {
         let norm = self.norm.zip(io.ins.get(2)).map(|(eps, &gain)| Norm { gain, eps });
         let rows = RowsOf::Matrix { pitch: k };
         let act = LinearAct::None;
-        let product =
-            Product { a, rows, m, w, bias: None, act, scale: None, residual: None, table_at: None, norm, y };
+        let product = Product {
+            a,
+            rows,
+            m,
+            w,
+            bias: None,
+            act,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm,
+            rope: None,
+            y,
+        };
         product.check()?;
         let gemv = Gemv::choose(k);
         let slots = l.counters(2 * ARG_SLOTS)?;

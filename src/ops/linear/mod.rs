@@ -15,7 +15,7 @@ use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::elementwise::Act;
 pub use arg_max::LinearArgMax;
-pub use rope::LinearRope;
+pub use rope::{Angles, LinearRope};
 
 /// `y = x wᵀ (+ b)`, sums in f32, one rounding.
 ///

@@ -4,32 +4,62 @@ use super::cases;
 use super::cpu;
 use super::multiplies;
 use crate::core::{Cost, DType, Desc, Result, Shape};
-use crate::ops::rope::{RopeKvAppend, is_cache};
+use crate::ops::rope::{RopeKvAppend, has_pairs, is_cache};
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
 
 /// [`RopeKvAppend`] of `x wᵀ + b`, all in f32 on the accumulators: q and the rows of the cache are rounded once. With
-/// `norm` as [`LinearFused`](super::LinearFused). On a GPU for few rows, see [`LinearRope::takes`].
+/// `norm` as [`LinearFused`](super::LinearFused). With `table` the angles are those of a
+/// [`RopeTable`](crate::ops::rope::RopeTable): many rows and heads have them in common. Which rows a GPU takes says
+/// [`LinearRope::angles`].
 ///
-/// ins: x `[T, K]`, w `[(H + 2G) · D, K]`, b `[(H + 2G) · D]`, kv state `[2, G, S_max, D]`, and g `[K]` with `norm`;
-/// outs: q `[T, H · D]`, the same state.
+/// ins: x `[T, K]`, w `[(H + 2G) · D, K]` and b `[(H + 2G) · D]` with the rows of every head in pairs, kv state `[2, G,
+/// S_max, D]`, then those asked for: table `[T, D]` f32, g `[K]` with `norm`; outs: q `[T, H · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearRope {
     pub norm: Option<f32>,
+    pub table: bool,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub theta: f32,
 }
 
+/// Where a product has its angles from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Angles {
+    /// Every CTA computes those that it needs.
+    Computed,
+    Table,
+}
+
 impl LinearRope {
-    /// Whether there is a kernel for `rows` rows over `k` elements that gives heads of `head_dim`: the two halves of a
-    /// head come from one CTA, in blocks of 8 of each. Of 9 to 16 rows the product and what follows are faster apart (13.5 against
-    /// 20.9 us at K = 3584).
-    pub fn takes(rows: usize, k: usize, head_dim: usize) -> bool {
-        (1..=8).contains(&rows)
-            && k.is_multiple_of(8)
-            && head_dim.is_multiple_of(16)
-            && (16..=256).contains(&head_dim)
+    /// How kernels for `rows` rows over `k` elements that give heads of `head_dim` come by their angles; `None` where
+    /// there are none. Of 9 to 16 rows the product and what follows are faster apart (13.5 against 20.9 us at K =
+    /// 3584).
+    pub fn angles(rows: usize, k: usize, head_dim: usize) -> Option<Angles> {
+        let fits = k.is_multiple_of(8) && has_pairs(head_dim) && head_dim <= 256;
+        match rows {
+            1..=8 if fits => Some(Angles::Computed),
+            17.. if fits => Some(Angles::Table),
+            _ => None,
+        }
+    }
+
+    /// The table and the gain, as far as they are asked for.
+    fn rest_fits(&self, x: &Desc, rest: &[&Desc]) -> bool {
+        let [table, gain] = self.optional_inputs();
+        let given = |i: Option<usize>| i.and_then(|i| rest.get(i - 4));
+        let wanted = table.iter().chain(&gain).count();
+        rest.len() == wanted
+            && given(table)
+                .is_none_or(|t| t.shape.dims() == [x.rows(), self.head_dim] && t.dtype == DType::F32)
+            && given(gain).is_none_or(|g| g.shape.dims() == [x.cols()])
+    }
+
+    /// Indices of table and gain among the inputs.
+    pub fn optional_inputs(&self) -> [Option<usize>; 2] {
+        let gain_at = if self.table { 5 } else { 4 };
+        [self.table.then_some(4), self.norm.map(|_| gain_at)]
     }
 
     /// What follows the product.
@@ -46,23 +76,23 @@ impl OpDef for LinearRope {
         let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
         let n = (h + 2 * g) * d;
         match ins {
-            [x, w, b, kv, gain @ ..]
+            [x, w, b, kv, rest @ ..]
                 if multiplies(x, w)
                     && w.rows() == n
                     && b.shape.dims() == [n]
-                    && d.is_multiple_of(2)
+                    && has_pairs(d)
                     && x.dtype == kv.dtype
                     && is_cache(kv, g, d)
-                    && gain.len() == usize::from(self.norm.is_some())
-                    && gain.iter().all(|g| g.shape.dims() == [x.cols()]) =>
+                    && self.rest_fits(x, rest) =>
             {
                 Ok(vec![(x.dtype, x.shape.with_cols(h * d)), (kv.dtype, kv.shape)])
             }
             _ => {
+                let table = if self.table { format!(", a table [T, {d}] f32") } else { String::new() };
                 let gain = if self.norm.is_some() { ", g [K]" } else { "" };
                 let wants = format!(
-                    "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d}, a cache [2, {g}, S_max, {d}] of x's type\
-                     {gain}"
+                    "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d} and {d} % 16 == 0, a cache [2, {g}, S_max, \
+                     {d}] of x's type{table}{gain}"
                 );
                 Err(mismatch(Self::NAME, &wants, ins))
             }

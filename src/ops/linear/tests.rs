@@ -270,9 +270,10 @@ fn a_norm_in_front_is_the_norm_and_then_the_product() {
 #[test]
 fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     use crate::ops::norm::RmsNorm;
+    use crate::ops::rope::RopeTable;
     let (t, k, h, g, d, s) = (3, 40, 3, 2, 16, 9);
     let n = (h + 2 * g) * d;
-    let op = |norm| LinearRope { norm, heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
+    let op = |norm| LinearRope { norm, table: false, heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
     let (x, kv) = (counted(t * k, 1), counted(2 * g * s * d, 2));
     let (w, b, gain) = (dense(&[n, k], 3), dense(&[n], 4), dense(&[k], 5));
     let step = Step::rows(5, 2, 0);
@@ -289,21 +290,36 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     let y = call(&RmsNorm { eps: 1e-6 }, step, &[In::Act(&x_shape, &x), In::Weight(&gain)]).remove(0);
     let ins = [In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1), In::Weight(&gain)];
     assert_eq!(call(&op(Some(1e-6)), step, &ins), want(&y));
+
+    // With the angles that it would compute, from a table.
+    let table = call(&RopeTable { rows: t, head_dim: d, theta: 1e6 }, step, &[]).remove(0);
+    let (by_table, table_shape) = (LinearRope { table: true, ..op(None) }, [t, d]);
+    let of_table = |row: &[f32]| {
+        let (kv, table) = (In::State(&kv_shape, &kv, 1), In::Act(&table_shape, row));
+        call(&by_table, step, &[In::Act(&x_shape, &x), weight(), bias(), kv, table])
+    };
+    assert_eq!(of_table(&table), want(&x));
+    // And with others: nothing is turned by zero angles.
+    let still: Vec<f32> = (0..t * d).map(|i| if i % 2 == 0 { 1.0 } else { 0.0 }).collect();
+    assert_ne!(of_table(&still), want(&x));
 }
 
 #[test]
-fn few_rows_alone_take_norm_and_rotation() {
+fn rows_decide_norm_and_rotation() {
     assert!(norms_in_front(1, 3584) && !norms_in_front(2, 3584) && !norms_in_front(1, 77));
     for (rows, k, d, takes) in [
-        (1, 3584, 128, true),
-        (8, 8, 16, true),
-        (9, 3584, 128, false),
-        (0, 3584, 128, false),
-        (1, 3580, 128, false),
-        (1, 3584, 24, false),
-        (1, 3584, 272, false),
+        (1, 3584, 128, Some(Angles::Computed)),
+        (8, 8, 16, Some(Angles::Computed)),
+        (9, 3584, 128, None),
+        (16, 3584, 128, None),
+        (17, 3584, 128, Some(Angles::Table)),
+        (4096, 8, 256, Some(Angles::Table)),
+        (0, 3584, 128, None),
+        (1, 3580, 128, None),
+        (64, 3584, 24, None),
+        (1, 3584, 272, None),
     ] {
-        assert_eq!(LinearRope::takes(rows, k, d), takes, "{rows} {k} {d}");
+        assert_eq!(LinearRope::angles(rows, k, d), takes, "{rows} {k} {d}");
     }
 }
 
@@ -312,14 +328,19 @@ fn messages_name_the_gain_and_the_cache() {
     let (x, w, b) =
         (desc("x", &[1, 64], DType::BF16), desc("w", &[64, 64], DType::BF16), desc("b", &[64], DType::BF16));
     let kv = desc("kv.3", &[2, 1, 9, 16], DType::BF16);
-    let op = LinearRope { norm: Some(1e-6), heads: 2, kv_heads: 1, head_dim: 16, theta: 1e4 };
+    let op = LinearRope { norm: Some(1e-6), table: false, heads: 2, kv_heads: 1, head_dim: 16, theta: 1e4 };
     let message = op.infer(&[&x, &w, &b, &kv]).unwrap_err().to_string();
     assert_eq!(
         message,
-        "LinearRope wants x [T, K], w [N, K], b [N] with N = (2 + 2·1) · 16, a cache [2, 1, S_max, 16] of x's type, \
-         g [K]; got x [1, 64] bf16, w [64, 64] bf16, b [64] bf16, kv.3 [2, 1, 9, 16] bf16"
+        "LinearRope wants x [T, K], w [N, K], b [N] with N = (2 + 2·1) · 16 and 16 % 16 == 0, a cache [2, 1, S_max, 16] of x's \
+         type, g [K]; got x [1, 64] bf16, w [64, 64] bf16, b [64] bf16, kv.3 [2, 1, 9, 16] bf16"
     );
     let plain = LinearRope { norm: None, ..op };
+    let by_table = LinearRope { table: true, ..plain.clone() };
+    let (good, bad) = (desc("t", &[1, 16], DType::F32), desc("t", &[2, 16], DType::F32));
+    assert!(by_table.infer(&[&x, &w, &b, &kv, &good]).is_ok());
+    let message = by_table.infer(&[&x, &w, &b, &kv, &bad]).unwrap_err().to_string();
+    assert!(message.contains("of x's type, a table [T, 16] f32; got"), "{message}");
     let outs = plain.infer(&[&x, &w, &b, &kv]).unwrap();
     assert_eq!(outs, [(DType::BF16, Shape::new(&[1, 32])), (DType::BF16, kv.shape)]);
     let normed = LinearFused { norm: Some(1e-6), ..LinearFused::of(&Linear { bias: false, out_f32: true }) };

@@ -5,6 +5,8 @@ pub(crate) mod launch;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use super::choose::End;
+
 /// How the CTAs of a launch work together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Form {
@@ -93,6 +95,13 @@ impl WgmmaTile {
         direct(128, 256, 4, 2, 1),
         direct(192, 128, 5, 1, 2),
     ];
+    /// The EXPORT_ROPE lines there: products whose sums are turned.
+    pub const ROPE: [WgmmaTile; 4] = [
+        direct(64, 96, 10, 2, 4),
+        direct(128, 80, 8, 2, 4),
+        direct(128, 144, 6, 2, 1),
+        direct(128, 192, 5, 2, 1),
+    ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
 
@@ -123,9 +132,15 @@ impl WgmmaTile {
         }
     }
 
-    /// Whether a tile has whole groups of gates and ups, where rows of w are those, and y whole vectors where it has to.
-    pub fn takes(&self, gated: bool, vectors: bool) -> bool {
-        (!gated || self.bn.is_multiple_of(16)) && (vectors || !matches!(self.form, Form::Grid(_)))
+    /// Whether there is a kernel of the tile for that end of a product: a tile has whole groups of gates and ups, and y
+    /// whole vectors where it has to.
+    pub fn takes(&self, end: End, vectors: bool) -> bool {
+        let fits = match end {
+            End::Plain => true,
+            End::Gated => self.bn.is_multiple_of(16),
+            End::Turned => Self::ROPE.contains(self),
+        };
+        fits && (vectors || !matches!(self.form, Form::Grid(_)))
     }
 
     /// Tiles of a cluster that shares operands below one another, and side by side.
@@ -293,13 +308,13 @@ pub(crate) struct Bounds {
     pub scratch_bytes: usize,
     pub counters: usize,
     /// As [`WgmmaTile::takes`].
-    pub gated: bool,
+    pub end: End,
     pub vectors: bool,
 }
 
 impl Bounds {
     pub fn allow(&self, plan: &Plan, shape: [usize; 3]) -> bool {
-        plan.tile.takes(self.gated, self.vectors) && plan.fits(shape, self.scratch_bytes, self.counters)
+        plan.tile.takes(self.end, self.vectors) && plan.fits(shape, self.scratch_bytes, self.counters)
     }
 }
 
@@ -331,7 +346,7 @@ fn least(tiles: impl Iterator<Item = WgmmaTile>, shape: [usize; 3], bounds: &Bou
 /// How a convolution over rows with stride 2 is carried out; `None` where no plan has parts of K enough.
 pub(crate) fn of_windows(shape: [usize; 3], sm_count: usize) -> Option<Plan> {
     let tiles = WgmmaTile::PLAIN.into_iter().filter(WgmmaTile::takes_windows);
-    let bounds = Bounds { sm_count, scratch_bytes: 0, counters: 0, gated: false, vectors: true };
+    let bounds = Bounds { sm_count, scratch_bytes: 0, counters: 0, end: End::Plain, vectors: true };
     Some(least(tiles, shape, &bounds)).filter(|plan| plan.tile.takes_windows() && plan.fits(shape, 0, 0))
 }
 

@@ -1,6 +1,6 @@
 //! References of rotation and cache.
 
-use super::{KvAppend, Rope, RopeKvAppend, inv_freq};
+use super::{KvAppend, Rope, RopeKvAppend, RopeTable, inv_freq, unpaired};
 use crate::core::{DType, Result, Step};
 use crate::ops::CpuIo;
 use crate::ops::io::CpuOuts;
@@ -86,26 +86,49 @@ pub(super) fn kv_append(op: &KvAppend, io: &mut CpuIo<'_>) -> Result<()> {
 }
 
 pub(super) fn rope_kv_append(op: &RopeKvAppend, io: &mut CpuIo<'_>) -> Result<()> {
-    rotate_and_append(op, io.ins.f32s(0)?, io.step, &io.ins.descs[1].name, &mut io.outs)
+    rotate_and_append(op, io.ins.f32s(0)?, None, io.step, &io.ins.descs[1].name, &mut io.outs)
 }
 
-/// `op` on a packed `qkv`; outputs 0 and 1 are q and the cache, which came as `kv`.
+pub(super) fn rope_table(op: &RopeTable, io: &mut CpuIo<'_>) -> Result<()> {
+    let freq = inv_freq(op.head_dim, op.theta);
+    let pos = io.step.pos;
+    for (t, row) in io.outs.f32s(0)?.chunks_mut(op.head_dim).enumerate() {
+        for (to, (cos, sin)) in row.chunks_mut(2).zip(angles(&freq, pos + t as u32)) {
+            to.copy_from_slice(&[cos, sin]);
+        }
+    }
+    Ok(())
+}
+
+/// `op` on a packed `qkv` in pairs, by the angles of a [`RopeTable`] if there is one; outputs 0 and 1 are q and the
+/// cache, which came as `kv`.
 pub(crate) fn rotate_and_append(
     op: &RopeKvAppend,
     qkv: &[f32],
+    table: Option<&[f32]>,
     step: Step,
     kv: &str,
     outs: &mut CpuOuts<'_>,
 ) -> Result<()> {
     let freq = inv_freq(op.head_dim, op.theta);
     let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
+    let angles_of = |t: usize| match table {
+        Some(table) => table[t * d..][..d].chunks(2).map(|cs| (cs[0], cs[1])).collect(),
+        None => angles(&freq, step.pos + t as u32),
+    };
     let cols = (h + 2 * g) * d;
+    let mut one = vec![0.0; d];
+    // A head's elements in their own order.
+    let mut head_of = |row: &[f32], head: usize| {
+        row[head * d..][..d].iter().enumerate().for_each(|(at, x)| one[unpaired(at, d)] = *x);
+        one.clone()
+    };
 
     let q = outs.f32s(0)?;
     for (t, (x, q)) in qkv.chunks(cols).zip(q.chunks_mut(h * d)).enumerate() {
-        let angles = angles(&freq, step.pos + t as u32);
-        for (x, q) in x[..h * d].chunks(d).zip(q.chunks_mut(d)) {
-            rotate(x, &angles, q);
+        let angles = angles_of(t);
+        for (head, q) in q.chunks_mut(d).enumerate() {
+            rotate(&head_of(x, head), &angles, q);
         }
     }
 
@@ -113,11 +136,11 @@ pub(crate) fn rotate_and_append(
     let mut k = vec![0.0; d];
     for (t, x) in qkv.chunks(cols).take(step.valid_rows as usize).enumerate() {
         let row = step.pos as usize + t;
-        let angles = angles(&freq, row as u32);
+        let angles = angles_of(t);
         for head in 0..g {
-            rotate(&x[(h + head) * d..][..d], &angles, &mut k);
+            rotate(&head_of(x, h + head), &angles, &mut k);
             cache.put(0, head, row, &k);
-            cache.put(1, head, row, &x[(h + g + head) * d..][..d]);
+            cache.put(1, head, row, &head_of(x, h + g + head));
         }
     }
     Ok(())

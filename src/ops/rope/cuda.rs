@@ -1,7 +1,7 @@
 //! Launchers of rotation and cache.
 
-use super::{KvAppend, Rope, RopeKvAppend, inv_freq};
-use crate::core::Result;
+use super::{KvAppend, Rope, RopeKvAppend, RopeTable, inv_freq};
+use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::{CudaOp, checks};
 
@@ -29,6 +29,24 @@ unsafe impl Kernel for RopeKernel {
     const FILE: &'static str = "rope";
     const SYMBOL: &'static str = "rope";
     type Params = RopeParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RopeTableParams {
+    table: DevicePtr,
+    step: DevicePtr,
+    pairs: u32,
+    unused: u32,
+    inv_freq: [f32; PAIRS],
+}
+
+struct RopeTableKernel;
+// SAFETY: `rope_table` in kernels/rope.cu takes one RopeTableParams by value; loading compares the sizes.
+unsafe impl Kernel for RopeTableKernel {
+    const FILE: &'static str = "rope";
+    const SYMBOL: &'static str = "rope_table";
+    type Params = RopeTableParams;
 }
 
 #[repr(C)]
@@ -121,6 +139,25 @@ impl CudaOp for RopeKvAppend {
         // SAFETY: infer() fixed the packed columns and the cache, check_head() the head; rows of the cache at or
         // beyond `max_rows` are not written.
         unsafe { l.launch::<RopeKernel>(dtype, Geometry::grid(grid), &p) }
+    }
+}
+
+impl CudaOp for RopeTable {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([], [table]) = io.take()?;
+        check_head("RopeTable", &table, self.head_dim)?;
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let p = RopeTableParams {
+            table: table.ptr,
+            step: l.step(),
+            pairs: (self.head_dim / 2) as u32,
+            unused: 0,
+            inv_freq: frequencies(self.head_dim, self.theta),
+        };
+        // SAFETY: infer() fixed [rows, head_dim] of f32, check_head() the head; a CTA writes one row.
+        unsafe { l.launch::<RopeTableKernel>(DType::F32, Geometry::grid([self.rows as u32, 1, 1]), &p) }
     }
 }
 

@@ -32,7 +32,8 @@ pub struct KvAppend {
 }
 
 /// [`Rope`] on the q and k columns of a packed `q | k | v`, then [`KvAppend`] of k and v. Rotated keys are rounded
-/// once, to the type of the cache.
+/// once, to the type of the cache. The columns of every head come in [pairs](`unpaired`), q and the cache are as
+/// everywhere else.
 ///
 /// ins: qkv `[T, (H + 2G) · D]`, kv state `[2, G, S_max, D]`; outs: q `[T, H · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +42,33 @@ pub struct RopeKvAppend {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub theta: f32,
+}
+
+/// Cosine and sine of every angle of a run, in turn: row t has those of position `step.pos + t`, i of 0..D/2 in columns
+/// 2i and 2i + 1.
+///
+/// ins: none; outs: `[rows, D]` f32.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RopeTable {
+    pub rows: usize,
+    pub head_dim: usize,
+    pub theta: f32,
+}
+
+/// Elements of the first and of the second half of a head stand in turn in blocks of this many where q, k and v come
+/// from one product: what is turned together is then in one thread, in the first and the second half of a block of the
+/// tensor cores (8 columns, or 8 and 8 rows).
+pub(crate) const PAIR_BLOCK: usize = 8;
+
+/// Which element of a head of `head_dim` stands in column `at` of its pairs.
+pub(crate) fn unpaired(at: usize, head_dim: usize) -> usize {
+    let (block, i) = (at / PAIR_BLOCK, at % PAIR_BLOCK);
+    block / 2 * PAIR_BLOCK + block % 2 * (head_dim / 2) + i
+}
+
+/// Whether heads of `head_dim` are whole blocks of pairs.
+pub(crate) fn has_pairs(head_dim: usize) -> bool {
+    head_dim > 0 && head_dim.is_multiple_of(2 * PAIR_BLOCK)
 }
 
 /// `theta^(-2i/D)` for i in 0..D/2: exponent, power and reciprocal each rounded to f32.
@@ -162,7 +190,7 @@ impl OpDef for RopeKvAppend {
         let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
         match ins {
             [qkv, kv]
-                if d.is_multiple_of(2)
+                if has_pairs(d)
                     && qkv.cols() == (h + 2 * g) * d
                     && qkv.dtype == kv.dtype
                     && is_cache(kv, g, d) =>
@@ -170,8 +198,9 @@ impl OpDef for RopeKvAppend {
                 Ok(vec![(qkv.dtype, qkv.shape.with_cols(h * d)), (kv.dtype, kv.shape)])
             }
             _ => {
-                let wants =
-                    format!("qkv [T, ({h} + 2·{g}) · {d}], a cache [2, {g}, S_max, {d}] of the same type");
+                let wants = format!(
+                    "qkv [T, ({h} + 2·{g}) · {d}] with {d} % 16 == 0, a cache [2, {g}, S_max, {d}] of the same type"
+                );
                 Err(mismatch(Self::NAME, &wants, ins))
             }
         }
@@ -211,6 +240,37 @@ impl OpDef for RopeKvAppend {
     }
 }
 
+impl OpDef for RopeTable {
+    const NAME: &'static str = "RopeTable";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        match ins {
+            [] if self.head_dim.is_multiple_of(2) => {
+                Ok(vec![(DType::F32, Shape::new(&[self.rows, self.head_dim]))])
+            }
+            _ => Err(mismatch(Self::NAME, "no inputs, an even head dim", ins)),
+        }
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        cpu::rope_table(self, io)
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let case = |rows: usize, head_dim: usize, pos: usize| {
+            let op = RopeTable { rows, head_dim, theta: 1e6 };
+            Case::new(format!("t{rows}_d{head_dim}_at{pos}"), op).step(pos, rows, 0)
+        };
+        vec![
+            case(1, 16, 0),
+            case(17, 128, 29983),
+            case(3, 256, 77),
+            case(128, 128, 0).bench(),
+            case(2048, 128, 0).bench(),
+        ]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +305,7 @@ mod tests {
 
     #[test]
     fn packed_agrees_with_its_parts() {
-        let (h, g, d, t, s) = (3, 1, 8, 4, 9);
+        let (h, g, d, t, s) = (3, 1, 32, 4, 9);
         let columns = (h + 2 * g) * d;
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 25.0;
         let packed: Vec<f32> = (0..t * columns).map(value).collect();
@@ -266,8 +326,39 @@ mod tests {
         let cache = run(append, step, vec![k, v, kv.clone()]).unwrap();
 
         let op = RopeKvAppend { heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
-        let fused = run(op, step, vec![floats("qkv", &[t, columns], &packed), kv]).unwrap();
+        let paired: Vec<f32> = packed
+            .chunks(d)
+            .flat_map(|head| (0..d).map(|at| head[unpaired(at, d)]).collect::<Vec<_>>())
+            .collect();
+        let fused = run(op, step, vec![floats("qkv", &[t, columns], &paired), kv]).unwrap();
         assert_eq!((&fused[0], &fused[1]), (&q[0], &cache[0]));
+    }
+
+    #[test]
+    fn pairs_are_blocks_of_both_halves_in_turn() {
+        let order: Vec<usize> = (0..32).map(|at| unpaired(at, 32)).collect();
+        let blocks = [0, 16, 8, 24].map(|first| (first..first + 8).collect::<Vec<_>>());
+        assert_eq!(order, blocks.concat());
+        assert!(has_pairs(16) && has_pairs(80) && !has_pairs(8) && !has_pairs(24) && !has_pairs(0));
+    }
+
+    #[test]
+    fn a_table_turns_as_rotation_does() {
+        let (t, d) = (3, 16);
+        let step = Step::rows(1000, t, 0);
+        let x: Vec<f32> = (0..t * d).map(|i| (i * 29 % 31) as f32 - 15.0).collect();
+        let table = run(RopeTable { rows: t, head_dim: d, theta: 1e4 }, step, vec![]).unwrap();
+        let turned = run(Rope { heads: 1, head_dim: d, theta: 1e4 }, step, vec![floats("x", &[t, d], &x)]);
+        let turned = turned.unwrap();
+        for row in 0..t {
+            for i in 0..d / 2 {
+                let at = row * d;
+                let (cos, sin) = (table[0].f32s()[at + 2 * i], table[0].f32s()[at + 2 * i + 1]);
+                let (a, b) = (x[at + i], x[at + i + d / 2]);
+                assert_eq!(turned[0].f32s()[at + i], a * cos - b * sin);
+                assert_eq!(turned[0].f32s()[at + i + d / 2], b * cos + a * sin);
+            }
+        }
     }
 
     #[test]

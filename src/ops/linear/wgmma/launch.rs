@@ -4,7 +4,7 @@ use super::{Form, Plan};
 use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuTensor, Kernel, Launcher};
 use crate::gpu::tensor_map::{L2Promotion, Swizzle, TensorMap};
-use crate::ops::linear::cuda::Epilogue;
+use crate::ops::linear::cuda::{Epilogue, RopeEpilogue};
 
 /// `WgmmaParams` of kernels/gemm/wgmma.cuh.
 #[repr(C, align(128))]
@@ -35,6 +35,23 @@ unsafe impl Kernel for MulticastKernel {
     const FILE: &'static str = "gemm/wgmma_multicast";
     const SYMBOL: &'static str = "gemm_multicast";
     type Params = WgmmaParams;
+}
+
+/// `WgmmaRopeParams` of kernels/gemm/wgmma_multicast.cu.
+#[repr(C, align(128))]
+#[derive(Clone, Copy)]
+struct WgmmaRopeParams {
+    g: WgmmaParams,
+    r: RopeEpilogue,
+}
+
+struct MulticastRopeKernel;
+// SAFETY: `gemm_multicast_rope_*` in kernels/gemm/wgmma_multicast.cu take one WgmmaRopeParams by value; loading compares
+// the sizes.
+unsafe impl Kernel for MulticastRopeKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast";
+    const SYMBOL: &'static str = "gemm_multicast_rope";
+    type Params = WgmmaRopeParams;
 }
 
 /// `WindowParams` of kernels/gemm/wgmma.cu.
@@ -109,16 +126,18 @@ pub unsafe fn launch_windows(
     unsafe { l.launch_variant::<WindowsKernel>(&variant, x.desc.dtype, geometry, &p) }
 }
 
-/// Records the product of x `[m, K]` and w `[N, K]`.
+/// Records the product of x `[m, K]` and w `[N, K]`, with `rope` turned and shared out.
 ///
 /// # Safety
-/// The addresses in `e` are valid for m rows of `e.cols` columns and N biases; K % 8 == 0.
+/// The addresses in `e` are valid for m rows of `e.cols` columns and N biases, those in `rope` for m rows of its N = (H +
+/// 2G)·D columns; K % 8 == 0.
 pub unsafe fn launch(
     l: &mut Launcher<'_>,
     plan: Plan,
     (x, m): (GpuTensor<'_>, usize),
     w: GpuTensor<'_>,
     e: Epilogue,
+    rope: Option<RopeEpilogue>,
 ) -> Result<()> {
     let Plan { tile, splits } = plan;
     let (n, k) = (w.rows(), w.cols());
@@ -144,6 +163,10 @@ pub unsafe fn launch(
     // all else; partials and counters have the sizes that the plan needs.
     unsafe {
         match tile.form {
+            Form::Grid(_) if let Some(r) = rope => {
+                let p = WgmmaRopeParams { g: p, r };
+                l.launch_variant::<MulticastRopeKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+            }
             Form::Grid(_) => l.launch_variant::<MulticastKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
             _ => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
         }

@@ -3,7 +3,7 @@ use super::*;
 const SMS: usize = 132;
 
 fn bounds() -> Bounds {
-    Bounds { sm_count: SMS, scratch_bytes: 64 << 20, counters: 64 << 10, gated: false, vectors: true }
+    Bounds { sm_count: SMS, scratch_bytes: 64 << 20, counters: 64 << 10, end: End::Plain, vectors: true }
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn grids_fit_in_shared_memory_registers_and_clusters() {
         assert!(tile.smem_bytes() + declared <= 227 << 10, "{}", tile.variant());
         assert!(halves * b / 2 <= [0, 104, 152, 96][consumers], "{}: sums of a thread", tile.variant());
         assert!(a % 64 == 0 && b % 8 == 0 && ca * cb <= WgmmaTile::MOST_CTAS_PER_CLUSTER);
-        assert_eq!((tile.takes(true, true), tile.takes(false, false)), (tile.bn % 16 == 0, false));
+        assert_eq!((tile.takes(End::Gated, true), tile.takes(End::Plain, false)), (tile.bn % 16 == 0, false));
     }
     assert_eq!(named("t128x80_4x2").unwrap().variant(), "_t128x80x8_4x2");
     assert_eq!(named("d64x144_2x1").unwrap().variant(), "_d64x144x8_2x1");
@@ -96,7 +96,7 @@ fn measured_plans_hold_around_their_rows() {
         assert_eq!((plan.tile.name().as_str(), plan.splits), (tile, splits), "{shape:?}");
         assert!(bounds().allow(&plan, shape), "{shape:?}");
         // Gates and ups come in groups of 16 rows.
-        assert!(shape[1] != 37888 || plan.tile.takes(true, true), "{shape:?}");
+        assert!(shape[1] != 37888 || plan.tile.takes(End::Gated, true), "{shape:?}");
     }
     for of in IN_STEP {
         let alone = MEASURED.iter().find(|alone| alone.shape == of.shape).unwrap();
@@ -145,8 +145,10 @@ fn plans_stay_within_steps_scratch_counters_and_chip() {
                 for (sm_count, scratch_bytes, counters) in
                     [(132, 64 << 20, 64 << 10), (114, 1 << 20, 16), (1, 0, 0)]
                 {
-                    for (gated, vectors) in [(false, true), (false, false), (true, true)] {
-                        let bounds = Bounds { sm_count, scratch_bytes, counters, gated, vectors };
+                    let ends =
+                        [(End::Plain, true), (End::Plain, false), (End::Gated, true), (End::Turned, true)];
+                    for (end, vectors) in ends {
+                        let bounds = Bounds { sm_count, scratch_bytes, counters, end, vectors };
                         let plan = choose([m, n, k], &bounds);
                         assert!((1..=k.div_ceil(64)).contains(&plan.splits), "{m} {n} {k}: {plan:?}");
                         assert!(bounds.allow(&plan, [m, n, k]), "{m} {n} {k}: {plan:?}");
@@ -155,6 +157,20 @@ fn plans_stay_within_steps_scratch_counters_and_chip() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn q_k_and_v_have_a_kernel_with_rotation_at_every_length() {
+    assert!(WgmmaTile::ROPE.iter().all(|tile| WgmmaTile::GRIDS.contains(tile)));
+    let turned = Bounds { end: End::Turned, ..bounds() };
+    for m in [17, 32, 64, 128, 192, 256, 320, 512, 1024, 2048, 4096] {
+        let plan = choose([m, 4608, 3584], &turned);
+        assert!(WgmmaTile::ROPE.contains(&plan.tile), "{m}: {plan:?}");
+        // The plan that was measured for the product alone, where there is one.
+        if let Some(measured) = measured([m, 4608, 3584]) {
+            assert_eq!(plan, measured, "{m}");
         }
     }
 }

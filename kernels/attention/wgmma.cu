@@ -12,8 +12,8 @@
 // Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows: their scores
 // are masked, their values overwritten with zeros in shared memory. Rows from valid_rows on and rows without a key
 // give 0.
-// A bias is added to the scores, or is one more step of the first product (`Bias`): the same sum, with the bias of a key
-// in all of its 24 bits.
+// A bias is added to the scores, or is one more step of the first product (`Bias`): the same sum, with all 24 bits of
+// the bias; scale >= 2^-60.
 // 4·D flops per head and (query, key) pair. At D 128 the tensor cores bind (2048 clocks for 128 x 128 pairs), at D 64
 // exp2 does (1024, as many as the products). Goal: 650 TFLOP/s from S = 4096; vision 1.2 x cuDNN.
 // One file of more than 500 lines: the instances differ in a few lines each of the same loop.
@@ -35,27 +35,32 @@ struct FlashParams {
 // Operand: three idle warps of the producer make one more step of the first product of it. They split bias / scale into
 // three bf16 that sum to it exactly, beside each other in a row of 16 columns per key, zeros else; the other operand is
 // ones, so it does not matter where in its row a part lies.
-enum class Bias { none, added, operand };
+// Pair: the operand, and two CTAs of a cluster share the keys of a tile of rows, half of its blocks each. A CTA has one
+// work; in the end thread i of both holds parts of the same two rows, and they trade: each finishes one.
+enum class Bias { none, added, operand, operand_pair };
 
 // A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes.
 template <int D_, int CONSUMERS_, int BN_, Bias BIAS_>
 struct Flash {
     static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
-    static constexpr bool ADDED = BIAS_ == Bias::added, OPERAND = BIAS_ == Bias::operand;
-    static constexpr int STAGES = D == 128 || CONSUMERS == 1 ? 5 : 8;
+    static constexpr bool ADDED = BIAS_ == Bias::added, PAIR = BIAS_ == Bias::operand_pair;
+    static constexpr bool OPERAND = BIAS_ == Bias::operand || PAIR;
+    static constexpr int STAGES = D == 128 || CONSUMERS == 1 ? (PAIR ? 4 : 5) : 8;
     static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
     // A copy begins at 16 bytes, so it brings the bias of up to 3 keys before the first; the next lands at 128.
     static constexpr int BIAS_COPY = ADDED ? (BN + 4) * 4 : 0;
     static constexpr int BIAS_BYTES = OPERAND ? BN * 32 : (BIAS_COPY + 127) / 128 * 128;
     // Added: a tile of the ring has its own. Operand: a ring of its own, behind the 64 rows of ones.
     static constexpr int BIAS_STAGES = OPERAND ? 4 : STAGES, ONES_BYTES = OPERAND ? 64 * 32 : 0;
+    // What a consumer gets of one row: of each thread D / 4 sums, a maximum, a part of l.
+    static constexpr int TRADE_BYTES = PAIR ? 128 * (D / 4 + 2) * 4 : 0;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
     static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1;  // per SM
     // What 128 threads of each role hold after they have exchanged registers.
     static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
     static constexpr int SMEM_BYTES =
-        1024 + CONSUMERS * Q_BYTES + STAGES * STAGE_BYTES + ONES_BYTES + BIAS_STAGES * BIAS_BYTES;
+        1024 + CONSUMERS * (Q_BYTES + TRADE_BYTES) + STAGES * STAGE_BYTES + ONES_BYTES + BIAS_STAGES * BIAS_BYTES;
     // Arrivals of a consumer that release a stage: its wgmma ends for all warps at once, its own reads of the bias
     // do not.
     static constexpr int RELEASES = ADDED ? 4 : 1;
@@ -88,12 +93,12 @@ struct Schedule {
         whole = F::CONSUMERS > 1 && tiles > 1 && uint32_t(int(p.rows) % F::BM - 1) < 64 ? tiles - 1 : tiles;
         units = tiles * heads;
         causal = p.mask == MASK_CAUSAL;
-        base = 0, unit = int(blockIdx.x);
+        base = 0, unit = int(blockIdx.x) / (F::PAIR ? 2 : 1);
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
     __device__ __forceinline__ void next() {
         // Rounds run forth and back.
-        const int grid = int(gridDim.x), at = unit - base;
+        const int grid = int(gridDim.x) / (F::PAIR ? 2 : 1), at = unit - base;
         base += grid, unit = base + grid - 1 - at;
     }
     __device__ __forceinline__ Work get(const AttentionParams& p, const Extent& e) const {
@@ -109,6 +114,13 @@ struct Schedule {
             w.key0 = first_key(p, e.pos + w.m0) / F::BN * F::BN;
             const int end = end_key(p, e.pos + min(w.m0 + F::BM, e.valid) - 1, e.keys);
             w.blocks = max(end - w.key0 + F::BN - 1, 0) / F::BN;
+            if constexpr (F::PAIR) {
+                const int half = (w.blocks + 1) / 2;
+                if (blockIdx.x % 2 == 0)
+                    w.blocks = half;
+                else
+                    w.key0 += half * F::BN, w.blocks -= half;
+            }
         }
         return w;
     }
@@ -124,9 +136,9 @@ struct Cursor {
 };
 
 // Addresses in shared memory. `full` and `empty`: a barrier per stage, `bias_full` and `bias_empty` of the operand's
-// ring; `q_full`, `q_empty`: one each.
+// ring; `q_full`, `q_empty`: one each; `traded_full` one per consumer.
 struct Shared {
-    uint32_t q, ring, ones, bias, full, empty, q_full, q_empty, bias_full, bias_empty;
+    uint32_t q, ring, ones, bias, traded, full, empty, q_full, q_empty, bias_full, bias_empty, traded_full;
 };
 
 // One thread.
@@ -150,7 +162,8 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
             mbarrier_expect_tx(barrier, F::STAGE_BYTES + (keys ? F::BIAS_COPY : 0));
             tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, j0, 0, group, w.seq);
             // Behind the last key of the sequence follows another's: masked.
-            if (F::ADDED && keys) tma_load_1d(s.bias + at.stage * F::BIAS_BYTES, p.bias, barrier, bias0 + block * F::BN);
+            if (F::ADDED && keys)
+                tma_load_1d(s.bias + at.stage * F::BIAS_BYTES, p.bias, barrier, bias0 + block * F::BN);
             at.next();
         };
         load(p.k, 0, true);
@@ -168,15 +181,15 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
     }
 }
 
-// A bias as a score that is still to be scaled. Beyond 2^126 steps are halved, so that what is finite and the order stay:
-// there the largest bias takes all, whatever the product adds.
+// A bias as a score that is still to be scaled. Beyond 2^126 it grows by half of the bias alone, so that what is finite
+// stays so, and the order: the largest bias takes all there, whatever the product adds.
 __device__ __forceinline__ float unscaled(float bias, float scale) {
     const float limit = 0x1p126f * scale, size = fabsf(bias);
     return size <= limit ? bias / scale : copysignf(fmaf(size, 0.5f, 0x1p126f - 0.5f * limit), bias);
 }
 
-// The row of a key: x as a sum of three bf16, each 8 of its 24 bits; of an infinite one the first alone, for inf - inf is
-// none.
+// The row of a key: x as a sum of three bf16, each 8 of its 24 bits; an infinite one is the first alone, for inf - inf
+// is no number.
 __device__ __forceinline__ void store_parts(uint32_t row, float x) {
     const __nv_bfloat16 high = __float2bfloat16_rn(x);
     const float rest = isinf(x) ? 0.f : x - __bfloat162float(high);
@@ -308,6 +321,45 @@ __device__ __forceinline__ float softmax_row(float (&s)[COUNT], float f, float& 
     m = top;
     l = l * shrink + (sum[0] + sum[1]);
     return shrink;
+}
+
+// With PAIR: sends the row that the other CTA finishes, and adds its part of the other row to this CTA's. Leaves the
+// sums in y and returns l. Where a CTA has seen no key m is -inf, and sums and l are 0.
+template <class F>
+__device__ __forceinline__ float trade_rows(const Shared& s, uint32_t consumer, float f, const float (&o)[F::D / 2],
+                                            const float (&m)[2], const float (&l)[2], float (&y)[F::D / 4]) {
+    constexpr int VECTORS = F::D / 16;
+    const uint32_t thread = threadIdx.x % 128, other = blockIdx.x % 2 ^ 1;
+    const uint32_t sums = s.traded + consumer * F::TRADE_BYTES + thread * 16;
+    const uint32_t maximum = s.traded + consumer * F::TRADE_BYTES + VECTORS * 128 * 16 + thread * 8;
+    const uint32_t full = s.traded_full + consumer * 8, barrier = cluster_address(full, other);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        const float* z = o + 8 * v;
+        const float first[4] = {z[0], z[1], z[4], z[5]}, second[4] = {z[2], z[3], z[6], z[7]};
+        float sent[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sent[i] = other ? second[i] : first[i];
+            y[4 * v + i] = other ? first[i] : second[i];
+        }
+        cluster_store(cluster_address(sums + v * 128 * 16, other), sent[0], sent[1], sent[2], sent[3], barrier);
+    }
+    cluster_store(cluster_address(maximum, other), other ? m[1] : m[0], other ? l[1] : l[0], barrier);
+    cluster_mbarrier_wait(full, 0);
+    const float mine = other ? m[0] : m[1], got = shared_float(maximum), top = fmaxf(mine, got);
+    const float at = top == -INFINITY ? 0.f : top;
+    const float shrink = exp2_approx((mine - at) * f), grow = exp2_approx((got - at) * f);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        float z[4];
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(z[0]), "=f"(z[1]), "=f"(z[2]), "=f"(z[3])
+                     : "r"(sums + v * 128 * 16));
+#pragma unroll
+        for (int i = 0; i < 4; i++) y[4 * v + i] = y[4 * v + i] * shrink + z[i] * grow;
+    }
+    return (other ? l[0] : l[1]) * shrink + shared_float(maximum + 4) * grow;
 }
 
 // Lane t of four holds w[0..4], its words of four vectors; then it holds vector t, the words of lanes 0..4.
@@ -507,10 +559,17 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             at.next();
         }
 
+        float traded[F::PAIR ? D / 4 : 1] = {};
+        if constexpr (F::PAIR) {
+            __syncwarp();
+            cluster_wait();  // the barriers of the other are ready
+            if (row0 < e.valid) l[0] = trade_rows<F>(s, consumer, f, o, m, l, traded);
+        }
+
         // A quad holds 32 columns of a row as words; a lane stores 8 of them.
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int i = row + 8 * r;
+        for (int r = 0; r < (F::PAIR ? 1 : 2); r++) {
+            const int i = row + 8 * (F::PAIR ? int(blockIdx.x % 2) : r);
             const float sum = quad_sum(l[r]), inv = 1.f / sum;
             const bool some = sum > 0.f && i < e.valid;  // else a padding row of q may have made NaN of it
             T* out = static_cast<T*>(p.out) + ((size_t(w.seq) * p.rows + i) * p.heads + w.head) * D + t * 8;
@@ -519,7 +578,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 uint32_t words[4];
 #pragma unroll
                 for (int n = 0; n < 4; n++) {
-                    const float* y = o + 4 * (4 * d + n) + 2 * r;
+                    const float* y = F::PAIR ? traded + 2 * (4 * d + n) : o + 4 * (4 * d + n) + 2 * r;
                     words[n] = some ? pack2<T>(y[0] * inv, y[1] * inv) : 0;
                 }
                 const uint4 vector = gather_vector(words);
@@ -530,19 +589,21 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     }
 }
 
-// Any grid. Dynamic shared memory: SMEM_BYTES.
+// Any grid; with PAIR clusters of two for all tiles of rows. Dynamic shared memory: SMEM_BYTES.
 template <class T, class F>
 __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full[F::STAGES], empty[F::STAGES], q_full, q_empty;
-    __shared__ alignas(8) uint64_t bias_full[F::BIAS_STAGES], bias_empty[F::BIAS_STAGES];
+    __shared__ alignas(8) uint64_t bias_full[F::BIAS_STAGES], bias_empty[F::BIAS_STAGES], traded_full[F::CONSUMERS];
     Shared s;
     s.q = (smem_address(dynamic) + 1023) & ~1023u;
     s.ring = s.q + F::CONSUMERS * F::Q_BYTES;
     s.ones = s.ring + F::STAGES * F::STAGE_BYTES;
     s.bias = s.ones + F::ONES_BYTES;
+    s.traded = s.bias + F::BIAS_STAGES * F::BIAS_BYTES;
     s.full = smem_address(full), s.empty = smem_address(empty);
     s.bias_full = smem_address(bias_full), s.bias_empty = smem_address(bias_empty);
+    s.traded_full = smem_address(traded_full);
     s.q_full = smem_address(&q_full), s.q_empty = smem_address(&q_empty);
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
@@ -558,9 +619,11 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
             mbarrier_init(s.bias_full + i * 8, 3);
             mbarrier_init(s.bias_empty + i * 8, F::CONSUMERS);
         }
+        for (int i = 0; F::PAIR && i < F::CONSUMERS; i++) mbarrier_init(s.traded_full + i * 8, 1);
         mbarrier_init(s.q_full, 1);
         mbarrier_init(s.q_empty, F::CONSUMERS * F::RELEASES);
         fence_mbarrier_init();
+        for (int i = 0; F::PAIR && i < F::CONSUMERS; i++) mbarrier_expect_tx(s.traded_full + i * 8, F::TRADE_BYTES);
     }
     if (F::OPERAND && threadIdx.x < F::ONES_BYTES / 16) {
         constexpr uint32_t TWO_ONES = 0x3f803f80;
@@ -569,6 +632,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
         fence_async_proxy();
     }
     __syncthreads();
+    if constexpr (F::PAIR) cluster_arrive();
 
     if (warpgroup == 0) {
         give_registers<F::PRODUCER_REGISTERS>();
@@ -576,6 +640,10 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
             if constexpr (F::OPERAND) produce_bias<F>(p.a, s);
         } else if (elect_one()) {
             produce<F>(p, s);
+        }
+        if constexpr (F::PAIR) {
+            __syncwarp();
+            cluster_wait();
         }
         return;
     }
@@ -602,3 +670,5 @@ EXPORT_FLASH(d64_c2_bias96, 64, 2, 96, Bias::operand)
 EXPORT_FLASH(d64_c2_bias128, 64, 2, 128, Bias::operand)
 EXPORT_FLASH(d64_c3_bias96, 64, 3, 96, Bias::operand)
 EXPORT_FLASH(d128_c2_bias128, 128, 2, 128, Bias::operand)
+EXPORT_FLASH(d64_c1_bias128_pair, 64, 1, 128, Bias::operand_pair)
+EXPORT_FLASH(d64_c3_bias96_pair, 64, 3, 96, Bias::operand_pair)

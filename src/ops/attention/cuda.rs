@@ -169,7 +169,8 @@ fn switches() -> Result<Switches> {
         prefill: asked(
             "VIVACE_ATTENTION",
             Wanted::parse,
-            "mma, wgmma, wgmma/added, wgmma/operand, or wgmma/ and consumers x keys of a tile (wgmma/2x128)",
+            "mma, wgmma, wgmma/added, wgmma/operand, or wgmma/ and consumers x keys of a tile (wgmma/2x128), \
+             /2 where two CTAs share the keys (wgmma/3x96/2)",
         )?,
         decode: asked(
             "VIVACE_DECODE",
@@ -257,9 +258,11 @@ impl CudaOp for Attention {
                 let tile = WgmmaTile::choose(self, rows, sms, form);
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
+                let geometry = geometry.cluster(tile.sharing as u32);
                 let p = wgmma_params(self, io, tile, p)?;
                 // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, a bias is read below p.rows of
-                // its sequence, rows at or beyond p.rows are not written, and choose() names instances that exist.
+                // its sequence, rows at or beyond p.rows are not written, choose() names instances that exist, and ctas()
+                // gives those that share keys a cluster for every tile.
                 unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
             }
             Choice::Decode { tiles, splits } | Choice::DecodeOnce { tiles, splits } => {

@@ -25,6 +25,8 @@ pub(super) struct WgmmaTile {
     /// Tiles in the ring.
     pub stages: usize,
     pub bias: BiasForm,
+    /// CTAs of a cluster, which share the keys of a tile of rows: 1 or 2.
+    pub sharing: usize,
 }
 
 /// What `VIVACE_ATTENTION` asks for where there is a bias: a form of it, and of the operand perhaps one tile.
@@ -36,9 +38,13 @@ pub(super) enum WantedBias {
 }
 
 impl WantedBias {
-    /// `added`, `operand`, or of the operand the tile of two consumers and 96 keys: `2x96`.
+    /// `added`, `operand`, or of the operand the tile of two consumers and 96 keys, `2x96`, or of three in two CTAs
+    /// that share the keys, `3x96/2`.
     pub fn parse(text: &str) -> Option<WantedBias> {
-        let tile = |tile: &&WgmmaTile| format!("{}x{}", tile.consumers, tile.keys) == text;
+        let tile = |tile: &&WgmmaTile| {
+            let sharing = if tile.sharing == 2 { "/2" } else { "" };
+            format!("{}x{}{sharing}", tile.consumers, tile.keys) == text
+        };
         match text {
             "added" => Some(WantedBias::Added),
             "operand" => Some(WantedBias::Operand),
@@ -57,7 +63,7 @@ const ONES_BYTES: usize = 64 * 32;
 
 impl WgmmaTile {
     const fn new(name: &'static str, head_dim: usize, [consumers, keys, stages]: [usize; 3]) -> WgmmaTile {
-        WgmmaTile { name, head_dim, consumers, keys, stages, bias: BiasForm::None }
+        WgmmaTile { name, head_dim, consumers, keys, stages, bias: BiasForm::None, sharing: 1 }
     }
 
     const fn added(name: &'static str, head_dim: usize, sizes: [usize; 3]) -> WgmmaTile {
@@ -68,6 +74,10 @@ impl WgmmaTile {
         WgmmaTile { bias: BiasForm::Operand, ..WgmmaTile::new(name, head_dim, sizes) }
     }
 
+    const fn pair(name: &'static str, head_dim: usize, sizes: [usize; 3]) -> WgmmaTile {
+        WgmmaTile { sharing: 2, ..WgmmaTile::operand(name, head_dim, sizes) }
+    }
+
     const D64: [WgmmaTile; 2] =
         [WgmmaTile::new("_d64_c2", 64, [2, 96, 8]), WgmmaTile::new("_d64_c3", 64, [3, 96, 8])];
     const D64_ADDED: [WgmmaTile; 2] = [
@@ -75,12 +85,14 @@ impl WgmmaTile {
         WgmmaTile::added("_d64_c2_bias", 64, [2, 128, 8]),
     ];
     /// Of tiles that are expected to take the same time the first is chosen.
-    const D64_OPERAND: [WgmmaTile; 5] = [
+    const D64_OPERAND: [WgmmaTile; 7] = [
         WgmmaTile::operand("_d64_c2_bias128", 64, [2, 128, 8]),
         WgmmaTile::operand("_d64_c2_bias96", 64, [2, 96, 8]),
         WgmmaTile::operand("_d64_c3_bias96", 64, [3, 96, 8]),
         WgmmaTile::operand("_d64_c1_bias128", 64, [1, 128, 5]),
         WgmmaTile::operand("_d64_c1_bias96", 64, [1, 96, 5]),
+        WgmmaTile::pair("_d64_c3_bias96_pair", 64, [3, 96, 8]),
+        WgmmaTile::pair("_d64_c1_bias128_pair", 64, [1, 128, 4]),
     ];
     const D128: WgmmaTile = WgmmaTile::new("_d128_c2", 128, [2, 128, 5]);
     const D128_ADDED: WgmmaTile = WgmmaTile::added("_d128_c2_bias", 128, [2, 128, 5]);
@@ -123,17 +135,19 @@ impl WgmmaTile {
     /// latencies and 8 a key. Two consumers on an SM get in each other's way (12 a key), three more so (18; of vision's
     /// tiles of 96 keys 2100 clocks a step are measured).
     fn clocks(&self, op: &Attention, rows: usize, sm_count: usize) -> usize {
-        let tiles = self.tiles(op, rows);
-        let side_by_side = tiles.div_ceil(sm_count).clamp(1, self.ctas_per_sm());
-        let rounds = tiles.div_ceil(sm_count * side_by_side);
+        // First product and epilogue; to meet the other CTA and to trade rows with it.
+        const TILE: usize = 1500;
+        const TRADE: usize = 1400;
+        let (tiles, places) = (self.tiles(op, rows), (sm_count / self.sharing).max(1));
+        let side_by_side = tiles.div_ceil(places).clamp(1, self.ctas_per_sm());
+        let rounds = tiles.div_ceil(places * side_by_side);
         let per_key = match side_by_side * self.consumers {
             1 => 8,
             2 => 12,
             _ => 18,
         };
-        // First product and epilogue.
-        const TILE: usize = 1500;
-        rounds * (TILE + rows.div_ceil(self.keys) * (350 + per_key * self.keys))
+        let steps = rows.div_ceil(self.keys).div_ceil(self.sharing);
+        rounds * (TILE + TRADE * (self.sharing - 1) + steps * (350 + per_key * self.keys))
     }
 
     /// Dynamic shared memory: Q, the ring, biases, and slack to align them to 1 KiB.
@@ -143,12 +157,15 @@ impl WgmmaTile {
             BiasForm::Added => self.stages * ((self.keys + 4) * 4).next_multiple_of(128),
             BiasForm::Operand => ONES_BYTES + BIAS_STAGES * self.keys * 32,
         };
-        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + bias
+        // What 128 threads get of a row of each: D / 4 sums, a maximum, a part of l.
+        let traded = (self.sharing - 1) * self.consumers * 128 * (self.head_dim / 4 + 2) * 4;
+        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + bias + traded
     }
 
-    /// CTAs to launch: as many as run at once, each takes its share of the tiles.
+    /// CTAs to launch: as many as run at once, each takes its share of the tiles; of those that share keys all.
     pub fn ctas(&self, op: &Attention, rows: usize, sm_count: usize) -> usize {
-        self.tiles(op, rows).min(sm_count * self.ctas_per_sm())
+        let tiles = self.tiles(op, rows);
+        if self.sharing > 1 { tiles * self.sharing } else { tiles.min(sm_count * self.ctas_per_sm()) }
     }
 }
 
@@ -190,7 +207,7 @@ mod tests {
         for (op, rows, name, ctas) in [
             (audio(), 74, "_d64_c1_bias96", 32),
             (audio(), 249, "_d64_c1_bias128", 64),
-            (audio(), 749, "_d64_c2_bias128", 96),
+            (audio(), 749, "_d64_c3_bias96_pair", 128),
             (attention(4, 4, 64, 33, true), 250, "_d64_c2_bias128", SMS),
             (attention(2, 2, 128, 1, true), 70, "_d128_c2_bias128", 2),
         ] {
@@ -212,9 +229,12 @@ mod tests {
     fn a_bias_as_an_operand_is_asked_for_by_name() {
         assert_eq!(WantedBias::parse("added"), Some(WantedBias::Added));
         assert_eq!(WantedBias::parse("operand"), Some(WantedBias::Operand));
-        for (text, name) in
-            [("1x96", "_d64_c1_bias96"), ("2x128", "_d64_c2_bias128"), ("3x96", "_d64_c3_bias96")]
-        {
+        for (text, name) in [
+            ("1x96", "_d64_c1_bias96"),
+            ("2x128", "_d64_c2_bias128"),
+            ("3x96", "_d64_c3_bias96"),
+            ("3x96/2", "_d64_c3_bias96_pair"),
+        ] {
             let wanted = WantedBias::parse(text);
             assert_eq!(
                 WgmmaTile::choose(&attention(16, 16, 64, 1, true), 749, SMS, wanted).name,
@@ -227,7 +247,7 @@ mod tests {
             let none = attention(16, 16, 64, 1, false);
             assert_eq!(WgmmaTile::choose(&none, 749, SMS, wanted), WgmmaTile::choose(&none, 749, SMS, None));
         }
-        for bad in ["", "4x96", "2x64", "x96", "2x96x1", "02x96"] {
+        for bad in ["", "4x96", "2x64", "x96", "2x96x1", "02x96", "2x96/2", "3x96/1", "3x96/"] {
             assert_eq!(WantedBias::parse(bad), None, "{bad}");
         }
     }

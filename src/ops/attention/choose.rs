@@ -61,6 +61,20 @@ pub(super) struct Switches {
     pub decode: Option<Decoding>,
 }
 
+impl Switches {
+    /// What is asked for here: a form of the bias says nothing where there is none.
+    fn prefill(&self, op: &Attention) -> Option<Wanted> {
+        self.prefill.filter(|wanted| op.bias || !matches!(wanted, Wanted::Wgmma(Some(_))))
+    }
+
+    pub fn bias(&self) -> Option<WantedBias> {
+        match self.prefill {
+            Some(Wanted::Wgmma(form)) => form,
+            _ => None,
+        }
+    }
+}
+
 /// What `VIVACE_DECODE` asks for: `split` or `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decoding {
@@ -115,8 +129,8 @@ fn cluster_stages(head_dim: usize, share: usize) -> usize {
     if share <= 64 { 1 } else { 256 / head_dim }
 }
 
-/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`, or `wgmma/` and a form of the bias. It
-/// holds for the attentions that have a choice between the two kernels.
+/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`, or `wgmma/` and a form of the bias where
+/// there is one. It holds for the attentions that have a choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
     Mma,
@@ -138,7 +152,7 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
     let choice = portable(op, t);
     match (choice, op.source) {
         // An image for 90a runs on 9.0 and on nothing newer.
-        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
+        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill(op).unwrap_or(on_hopper(op, t)) {
             Wanted::Wgmma(_) if !op.bias || op.scale >= SMALLEST_SCALE => Choice::Wgmma,
             _ => choice,
         },
@@ -350,8 +364,10 @@ mod tests {
             let wgmma = choose(&op, t, 90, Switches::default()) == Choice::Wgmma;
             assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
             // Elsewhere, and where something else is asked for.
-            for wanted in ["wgmma", "wgmma/added", "wgmma/operand", "wgmma/1x96"] {
-                assert_eq!(choose(&op, t, 90, asked(wanted)), Choice::Wgmma);
+            assert_eq!(choose(&op, t, 90, asked("wgmma")), Choice::Wgmma);
+            for wanted in ["wgmma/added", "wgmma/operand", "wgmma/1x96"] {
+                let wgmma = choose(&op, t, 90, asked(wanted)) == Choice::Wgmma;
+                assert_eq!(wgmma, op.bias || ahead, "{t} rows of {op:?}");
             }
             for (arch, wanted) in [(80, ""), (80, "wgmma"), (100, "wgmma"), (90, "mma")] {
                 assert_eq!(choose(&op, t, arch, asked(wanted)), portable(&op, t));

@@ -251,11 +251,7 @@ impl CudaOp for Attention {
             }
             Choice::Wgmma => {
                 let (rows, sms) = (p.rows as usize, l.device.sm_count());
-                let form = match switches.prefill {
-                    Some(Wanted::Wgmma(form)) => form,
-                    _ => None,
-                };
-                let tile = WgmmaTile::choose(self, rows, sms, form);
+                let tile = WgmmaTile::choose(self, rows, sms, switches.bias());
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
                 let geometry = geometry.cluster(tile.sharing as u32);

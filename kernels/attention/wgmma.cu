@@ -323,6 +323,38 @@ __device__ __forceinline__ float softmax_row(float (&s)[COUNT], float f, float& 
     return shrink;
 }
 
+// The same for both rows, where a bias may have moved all scores of a row far off: m·f is rounded, by more than the sums
+// may err where it is large, and by more than there are numbers where it is huge. There m is subtracted first.
+template <int COUNT>
+__device__ __forceinline__ float2 softmax_far(float (&s)[COUNT], float f, float (&m)[2], float (&l)[2]) {
+    constexpr float FAR = 32;  // half a unit in the last place: 2^-20
+    float high[4] = {m[0], m[1], -INFINITY, -INFINITY}, sum[4] = {}, at[2], offset[2], shrink[2];
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2)
+        high[i / 2 % 4] = fmaxf(high[i / 2 % 4], fmaxf(s[i], s[i + 1]));
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float top = quad_max(fmaxf(high[r], high[r + 2]));
+        at[r] = top == -INFINITY ? 0.f : top, offset[r] = at[r] * f;
+        shrink[r] = exp2_approx((m[r] - at[r]) * f);
+        m[r] = top;
+    }
+    if (fmaxf(fabsf(offset[0]), fabsf(offset[1])) > FAR) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) s[i] -= at[i / 2 % 2];
+        offset[0] = offset[1] = 0.f;
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+        s[i] = exp2_approx(fmaf(s[i], f, -offset[i / 2 % 2]));
+        s[i + 1] = exp2_approx(fmaf(s[i + 1], f, -offset[i / 2 % 2]));
+        sum[i / 2 % 4] += s[i] + s[i + 1];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) l[r] = l[r] * shrink[r] + (sum[r] + sum[r + 2]);
+    return make_float2(shrink[0], shrink[1]);
+}
+
 // With PAIR: sends the row that the other CTA finishes, and adds its part of the other row to this CTA's. Leaves the
 // sums in y and returns l. Where a CTA has seen no key m is -inf, and sums and l are 0.
 template <class F>
@@ -482,6 +514,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                                 if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
                     }
                 }
+                if constexpr (F::OPERAND) return softmax_far(x, f, m, l);
                 const float low = softmax_row<0>(x, f, m[0], l[0]), high = softmax_row<1>(x, f, m[1], l[1]);
                 return make_float2(low, high);
             };

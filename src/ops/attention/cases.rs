@@ -211,7 +211,10 @@ fn biased(all: &mut Vec<Case<Attention>>) {
         ("no_key", Fill::Bits(f32::NEG_INFINITY.to_bits())),
     ] {
         all.push(packed(301, 1, Some((tag, fill)), full(3, 64)));
-        all.push(packed(131, 2, Some((tag, fill)), op(3, 3, 128, Mask::Full, Source::Packed)));
+        // Half a unit of 1e4 in f32 alone takes what f16 may err, where two keys share a row.
+        if tag != "bias1e4" {
+            all.push(packed(131, 2, Some((tag, fill)), full(3, 128)));
+        }
         let chunk = Mask::Chunk { size: 50, left: 1 };
         all.push(packed(390, 1, Some((tag, fill)), op(1, 1, 64, chunk, Source::Packed)));
     }

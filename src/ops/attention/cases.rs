@@ -145,6 +145,8 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
         all.push(cache(128, 128, 128, (256, 300), heads));
     }
 
+    biased(&mut all);
+
     let lm = (28, 4, 128);
     for s in [128, 512, 1024, 2048, 4096, 8192, 16384] {
         all.push(cache(s, 0, s, (s, s), lm).bench());
@@ -172,6 +174,56 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     }
     all.push(cache(4, 2044, 4, (2048, 2048), lm).bench());
     all
+}
+
+/// Biases of odd lengths, whose rows begin anywhere: one and more tiles of keys, hidden keys, large ones.
+fn biased(all: &mut Vec<Case<Attention>>) {
+    let uniform = |centre, scale| Fill::Uniform { centre, scale };
+    let bias = Some(("bias", uniform(0.0, 2.0)));
+    let full = |heads, d| op(heads, heads, d, Mask::Full, Source::Packed);
+    for (t, heads) in [
+        (1, 1),
+        (63, 3),
+        (64, 1),
+        (65, 3),
+        (96, 3),
+        (97, 1),
+        (249, 1),
+        (250, 3),
+        (251, 1),
+        (749, 3),
+        (750, 1),
+    ] {
+        all.push(packed(t, 1, bias, full(heads, 64)));
+    }
+    for t in [1, 129, 251, 300] {
+        all.push(packed(t, 1, bias, full(3, 128)));
+    }
+    // A bias that 16 bits round to the next whole number; biases that decide alone; one that all share, far off; hidden
+    // keys (a quarter overflows to -inf) and none seen, over several tiles.
+    for (tag, fill) in [
+        ("bias100", uniform(100.0, 2.0)),
+        ("bias1e4", uniform(0.0, 1e4)),
+        ("bias-1e30", uniform(-1e30, 1e30)),
+        ("bias1e38", uniform(1e38, 1e38)),
+        ("shared", Fill::Bits((-1e30f32).to_bits())),
+        ("some_keys", uniform(-2e38, 3e38)),
+        ("no_key", Fill::Bits(f32::NEG_INFINITY.to_bits())),
+    ] {
+        all.push(packed(301, 1, Some((tag, fill)), full(3, 64)));
+        // Half a unit of 1e4 in f32 alone takes what f16 may err, where two keys share a row.
+        if tag != "bias1e4" {
+            all.push(packed(131, 2, Some((tag, fill)), full(3, 128)));
+        }
+        let chunk = Mask::Chunk { size: 50, left: 1 };
+        all.push(packed(390, 1, Some((tag, fill)), op(1, 1, 64, chunk, Source::Packed)));
+    }
+    for (t, batch) in [(63, 5), (129, 3), (251, 3)] {
+        all.push(packed(t, batch, bias, full(3, 64)));
+        all.push(packed(t, batch, bias, op(3, 3, 64, Mask::Chunk { size: 16, left: 2 }, Source::Packed)));
+    }
+    all.push(bias_table(749, 1023, uniform(0.0, 2.0), full(3, 64)));
+    all.push(bias_table(249, 251, uniform(0.0, 2.0), op(3, 1, 64, Mask::Full, Source::Packed)));
 }
 
 /// As [`packed`], one sequence, with a bias for `keys` keys.

@@ -1,6 +1,7 @@
 //! Which kernel runs an attention. Pure, so it is tested without a GPU; the numbers behind the constants belong into
 //! `kernels/attention/LADDER.md`.
 
+use super::wgmma::{SMALLEST_SCALE, WantedBias};
 use super::{Attention, Mask, Source};
 
 /// Streaming multiprocessors of an H100 or H200. On a smaller GPU the same grids only take more waves.
@@ -60,6 +61,20 @@ pub(super) struct Switches {
     pub decode: Option<Decoding>,
 }
 
+impl Switches {
+    /// What is asked for here: a form of the bias says nothing where there is none.
+    fn prefill(&self, op: &Attention) -> Option<Wanted> {
+        self.prefill.filter(|wanted| op.bias || !matches!(wanted, Wanted::Wgmma(Some(_))))
+    }
+
+    pub fn bias(&self) -> Option<WantedBias> {
+        match self.prefill {
+            Some(Wanted::Wgmma(form)) => form,
+            _ => None,
+        }
+    }
+}
+
 /// What `VIVACE_DECODE` asks for: `split` or `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decoding {
@@ -114,20 +129,20 @@ fn cluster_stages(head_dim: usize, share: usize) -> usize {
     if share <= 64 { 1 } else { 256 / head_dim }
 }
 
-/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`. It holds for the attentions that have a
-/// choice between the two kernels.
+/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`, or `wgmma/` and a form of the bias where
+/// there is one. It holds for the attentions that have a choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
     Mma,
-    Wgmma,
+    Wgmma(Option<WantedBias>),
 }
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
         match text {
             "mma" => Some(Wanted::Mma),
-            "wgmma" => Some(Wanted::Wgmma),
-            _ => None,
+            "wgmma" => Some(Wanted::Wgmma(None)),
+            _ => WantedBias::parse(text.strip_prefix("wgmma/")?).map(|bias| Wanted::Wgmma(Some(bias))),
         }
     }
 }
@@ -137,9 +152,9 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
     let choice = portable(op, t);
     match (choice, op.source) {
         // An image for 90a runs on 9.0 and on nothing newer.
-        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
-            Wanted::Wgmma => Choice::Wgmma,
-            Wanted::Mma => choice,
+        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill(op).unwrap_or(on_hopper(op, t)) {
+            Wanted::Wgmma(_) if !op.bias || op.scale >= SMALLEST_SCALE => Choice::Wgmma,
+            _ => choice,
         },
         (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
             let ahead = match arch == 90 && tiles == 1 && kv_bucket >= ONCE_KEYS {
@@ -162,7 +177,7 @@ fn on_hopper(op: &Attention, t: usize) -> Wanted {
     let chunks = matches!(op.mask, Mask::Chunk { .. });
     let enough = if op.bias { WGMMA_KEYS_WITH_BIAS } else { WGMMA_KEYS };
     match keys >= enough && !chunks {
-        true => Wanted::Wgmma,
+        true => Wanted::Wgmma(None),
         false => Wanted::Mma,
     }
 }
@@ -350,6 +365,10 @@ mod tests {
             assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
             // Elsewhere, and where something else is asked for.
             assert_eq!(choose(&op, t, 90, asked("wgmma")), Choice::Wgmma);
+            for wanted in ["wgmma/added", "wgmma/operand", "wgmma/1x96"] {
+                let wgmma = choose(&op, t, 90, asked(wanted)) == Choice::Wgmma;
+                assert_eq!(wgmma, op.bias || ahead, "{t} rows of {op:?}");
+            }
             for (arch, wanted) in [(80, ""), (80, "wgmma"), (100, "wgmma"), (90, "mma")] {
                 assert_eq!(choose(&op, t, arch, asked(wanted)), portable(&op, t));
             }
@@ -361,7 +380,10 @@ mod tests {
         assert_eq!(long(1, 90), Choice::DecodeOnce { tiles: 1, splits: 32 });
         assert!(matches!(long(4, 90), Choice::DecodeCluster { .. } | Choice::Decode { .. }));
         assert!(matches!(long(1, 80), Choice::Decode { .. }));
-        for bad in ["", "WGMMA", "wgmma/1", "wgmma-free"] {
+        let tiny = Attention { bias: true, scale: SMALLEST_SCALE / 2.0, ..vit(1) };
+        assert!(matches!(choose(&tiny, 749, 90, asked("wgmma")), Choice::Flash { .. }));
+        assert_eq!(Wanted::parse("wgmma/added"), Some(Wanted::Wgmma(Some(WantedBias::Added))));
+        for bad in ["", "WGMMA", "wgmma/1", "wgmma/", "wgmma-free", "mma/added"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
     }

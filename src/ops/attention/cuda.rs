@@ -1,7 +1,7 @@
 //! Launchers of the attention family.
 
 use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, choose};
-use super::wgmma::WgmmaTile;
+use super::wgmma::{BiasForm, WgmmaTile};
 use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::core::asked;
 use crate::core::{DType, Result};
@@ -166,7 +166,12 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
 
 fn switches() -> Result<Switches> {
     Ok(Switches {
-        prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma or wgmma")?,
+        prefill: asked(
+            "VIVACE_ATTENTION",
+            Wanted::parse,
+            "mma, wgmma, wgmma/added, wgmma/operand, or wgmma/ and consumers x keys of a tile (wgmma/2x128), \
+             /2 where two CTAs share the keys (wgmma/3x96/2)",
+        )?,
         decode: asked(
             "VIVACE_DECODE",
             Decoding::parse,
@@ -213,8 +218,10 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
     let k = kv(a.k).map(dtype, op, tile.keys)?;
     let (all, at_once) = ([op.heads as u64 * u64::from(a.bias_row)], [tile.keys as u32 + 4]);
     let bias = match tile.bias {
-        true => TensorMap::encode(DType::F32, a.bias, &all, &[], &at_once, Swizzle::None, L2Promotion::B128)?,
-        false => k,
+        BiasForm::Added => {
+            TensorMap::encode(DType::F32, a.bias, &all, &[], &at_once, Swizzle::None, L2Promotion::B128)?
+        }
+        BiasForm::None | BiasForm::Operand => k,
     };
     Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, bias, a })
 }
@@ -226,7 +233,8 @@ impl CudaOp for Attention {
         if t == 0 {
             return Ok(());
         }
-        let choice = choose(self, t, l.device.arch(), switches()?);
+        let switches = switches()?;
+        let choice = choose(self, t, l.device.arch(), switches);
         match choice {
             Choice::Naive => {
                 let grid = [p.rows.div_ceil(4), p.heads, p.batch];
@@ -243,12 +251,14 @@ impl CudaOp for Attention {
             }
             Choice::Wgmma => {
                 let (rows, sms) = (p.rows as usize, l.device.sm_count());
-                let tile = WgmmaTile::choose(self, rows, sms);
+                let tile = WgmmaTile::choose(self, rows, sms, switches.bias());
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
+                let geometry = geometry.cluster(tile.sharing as u32);
                 let p = wgmma_params(self, io, tile, p)?;
-                // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, rows at or beyond p.rows of
-                // a sequence are not written, and choose() names instances that exist.
+                // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, a bias is read below p.rows of
+                // its sequence, rows at or beyond p.rows are not written, choose() names instances that exist, and ctas()
+                // gives those that share keys a cluster for every tile.
                 unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
             }
             Choice::Decode { tiles, splits } | Choice::DecodeOnce { tiles, splits } => {

@@ -28,7 +28,10 @@ pub struct ExeId(pub usize);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct StateId(pub usize);
 
-/// A token on its way to the host.
+/// Tokens that go to the host at once, at most: one of each sequence of a batch.
+pub const TOKENS_AT_ONCE: usize = 16;
+
+/// A token, or one of each sequence, on its way to the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket(pub u64);
 
@@ -81,9 +84,22 @@ impl Ceilings {
     }
 }
 
-/// Where the rows of [`Backend::copy_state_rows`] lie, in elements: `runs` runs of `len`, in each state a pitch apart.
+/// Under which of the last leading indices rows are copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leads {
+    /// All of both states.
+    All,
+    /// `count` of them, from `src` on to those from `dst` on.
+    Some { src: usize, dst: usize, count: usize },
+}
+
+/// Where the rows of [`Backend::copy_state_leads`] lie, in elements: blocks of `runs` runs of `len`; in each state blocks and
+/// runs are a pitch apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct RowRuns {
+    blocks: usize,
+    src_block: usize,
+    dst_block: usize,
     runs: usize,
     len: usize,
     src: usize,
@@ -94,35 +110,78 @@ struct RowRuns {
 
 impl RowRuns {
     /// `Err` unless all rows are within both states, and these agree.
-    fn new(src: &Desc, src_row: usize, dst: &Desc, dst_row: usize, rows: usize) -> Result<RowRuns> {
+    fn new(
+        (src, src_row): (&Desc, usize),
+        (dst, dst_row): (&Desc, usize),
+        rows: usize,
+        leads: Leads,
+    ) -> Result<RowRuns> {
+        // Outer extents, the last leading one, rows, columns.
         let split = |d: &Desc| match *d.shape.dims() {
-            [ref lead @ .., r, c] => Some((lead.to_vec(), r, c)),
+            [ref outer @ .., n, r, c] => Some((outer.to_vec(), n, r, c)),
+            [r, c] => Some((Vec::new(), 1, r, c)),
             _ => None,
         };
-        match (split(src), split(dst)) {
-            (Some((a, src_rows, c)), Some((b, dst_rows, dst_c)))
-                if (&a, c, src.dtype) == (&b, dst_c, dst.dtype)
-                    && src_row + rows <= src_rows
-                    && dst_row + rows <= dst_rows =>
-            {
-                Ok(RowRuns {
-                    runs: a.iter().product(),
-                    len: rows * c,
-                    src: src_row * c,
-                    src_pitch: src_rows * c,
-                    dst: dst_row * c,
-                    dst_pitch: dst_rows * c,
-                })
+        let under = match leads {
+            Leads::All => String::new(),
+            Leads::Some { src, dst, count } => {
+                format!(", {count} leading indices from {src} on as those from {dst} on,")
             }
-            _ => crate::bail_runtime!(
-                "{rows} rows of {} {} from row {src_row} do not fit {} {} from row {dst_row}",
-                src.name,
-                src.brief(),
-                dst.name,
-                dst.brief()
-            ),
+        };
+        if let (Some((a, src_leads, src_rows, c)), Some((b, dst_leads, dst_rows, dst_c))) =
+            (split(src), split(dst))
+        {
+            let (src_lead, dst_lead, count) = match leads {
+                Leads::All => (0, 0, src_leads),
+                Leads::Some { src, dst, count } => (src, dst, count),
+            };
+            let fits = (&a, c, src.dtype) == (&b, dst_c, dst.dtype)
+                && (leads != Leads::All || src_leads == dst_leads)
+                && src_lead + count <= src_leads
+                && dst_lead + count <= dst_leads
+                && src_row + rows <= src_rows
+                && dst_row + rows <= dst_rows;
+            if fits {
+                let outer = a.iter().product();
+                // All leading indices of both states are one block.
+                let (blocks, runs) = match leads {
+                    Leads::All => (1, outer * count),
+                    Leads::Some { .. } => (outer, count),
+                };
+                return Ok(RowRuns {
+                    blocks,
+                    src_block: src_leads * src_rows * c,
+                    dst_block: dst_leads * dst_rows * c,
+                    runs,
+                    len: rows * c,
+                    src: (src_lead * src_rows + src_row) * c,
+                    src_pitch: src_rows * c,
+                    dst: (dst_lead * dst_rows + dst_row) * c,
+                    dst_pitch: dst_rows * c,
+                });
+            }
         }
+        crate::bail_runtime!(
+            "{rows} rows of {} {} from row {src_row}{under} do not fit {} {} from row {dst_row}",
+            src.name,
+            src.brief(),
+            dst.name,
+            dst.brief()
+        )
     }
+}
+
+/// `Err` unless `n` tokens of the tensor can be sent at once.
+fn check_tokens(desc: &Desc, n: usize) -> Result<()> {
+    if desc.dtype != DType::U32 || !(1..=TOKENS_AT_ONCE.min(desc.shape.len())).contains(&n) {
+        crate::bail_runtime!(
+            "{n} tokens of {} {} sent at once: 1 to {} expected",
+            desc.name,
+            desc.brief(),
+            TOKENS_AT_ONCE.min(desc.shape.len())
+        );
+    }
+    Ok(())
 }
 
 /// Sees a node's index, the node, and its outputs.
@@ -159,6 +218,9 @@ pub trait Backend {
         from: &Arc<dyn Source>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()>;
+
+    /// Bytes that new states and graphs can take; `None` where nobody knows.
+    fn free_bytes(&self) -> Result<Option<u64>>;
 
     /// New state, zeroed.
     fn create_state(&mut self, desc: &Desc) -> Result<StateId>;
@@ -219,6 +281,18 @@ pub trait Backend {
         dst: StateId,
         dst_row: usize,
         rows: usize,
+    ) -> Result<()> {
+        self.copy_state_leads((src, src_row), (dst, dst_row), rows, Leads::All)
+    }
+
+    /// The same between states `[.., N, R, C]` under some of the last leading indices; those before them agree. A state is
+    /// given with its first row.
+    fn copy_state_leads(
+        &mut self,
+        src: (StateId, usize),
+        dst: (StateId, usize),
+        rows: usize,
+        leads: Leads,
     ) -> Result<()>;
 
     /// Work enqueued on `waiter` from now on starts after what is now enqueued on `on`.
@@ -227,11 +301,22 @@ pub trait Backend {
     /// Waits for the lane and reads an input, output or state tensor of its last run.
     fn read(&mut self, exe: ExeId, t: Tensor) -> Result<HostTensor>;
 
-    /// Enqueues the copy of the first element of u32 tensor `t` to the host.
-    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket>;
+    /// Enqueues the copy of the first `n` elements of u32 tensor `t` to the host, at most [`TOKENS_AT_ONCE`].
+    fn send_tokens(&mut self, exe: ExeId, t: Tensor, n: usize) -> Result<Ticket>;
 
-    /// Waits for a token. The device may already be at later runs.
-    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32>;
+    /// Waits for the first `ids.len()` of the tokens that were sent. The device may already be at later runs.
+    fn wait_tokens(&mut self, ticket: Ticket, wait: Wait, ids: &mut [u32]) -> Result<()>;
+
+    /// One token: the first element of `t`.
+    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket> {
+        self.send_tokens(exe, t, 1)
+    }
+
+    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32> {
+        let mut id = [0];
+        self.wait_tokens(ticket, wait, &mut id)?;
+        Ok(id[0])
+    }
 
     /// Notes the time at which a lane gets to what is now enqueued on it. Marks are few and reused in turn: read one
     /// before 64 later ones are made.
@@ -291,6 +376,71 @@ mod tests {
         assert_eq!(message, "a copy of rows from state 0 to state 0: two expected");
     }
 
+    /// Keys and values of two heads, to the place of one sequence among three.
+    #[test]
+    fn rows_are_copied_under_other_leading_indices() {
+        let (from, to) = (desc("kv", &[2, 2, 5, 3]), desc("batch", &[2, 6, 4, 3]));
+        let mut cpu = cpu::Cpu::new();
+        let [src, dst] = [&from, &to].map(|d| cpu.create_state(d).unwrap());
+        let values = (0..from.shape.len()).map(|i| 1.0 + i as f32).collect();
+        cpu.write_state(src, 0, &HostData::F32(values)).unwrap();
+        let leads = Leads::Some { src: 0, dst: 4, count: 2 };
+        cpu.copy_state_leads((src, 2), (dst, 1), 3, leads).unwrap();
+        for (i, &value) in cpu.read_state(dst).unwrap().f32s().iter().enumerate() {
+            let (part, head, row, c) = (i / 72, i / 12 % 6, i / 3 % 4, i % 3);
+            let want = match (head, row) {
+                (4.., 1..) => 1 + ((part * 2 + head - 4) * 5 + row + 1) * 3 + c,
+                _ => 0,
+            };
+            assert_eq!(value, want as f32, "element {i}");
+        }
+        // One head back, to another place.
+        cpu.copy_state_leads((dst, 1), (src, 0), 1, Leads::Some { src: 4, dst: 1, count: 1 }).unwrap();
+        assert_eq!(cpu.read_state(src).unwrap().f32s()[15..19], [7.0, 8.0, 9.0, 19.0]);
+        for (leads, what) in [
+            (Leads::Some { src: 0, dst: 5, count: 2 }, ", 2 leading indices from 0 on as those from 5 on,"),
+            (Leads::Some { src: 1, dst: 0, count: 2 }, ", 2 leading indices from 1 on as those from 0 on,"),
+            (Leads::All, ""),
+        ] {
+            let message = cpu.copy_state_leads((src, 2), (dst, 1), 3, leads).unwrap_err().to_string();
+            assert_eq!(
+                message,
+                format!(
+                    "3 rows of kv [2, 2, 5, 3] f32 from row 2{what} do not fit batch [2, 6, 4, 3] f32 from row 1"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn tokens_of_several_sequences_come_at_once() {
+        use crate::ops::embed::Embed;
+        let mut g = crate::graph::Graph::new();
+        let ids = g.input("ids", DType::U32, &[TOKENS_AT_ONCE + 1]);
+        let table = g.input("table", DType::F32, &[3, 1]);
+        let y = g.push1("y", Embed, &[ids, table]).unwrap();
+        g.output(y);
+        let mut cpu = cpu::Cpu::new();
+        let plan = crate::plan::plan(g, |d| cpu.arena_elem_bytes(d)).unwrap();
+        let exe = cpu.prepare(Lane::Text, plan, &[]).unwrap();
+        let mut sent = |first: u32, n: usize| {
+            let values: Vec<u32> = (first..).take(TOKENS_AT_ONCE + 1).collect();
+            cpu.write_slice(exe, ids, HostSlice::U32(&values)).unwrap();
+            cpu.send_tokens(exe, ids, n)
+        };
+        let (a, b) = (sent(5, 3).unwrap(), sent(40, TOKENS_AT_ONCE).unwrap());
+        let message = sent(0, TOKENS_AT_ONCE + 1).unwrap_err().to_string();
+        assert_eq!(message, "17 tokens of ids [17] u32 sent at once: 1 to 16 expected");
+        // In any order, and not more than were sent.
+        let mut got = [0; TOKENS_AT_ONCE];
+        cpu.wait_tokens(b, Wait::Asleep, &mut got).unwrap();
+        assert_eq!(got.to_vec(), (40..56).collect::<Vec<_>>());
+        cpu.wait_tokens(a, Wait::Busy, &mut got[..3]).unwrap();
+        assert_eq!(got[..4], [5, 6, 7, 43]);
+        assert_eq!(cpu.wait_token(a, Wait::Busy).unwrap(), 5);
+        assert!(cpu.wait_tokens(a, Wait::Busy, &mut got[..4]).is_err());
+    }
+
     #[test]
     fn inputs_are_what_was_written() {
         use crate::ops::elementwise::{Act, Unary};
@@ -323,7 +473,7 @@ mod tests {
     fn rows_that_do_not_fit_are_refused() {
         let from = desc("kv", &[2, 7, 2]);
         let message = |to: &Desc, src_row, dst_row, rows| {
-            RowRuns::new(&from, src_row, to, dst_row, rows).unwrap_err().to_string()
+            RowRuns::new((&from, src_row), (to, dst_row), rows, Leads::All).unwrap_err().to_string()
         };
         let kept = desc("kept", &[2, 5, 2]);
         assert_eq!(

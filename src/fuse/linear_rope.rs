@@ -33,7 +33,7 @@ impl Rule for LinearRope {
         }
         let mut ins = g.nodes[product].ins.clone();
         let x = g.desc(ins[0]);
-        if !linear::LinearRope::takes(x.rows(), x.cols(), rope.head_dim) {
+        if !linear::LinearRope::takes(x.rows(), rope.sequences, x.cols(), rope.head_dim) {
             return None;
         }
         ins.push(kv);
@@ -43,6 +43,7 @@ impl Rule for LinearRope {
             kv_heads: rope.kv_heads,
             head_dim: rope.head_dim,
             theta: rope.theta,
+            sequences: rope.sequences,
         };
         let node = Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() };
         Some(Rewrite { remove: vec![product, at], with: vec![node] })

@@ -1,6 +1,7 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
 use super::{Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
+use crate::ops::rope::batch_name;
 use crate::ops::{Case, Fill};
 
 /// The matrices of the models, `(name, N, K)`.
@@ -248,23 +249,26 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
 }
 
 pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
-    let case = |norm: bool,
-                (t, valid): (usize, usize),
-                (h, g, d): (usize, usize, usize),
-                k: usize,
-                s: usize,
-                pos| {
+    let batch = |b: usize,
+                 norm: bool,
+                 (t, valid): (usize, usize),
+                 (h, g, d): (usize, usize, usize),
+                 k: usize,
+                 s: usize,
+                 pos| {
         let n = (h + 2 * g) * d;
-        let op = LinearRope { norm: norm.then_some(1e-6), heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
-        let name = if norm { "normed_" } else { "" };
+        let norm_eps = norm.then_some(1e-6);
+        let op = LinearRope { norm: norm_eps, heads: h, kv_heads: g, head_dim: d, theta: 1e6, sequences: b };
+        let name = format!("{}{}", batch_name(b), if norm { "normed_" } else { "" });
         let case = Case::new(format!("{name}t{t}_v{valid}_h{h}_g{g}_d{d}_k{k}_at{pos}"), op)
-            .act(&[t, k])
+            .act(&[b * t, k])
             .weight(&[n, k])
             .weight(&[n])
-            .state(&[2, g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+            .state(&[2, b * g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
             .step(pos, valid, 0);
         if norm { case.weight(&[k]) } else { case }
     };
+    let case = |norm, rows, heads, k, s, pos| batch(1, norm, rows, heads, k, s, pos);
     let mut all = Vec::new();
     // Every form of the kernel for one row, the ends of the cache, a row that is padding.
     for norm in [false, true] {
@@ -286,6 +290,12 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         case(false, (7, 7), (1, 2, 64), 3584, 30001, 29992),
         case(false, (6, 5), (2, 2, 256), 1024, 64, 9),
         case(false, (8, 8), (28, 4, 128), 3584, 4096, 500).bench(),
+        // A row of each of several sequences: at the end of their caches, none that holds a token.
+        batch(2, false, (1, 1), (2, 1, 16), 8, 8, 7),
+        batch(5, false, (1, 1), (3, 2, 48), 592, 40, 7),
+        batch(7, false, (1, 0), (1, 2, 64), 3584, 50, 9),
+        batch(8, false, (1, 1), (7, 1, 128), 896, 33, 32),
+        batch(8, false, (1, 1), (28, 4, 128), 3584, 512, 500).bench(),
     ]);
     all
 }

@@ -4,13 +4,13 @@ use super::cases;
 use super::cpu;
 use super::multiplies;
 use crate::core::{Cost, DType, Desc, Result, Shape};
-use crate::ops::rope::{RopeKvAppend, is_cache};
+use crate::ops::rope::{RopeKvAppend, is_cache, shared_out, shares};
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
 
 /// [`RopeKvAppend`] of `x wᵀ + b`, all in f32 on the accumulators: q and the rows of the cache are rounded once. With
 /// `norm` as [`LinearFused`](super::LinearFused). On a GPU for few rows, see [`LinearRope::takes`].
 ///
-/// ins: x `[T, K]`, w `[(H + 2G) · D, K]`, b `[(H + 2G) · D]`, kv state `[2, G, S_max, D]`, and g `[K]` with `norm`;
+/// ins: x `[T, K]`, w `[(H + 2G) · D, K]`, b `[(H + 2G) · D]`, kv state `[2, B·G, S_max, D]`, and g `[K]` with `norm`;
 /// outs: q `[T, H · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearRope {
@@ -19,14 +19,16 @@ pub struct LinearRope {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub theta: f32,
+    pub sequences: usize,
 }
 
 impl LinearRope {
-    /// Whether there is a kernel for `rows` rows over `k` elements that gives heads of `head_dim`: the two halves of a
-    /// head come from one CTA, in blocks of 8 of each. Of 9 to 16 rows the product and what follows are faster apart (13.5 against
-    /// 20.9 us at K = 3584).
-    pub fn takes(rows: usize, k: usize, head_dim: usize) -> bool {
+    /// Whether there is a kernel for `rows` rows, of one sequence or one of each, over `k` elements that gives heads of
+    /// `head_dim`: the two halves of a head come from one CTA, in blocks of 8 of each. Of 9 to 16 rows the product and what
+    /// follows are faster apart (13.5 against 20.9 us at K = 3584).
+    pub fn takes(rows: usize, sequences: usize, k: usize, head_dim: usize) -> bool {
         (1..=8).contains(&rows)
+            && (sequences == 1 || sequences == rows)
             && k.is_multiple_of(8)
             && head_dim.is_multiple_of(16)
             && (16..=256).contains(&head_dim)
@@ -34,8 +36,8 @@ impl LinearRope {
 
     /// What follows the product.
     pub fn rope(&self) -> RopeKvAppend {
-        let LinearRope { heads, kv_heads, head_dim, theta, .. } = *self;
-        RopeKvAppend { heads, kv_heads, head_dim, theta }
+        let LinearRope { norm: _, heads, kv_heads, head_dim, theta, sequences } = *self;
+        RopeKvAppend { heads, kv_heads, head_dim, theta, sequences }
     }
 }
 
@@ -43,7 +45,7 @@ impl OpDef for LinearRope {
     const NAME: &'static str = "LinearRope";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
+        let (h, g, d, sequences) = (self.heads, self.kv_heads, self.head_dim, self.sequences);
         let n = (h + 2 * g) * d;
         match ins {
             [x, w, b, kv, gain @ ..]
@@ -52,7 +54,8 @@ impl OpDef for LinearRope {
                     && b.shape.dims() == [n]
                     && d.is_multiple_of(2)
                     && x.dtype == kv.dtype
-                    && is_cache(kv, g, d)
+                    && shared_out(x.rows(), sequences)
+                    && is_cache(kv, sequences * g, d)
                     && gain.len() == usize::from(self.norm.is_some())
                     && gain.iter().all(|g| g.shape.dims() == [x.cols()]) =>
             {
@@ -61,8 +64,10 @@ impl OpDef for LinearRope {
             _ => {
                 let gain = if self.norm.is_some() { ", g [K]" } else { "" };
                 let wants = format!(
-                    "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d}, a cache [2, {g}, S_max, {d}] of x's type\
-                     {gain}"
+                    "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d}, a cache [2, {}, S_max, {d}] of x's type\
+                     {gain}{}",
+                    sequences * g,
+                    shares(sequences)
                 );
                 Err(mismatch(Self::NAME, &wants, ins))
             }

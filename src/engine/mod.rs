@@ -41,6 +41,7 @@ use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
 pub use ledger::{Stage, overlap_ms};
+pub use model::MOST_SEQUENCES as MOST_ANSWERS;
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
 pub use session::{LONGEST_SOUND_SECONDS, Session, SoundStream};
@@ -331,6 +332,11 @@ impl Engine {
     /// Forgets all earlier questions: the next one is computed whole.
     pub fn clear_cache(&mut self) {
         self.model.cache.clear();
+    }
+
+    /// Gives back the device memory that [`Session::answers`] has taken.
+    pub fn free_answers(&mut self) -> Result<()> {
+        self.model.close_batch()
     }
 
     /// Rows that the context holds.

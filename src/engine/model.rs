@@ -1,9 +1,13 @@
 //! A model on a device: its states, its prepared graphs, and the three things that can be run: tiles to rows, a
 //! sound to rows, rows to the next token.
 
+mod batch;
 mod encoders;
 
 use std::sync::Arc;
+
+use batch::Batch;
+pub use batch::MOST_SEQUENCES;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
 use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
@@ -54,6 +58,8 @@ pub struct Model {
     prefix_states: Vec<StateId>,
     /// Keys and values of one row of the sequence, all layers.
     row_bytes: u64,
+    /// Sequences side by side; none before the first are wanted.
+    batch: Option<Batch>,
     position_states: Vec<StateId>,
     positions: usize,
     /// Of [`whale::build_piece`], behind the positions; and the rows of the sound that is coming in. None before the first.
@@ -73,6 +79,12 @@ pub(super) enum Work {
         rows: usize,
         kv_len: usize,
         ids: Ids,
+        head: Head,
+    },
+    /// A row of each of `sequences` sequences, row `kv_len - 1` of it.
+    Batch {
+        sequences: usize,
+        kv_len: usize,
         head: Head,
     },
     /// Tiles as bytes, or as normalised values.
@@ -119,6 +131,7 @@ impl Model {
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
             prefix_states: Vec::new(),
             row_bytes: 0,
+            batch: None,
             position_states: Vec::new(),
             positions: 0,
             piece_states: Vec::new(),
@@ -273,6 +286,10 @@ impl Model {
                 let key = TextKey { rows, sequences: 1, kv_bucket: self.kv_bucket(kv_len), ids, head };
                 Ok(qwen2::build(text, &self.sizes, dtype, key)?.graph)
             }
+            Work::Batch { sequences, kv_len, head } => {
+                let rows = self.batch_rows(kv_len);
+                Ok(self.written_batch((sequences, rows), kv_len, head)?.graph)
+            }
             Work::Vision { tiles, bytes } => match &self.cfg.vision {
                 Some(vision) => {
                     Ok(intern_vit::build(vision, text, dtype, tiles, encoders::pixels(bytes))?.graph)
@@ -301,6 +318,11 @@ impl Model {
                 self.cache.truncate(0);
                 let (exe, io) = self.text_graph(rows, kv_len, ids, head)?;
                 Ok((exe, io.ids))
+            }
+            Work::Batch { sequences, kv_len, head } => {
+                self.open_batch(sequences, kv_len)?;
+                let (exe, _) = self.batch_graph(kv_len, head)?;
+                Ok((exe, None))
             }
             Work::Vision { tiles, bytes } => {
                 self.vision_graph(tiles, bytes).map(|(exe, io)| (exe, Some(io.input)))

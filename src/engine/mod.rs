@@ -209,6 +209,23 @@ impl Default for GenerateOptions {
     }
 }
 
+impl GenerateOptions {
+    /// Whether `n` answers can be drawn side by side, see [`Session::answers`].
+    pub fn check_answers(&self, n: usize) -> Result<()> {
+        self.sampling.check()?;
+        crate::ensure_input!(
+            (1..=MOST_ANSWERS).contains(&n),
+            "--answers: 1 to {MOST_ANSWERS} expected, got {n}"
+        );
+        crate::ensure_input!(self.max_new_tokens > 0, "--max-new-tokens: 1 or more expected, got 0");
+        crate::ensure_input!(
+            n == 1 || self.sampling.temperature > 0.0,
+            "--answers {n}: at --temperature 0 every answer is the same; a temperature above 0 expected"
+        );
+        Ok(())
+    }
+}
+
 /// What happens while an answer is generated.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Event<'a> {

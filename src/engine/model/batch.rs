@@ -177,21 +177,25 @@ mod tests {
     use super::*;
     use crate::core::DType;
     use crate::engine::cache::CacheOptions;
-    use crate::exec::Wait;
     use crate::exec::cpu::Cpu;
+    use crate::exec::{Backend, Wait};
     use crate::fuse::Fusion;
     use crate::models::config::{ModelConfig, synthetic};
     use std::sync::Arc;
 
     fn model(fusion: Fusion) -> Model {
+        model_on(Box::new(Cpu::new()), DType::F32, fusion)
+    }
+
+    fn model_on(backend: Box<dyn Backend>, dtype: DType, fusion: Fusion) -> Model {
         let json = include_str!("../../../tests/fixtures/tiny.json");
         let cfg = ModelConfig::from_json(json, "tiny.json").unwrap();
         let sizes = TextSizes { max_seq: 600, media_rows: 16, token_limit: cfg.text.vocab_size };
         let parts = ModelParts {
             source: Arc::new(synthetic(&cfg)),
             cfg,
-            backend: Box::new(Cpu::new()),
-            dtype: DType::F32,
+            backend,
+            dtype,
             sizes,
             fusion,
             cache: CacheOptions::default(),
@@ -250,6 +254,54 @@ mod tests {
                         .map(|(a, b)| (a - b).abs())
                         .fold(0.0, f32::max);
                     assert!(apart < 1e-4, "{apart}");
+                }
+            }
+        }
+    }
+
+    /// On a GPU the logits of a step of several sequences err as those of a step of one; launched, captured, replayed.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_errs_no_more_in_a_batch() {
+        let device = crate::engine::DeviceChoice::Cuda(0);
+        let open = |fusion| {
+            Ok::<_, crate::core::Error>(model_on(crate::engine::open_backend(device)?, DType::BF16, fusion))
+        };
+        if let Err(why) = open(Fusion::on()) {
+            let required = std::env::var_os("VIVACE_REQUIRE_GPU").is_some_and(|v| v != "0");
+            assert!(!required, "a GPU is required: {why}");
+            println!("no GPU: nothing checked ({why})");
+            return;
+        }
+        // Logits of one step on each of `tokens` after the prompt.
+        let single = |model: &mut Model, token: u32| {
+            model.run_ids(&PROMPT, 0, 0, Head::None).unwrap();
+            model.write_text_state(state::TOKEN, &HostData::U32(vec![token])).unwrap();
+            let (exe, io) = model.run_token(PROMPT.len(), 0, Head::Greedy).unwrap();
+            model.backend.read(exe, io.logits.unwrap()).unwrap().data.f32s().to_vec()
+        };
+        for (fusion, n) in [(Fusion::on(), 2), (Fusion::on(), 8), (Fusion::on(), 16), (Fusion::off(), 5)] {
+            let (mut exact, mut gpu) = (model(fusion.clone()), open(fusion).unwrap());
+            let tokens: Vec<u32> = (0..n).map(|i| (i * 31 + 7) as u32).collect();
+            let mut both = |token| [&mut exact, &mut gpu].map(|m| single(m, token));
+            let alone: Vec<[Vec<f32>; 2]> = tokens.iter().map(|&token| both(token)).collect();
+            gpu.open_batch(n, PROMPT.len() + 1).unwrap();
+            for again in 0..3 {
+                gpu.branch(PROMPT.len()).unwrap();
+                gpu.set_batch_tokens(tokens.clone()).unwrap();
+                let (exe, io) = gpu.run_batch(PROMPT.len(), 0, Head::Greedy).unwrap();
+                let ticket = gpu.backend.send_tokens(exe, io.token.unwrap(), n).unwrap();
+                let mut ids = vec![0; n];
+                gpu.backend.wait_tokens(ticket, Wait::Busy, &mut ids).unwrap();
+                let logits = gpu.backend.read(exe, io.logits.unwrap()).unwrap().data.f32s().to_vec();
+                let v = logits.len() / n;
+                for (row, [exact, one]) in alone.iter().enumerate() {
+                    let got = &logits[row * v..][..v];
+                    let error = |x: &[f32]| crate::engine::measure::relative(x, exact).0;
+                    let (batch, one) = (error(got), error(one));
+                    assert!(batch <= 2.0 * one + 1e-3, "row {row} of {n}, run {again}: {batch}, alone {one}");
+                    let most = got.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    assert_eq!(got[ids[row] as usize], most, "the token of row {row}");
                 }
             }
         }

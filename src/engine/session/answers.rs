@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::super::ledger::Ledger;
-use super::super::model::MOST_SEQUENCES;
 use super::super::{Answer, Event, GenerateOptions, Question};
 use super::reply::Reply;
 use super::{Session, tokens};
@@ -32,7 +31,7 @@ impl Session<'_> {
         n: usize,
         on_event: &mut dyn FnMut(usize, Event<'_>) -> bool,
     ) -> Result<Vec<Answer>> {
-        check(options, n)?;
+        options.check_answers(n)?;
         let answers = self.side_by_side(question, options, n, on_event);
         if answers.is_err() {
             // As for one answer.
@@ -150,21 +149,6 @@ impl Session<'_> {
             None => crate::bail_runtime!("a decoding step without tokens"),
         }
     }
-}
-
-/// Refuses what cannot be drawn before any time is spent on it.
-fn check(options: &GenerateOptions, n: usize) -> Result<()> {
-    options.sampling.check()?;
-    crate::ensure_input!(
-        (1..=MOST_SEQUENCES).contains(&n),
-        "--answers: 1 to {MOST_SEQUENCES} expected, got {n}"
-    );
-    crate::ensure_input!(options.max_new_tokens > 0, "--max-new-tokens: 1 or more expected, got 0");
-    crate::ensure_input!(
-        n == 1 || options.sampling.temperature > 0.0,
-        "--answers {n}: at --temperature 0 every answer is the same; a temperature above 0 expected"
-    );
-    Ok(())
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         let ints = op(true, LinearAct::Relu, true, true);
         all.push(case(&format!("ints_t{t}_n{n}_k{k}"), t, n, k, ints, Some(Fill::SmallInts)));
     }
-    all.push(case("gate_up_t11", 11, 37888, 3584, swiglu.clone(), None));
+    all.push(case("gate_up_t11", 11, 37888, 3584, swiglu.clone(), None).bench());
     for t in [1, 8, 16, 128, 512, 2048] {
         all.push(case(&format!("gate_up_t{t}"), t, 37888, 3584, swiglu.clone(), None).bench());
         let down = op(false, LinearAct::None, false, true);

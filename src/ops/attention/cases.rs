@@ -142,6 +142,7 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     }
     all.push(caches(2, (1, 2500, 1), (4096, 2600), (28, 4, 128)));
     all.push(caches(20, (1, 300, 1), (512, 400), (28, 4, 128)));
+    all.push(caches(2, (130, 300, 121), (512, 430), (7, 1, 128)));
     // Edges of tiles of 96, 128 and 208 keys and of 128 and 192 rows, one and more tiles of either, and more tiles than
     // SMs.
     for t in [96, 97, 192, 208, 209, 290, 417] {

@@ -41,8 +41,8 @@ const JSON_HELP: &str = "\
                  vision, audio and prefill the device's
   memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes
 
-With --answers it prints an array of as many such objects. What they tell of times before the first token is the same
-for all; total_ms ends with the last token of each.";
+With --answers it prints an array of as many such objects. What they tell of times before the first
+token is the same for all; total_ms ends with the last token of each.";
 
 /// Answer one question
 ///

@@ -1,11 +1,13 @@
 // rope:  per head, pairs (i, i + D/2) turned by (step.pos + t) · inv_freq[i]:
 //        y_i = x_i cos - x_{i+D/2} sin,  y_{i+D/2} = x_{i+D/2} cos + x_i sin
-//   x [T, (H + 2G) · D] of T16: H query heads, G key heads, G value heads; y [T, H · D]; kv [2, G, S_max, D]
+//   x [T, (H + 2G) · D] of T16: H query heads, G key heads, G value heads; y [T, H · D]; kv [2, B·G, S_max, D]
+//   The T rows are those of B sequences, one after the other, t counts within one; its heads in the cache lie together.
 //   Query heads are turned into y, key heads turned into kv[0], value heads copied to kv[1], at rows step.pos + t of
 //   the cache for t < step.valid_rows. With G = 0 it is plain rotation. y may be x when G = 0. With G > 0 the columns of
 //   every head of x stand in pairs: elements 0..8, D/2..D/2 + 8, 8..16, and so on.
 // rope_table:  cosine and sine of all angles of a run, table [T, D/2, 2] of f32, for products that turn their sums
 // kv_append:  k, v [T, G · D] copied to those rows of kv
+// grid (T / B, CTAs of a row, B)
 // D % 16 == 0, D <= 256. Angles in f32: the host rounds inv_freq as the reference does, sincosf is accurate to 2 ulp
 // at any position (no fast-math).
 // A CTA of 256 takes one row, or a part of it when there are few rows; sines once per CTA, in shared memory.
@@ -48,10 +50,10 @@ struct KvAppendParams {
     uint32_t max_rows;
 };
 
-// First vector of row `at` of head `head` in keys (part 0) or values (part 1).
+// First vector of row `at` of head `head` of this CTA's sequence in keys (part 0) or values (part 1).
 __device__ __forceinline__ uint4* cache_row(void* kv, uint32_t part, uint32_t head, uint32_t at, uint32_t kv_heads,
                                             uint32_t max_rows, uint32_t head_dim) {
-    const size_t row = (size_t(part) * kv_heads + head) * max_rows + at;
+    const size_t row = (size_t(part * gridDim.z + blockIdx.z) * kv_heads + head) * max_rows + at;
     return static_cast<uint4*>(kv) + row * (head_dim / 8);
 }
 
@@ -76,8 +78,9 @@ __device__ __forceinline__ void rope(const RopeParams& p) {
     const uint32_t half = p.head_dim / 16;  // vectors in half a head
     const uint32_t heads = p.heads + 2 * p.kv_heads;
     const bool paired = p.kv_heads > 0;
-    const auto* x = static_cast<const uint4*>(p.x) + size_t(t) * heads * half * 2;
-    auto* y = static_cast<uint4*>(p.y) + size_t(t) * p.heads * half * 2;
+    const size_t row = size_t(blockIdx.z) * gridDim.x + t;
+    const auto* x = static_cast<const uint4*>(p.x) + row * heads * half * 2;
+    auto* y = static_cast<uint4*>(p.y) + row * p.heads * half * 2;
     for (uint32_t i = blockIdx.y * ROPE_THREADS + threadIdx.x; i < heads * half; i += gridDim.y * ROPE_THREADS) {
         const uint32_t head = i / half, at = i % half;
         const uint4* from = x + head * half * 2 + (paired ? 2 * at : at);
@@ -124,7 +127,7 @@ __device__ __forceinline__ void kv_append(const KvAppendParams& p) {
     const uint32_t position = p.step->pos + t;
     if (t >= p.step->valid_rows || position >= p.max_rows) return;
     const uint32_t vectors = p.head_dim / 8;
-    const size_t row = size_t(t) * p.kv_heads * vectors;
+    const size_t row = (size_t(blockIdx.z) * gridDim.x + t) * p.kv_heads * vectors;
     for (uint32_t i = threadIdx.x; i < p.kv_heads * vectors; i += ROPE_THREADS) {
         const uint32_t head = i / vectors, at = i % vectors;
         const uint4 k = static_cast<const uint4*>(p.k)[row + i], v = static_cast<const uint4*>(p.v)[row + i];

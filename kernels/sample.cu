@@ -4,8 +4,8 @@
 //   one chunk the last CTA of a row reduces the partials and leaves its counter zero.
 // sample:   draws an id, see ops::sample::Sample, whose lines this kernel repeats: the same IEEE operations up to
 //   d = max z - z, integers from there on, so equal logits give equal ids on both machines.
-//   logits [1, V]; seen u32 [V] is counted up; params u32 [8]; token u32 [1]. One cluster of 8 CTAs of 1024 (before
-//   sm_90 all but the first leave at once): every pass over the logits ends in a cluster barrier. Thresholds by
+//   logits [T, V]; seen u32 [T, V] is counted up; params u32 [8]; token u32 [T]; grid (8, T). A cluster of 8 CTAs of
+//   1024 a row (before sm_90 one CTA): every pass over the logits ends in a cluster barrier. Thresholds by
 //   radix selection on q (31 bits: 11 + 10 + 10) with histograms of counts (top-k) or of 64-bit masses (top-p), in
 //   shared memory, then in scratch.
 // Reads V logits from memory once and from the L2 in 3 to 10 passes of about 1.5 us: latency-bound, V = 151665 in
@@ -46,10 +46,15 @@ struct SampleParams {
     const uint32_t* params;
     uint32_t* token;
     const Step* step;
-    SampleScratch* scratch;
-    float* z;  // [limit] of scratch
+    SampleScratch* scratch;  // [T]
+    float* z;                // [T, z_pitch] of scratch
     uint32_t limit;
+    uint32_t pitch;    // V
+    uint32_t z_pitch;  // >= limit
 };
+
+// What tells the random numbers of a row from those of the row before it.
+constexpr u64 ROW = 0xD1B54A32D192ED03ull;
 
 // The maximum over a block, in every thread. May be called again at once.
 template <int THREADS>
@@ -217,7 +222,11 @@ __device__ __forceinline__ uint32_t select(const Part& part, u64* histogram, u64
 }
 
 template <class T>
-__device__ __forceinline__ void sample(const SampleParams& p) {
+__device__ __forceinline__ void sample(const SampleParams& all) {
+    SampleParams p = all;  // of this row
+    p.x = static_cast<const T*>(all.x) + size_t(blockIdx.y) * all.pitch;
+    p.seen += size_t(blockIdx.y) * all.pitch, p.z += size_t(blockIdx.y) * all.z_pitch;
+    p.token += blockIdx.y, p.scratch += blockIdx.y;
     pdl_wait();
     pdl_trigger();
     // Without clusters there is no barrier between CTAs: the first does all the work.
@@ -302,7 +311,7 @@ __device__ __forceinline__ void sample(const SampleParams& p) {
         }
         return;
     }
-    const u64 seed = u64(p.params[5]) << 32 | p.params[4];
+    const u64 seed = (u64(p.params[5]) << 32 | p.params[4]) + blockIdx.y * ROW;
     const u64 target = share(total, mix(seed + (u64(p.step->draw) + 1) * 0x9E3779B97F4A7C15ull) >> 40);
     if (target < running || target >= running + sum) return;
     for (uint32_t i = begin; i < end; i++) {

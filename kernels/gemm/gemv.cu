@@ -4,7 +4,8 @@
 //          products, sums are of w · gain · x, and the root is a factor of theirs at the end
 // *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256, each in pairs: elements 0..8, D/2..D/2 + 8, 8..16,
 //          and so on. q and k are turned as by rope (rope.cu) and rounded once, q to y [M, H·D], k and v of rows below
-//          step.valid_rows to kv [2, G, S_max, D] at step.pos + m
+//          step.valid_rows to kv [2, G, S_max, D] at step.pos + m; or every row is another sequence's, at step.pos, and
+//          kv [2, M·G, S_max, D]
 // *_arg_max: gemv, and beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its
 //          largest to one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
 // Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
@@ -45,6 +46,11 @@ struct GemvRopeParams {
     uint32_t head_dim;
     uint32_t max_rows;  // S_max
     float inv_freq[ROPE_PAIRS];
+    // Of more than one row, which are those of one sequence or one of each: how position and heads of the cache go on
+    // from row to row, and the heads of keys, or values, of all sequences.
+    uint32_t row_step;   // 1 or 0
+    uint32_t row_heads;  // 0 or G
+    uint32_t all_kv_heads;
 };
 
 struct GemvArgMaxParams {
@@ -158,14 +164,18 @@ struct Turn {
     T* to = nullptr;  // the head's place in q or in the cache; null: nowhere
     float cosine = 1.f, sine = 0.f;
     bool turned = false;
-    // Before pdl_wait(): the step of a run is older than its first kernel, and is read past the L1.
+    // Before pdl_wait(): the step of a run is older than its first kernel, and is read past the L1. ONE: of one row.
+    template <bool ONE>
     __device__ __forceinline__ void find(const GemvRopeParams& p, uint32_t head, uint32_t row, uint32_t i) {
-        const uint32_t position = __ldcg(&p.step->pos) + row, part = (head - p.heads) / p.kv_heads;
+        const uint32_t in_sequence = ONE ? row : row * p.row_step, position = __ldcg(&p.step->pos) + in_sequence;
+        const uint32_t part = (head - p.heads) / p.kv_heads;
         if (head < p.heads) {
             to = static_cast<T*>(p.product.e.y) + (size_t(row) * p.heads + head) * p.head_dim;
-        } else if (row < __ldcg(&p.step->valid_rows) && position < p.max_rows) {
-            // Keys of all heads, then values: [2, G, S_max, D].
-            to = static_cast<T*>(p.kv) + (size_t(head - p.heads) * p.max_rows + position) * p.head_dim;
+        } else if (in_sequence < __ldcg(&p.step->valid_rows) && position < p.max_rows) {
+            // Keys of all heads, then values: [2, G, S_max, D], or [2, B·G, S_max, D] with the heads of a sequence together.
+            uint32_t at = head - p.heads;
+            if (!ONE) at += part * (p.all_kv_heads - p.kv_heads) + row * p.row_heads;
+            to = static_cast<T*>(p.kv) + (size_t(at) * p.max_rows + position) * p.head_dim;
         }
         turned = head < p.heads || part == 0;
         if (turned) sincosf(float(position) * p.inv_freq[i], &sine, &cosine);
@@ -278,7 +288,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
     }
     Turn<T> turn;
     if constexpr (ROPE && EARLY) {
-        if (writes) turn.find(params, blockIdx.y, 0, col);
+        if (writes) turn.template find<true>(params, blockIdx.y, 0, col);
     }
     pdl_wait();
     pdl_trigger();
@@ -338,7 +348,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
         }
         s += bias, second += second_bias;
         if constexpr (ROPE) {
-            if (!EARLY) turn.find(params, blockIdx.y, 0, col);
+            if (!EARLY) turn.template find<true>(params, blockIdx.y, 0, col);
             turn.put(params, col, s, second);
         } else {
             const float v = (gated ? silu(s) * second : activate(e.act, s)) * scale + to_f32(residual);
@@ -408,7 +418,7 @@ __device__ __forceinline__ void skinny(const Params& params) {
     const uint32_t pair = threadIdx.x % 8, pair_token = threadIdx.x / 8;  // with rope, what this thread finishes
     const bool turns = ROPE && pair_token < min(uint32_t(TOKENS), p.m);
     if constexpr (ROPE) {
-        if (turns) turn.find(params, blockIdx.y, pair_token, blockIdx.x * 8 + pair);
+        if (turns) turn.template find<false>(params, blockIdx.y, pair_token, blockIdx.x * 8 + pair);
     }
     pdl_wait();
     pdl_trigger();

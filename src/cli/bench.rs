@@ -26,7 +26,8 @@ pub struct Args {
     /// Checkpoint folder, or synthetic:CONFIG.json
     #[arg(short, long, value_name = "DIR")]
     model: Option<String>,
-    /// Only items whose name contains one of these, as in decode,vision_1
+    /// Only items whose name contains one of these, as in decode,vision_1; decode_512 also names its batches,
+    /// decode_512_batch_8 and _16, whose times beside it say what a step of several sequences costs
     #[arg(long, value_name = "NAMES")]
     filter: Option<String>,
     /// Rows of the KV cache [default: what the items need]

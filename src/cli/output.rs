@@ -70,6 +70,28 @@ pub fn summary(answer: &Answer, load_ms: Option<f64>) -> String {
     }
     let (n, rows) = (answer.tokens.len(), answer.prompt_rows);
     lines.push(format!("tokens        {rows} in, {n} out; ended by {}", stop_text(&answer.stop)));
+    lines.extend(times(answer, load_ms));
+    lines.join("\n")
+}
+
+/// The same for answers that were drawn side by side.
+pub fn summaries(answers: &[Answer], load_ms: f64) -> String {
+    let mut lines = Vec::new();
+    for (i, answer) in answers.iter().enumerate() {
+        let mark = answer.state.map_or(String::new(), |s| format!("{} {}; ", s.mark(), s.as_str()));
+        let (n, rows) = (answer.tokens.len(), answer.prompt_rows);
+        let stop = stop_text(&answer.stop);
+        lines.push(format!("answer {:<6} {mark}{rows} in, {n} out; ended by {stop}", i + 1));
+    }
+    // That of the one that ended last is the time of all.
+    let last = answers.iter().max_by(|a, b| a.timings.total_ms.total_cmp(&b.timings.total_ms));
+    lines.extend(last.into_iter().flat_map(|answer| times(answer, Some(load_ms))));
+    lines.join("\n")
+}
+
+/// What was reused for an answer, and its times.
+fn times(answer: &Answer, load_ms: Option<f64>) -> Vec<String> {
+    let (mut lines, rows) = (Vec::new(), answer.prompt_rows);
     let c = &answer.cache;
     if c.reused_rows + c.media_reused > 0 {
         let (reused, media, all) = (c.reused_rows, c.media_reused, c.media_reused + c.media_encoded);
@@ -99,7 +121,7 @@ pub fn summary(answer: &Answer, load_ms: Option<f64>) -> String {
         lines.push(format!("{:<12} {ms:>10.2} ms  ({:.1} tokens/s)", "per token", 1e3 / ms.max(1e-6)));
     }
     lines.push(format!("{:<12} {:>10.2} ms", "total", t.total_ms));
-    lines.join("\n")
+    lines
 }
 
 fn stop_text(stop: &StopReason) -> String {

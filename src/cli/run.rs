@@ -15,7 +15,7 @@ use vivace::media::fbank::require_length;
 use vivace::media::wav::{WavStream, is_wav};
 
 use super::args::{GenerateArgs, ModelArgs};
-use super::output::{note, print, print_json, stop_json, summary};
+use super::output::{note, print, print_json, stop_json, summaries, summary};
 use super::{Failure, Outcome};
 
 const JSON_HELP: &str = "\
@@ -39,7 +39,10 @@ const JSON_HELP: &str = "\
                  than first_token_ms; the critical_ms add up to it. tile, filterbank, cache, prompt
                  (tokens), sampler, enqueue, keep and token (its way to the host) are the host's,
                  vision, audio and prefill the device's
-  memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes";
+  memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes
+
+With --answers it prints an array of as many such objects. What they tell of times before the first
+token is the same for all; total_ms ends with the last token of each.";
 
 /// Answer one question
 ///
@@ -66,6 +69,10 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,
+    /// Draw N answers side by side (1 to 16), which takes little longer than one, and print each under a heading when all
+    /// have ended; wants a --temperature above 0
+    #[arg(long, value_name = "N", conflicts_with_all = ["dump_graph", "profile", "diff"], help_heading = "Generation")]
+    answers: Option<usize>,
     #[command(flatten)]
     instead: Instead,
     /// Print one JSON object instead (--help describes it)
@@ -91,6 +98,9 @@ struct Instead {
 
 pub fn run(args: &Args) -> Outcome {
     let options = args.generate.options()?;
+    if let Some(n) = args.answers {
+        options.check_answers(n)?;
+    }
     let mut question = args.question()?;
     // Whatever does not answer wants the question whole.
     let heard = args.heard().filter(|_| !args.instead.any());
@@ -112,6 +122,16 @@ pub fn run(args: &Args) -> Outcome {
         show(args.json, &diagnose::profile(&mut engine, system, &question, REPEATS)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(n) = args.answers {
+        let answers = answers(args, &mut engine, question, heard, (&options, n))?;
+        if args.json {
+            let all = answers.iter().map(|a| to_json(&args.model.model, &engine, a, load_ms));
+            print_json(&all.collect::<Vec<_>>())?;
+        } else {
+            note(format_args!("{}", summaries(&answers, load_ms)));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let answer = answer(args, &mut engine, question, heard, &options)?;
     if args.json {
         print_json(&to_json(&args.model.model, &engine, &answer, load_ms))?;
@@ -123,6 +143,28 @@ pub fn run(args: &Args) -> Outcome {
 
 fn show(json: bool, report: &(impl Serialize + std::fmt::Display)) -> Outcome<()> {
     if json { print_json(report) } else { Ok(print(&report.to_string())?) }
+}
+
+/// Several answers, printed one after the other.
+fn answers(
+    args: &Args,
+    engine: &mut Engine,
+    mut question: Question,
+    heard: Option<usize>,
+    (options, n): (&GenerateOptions, usize),
+) -> Outcome<Vec<Answer>> {
+    let mut session = engine.session(args.system.as_deref())?;
+    if let Some(at) = heard {
+        question.sounds.insert(at, hear(&mut session, question.dither)?);
+    }
+    let answers = session.answers(&question, options, n, &mut |_, _| true)?;
+    if !args.json {
+        for (i, answer) in answers.iter().enumerate() {
+            let gap = if i > 0 { "\n" } else { "" };
+            print(&format!("{gap}answer {} of {n}:\n{}\n", i + 1, answer.text.trim_end_matches('\n')))?;
+        }
+    }
+    Ok(answers)
 }
 
 fn answer(

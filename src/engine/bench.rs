@@ -42,7 +42,7 @@ pub enum Progress<'a> {
 /// One line of the report.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Row {
-    /// `decode_512`, `prefill_2048`, `vision_13`, `audio_1000`, `first_token`, `load`.
+    /// `decode_512`, `decode_512_batch_8`, `prefill_2048`, `vision_13`, `audio_1000`, `first_token`, `load`.
     pub name: String,
     pub what: String,
     #[serde(flatten)]
@@ -138,7 +138,9 @@ pub fn run(
             (format!("synthetic:{path}"), built_in(path, json)?, items)
         }
     };
+    let most = opened.config.text.max_position_embeddings;
     let has = |i: &Item| match i {
+        _ if i.context(most) > most => false,
         Item::Vision(_) => opened.config.vision.is_some(),
         Item::Audio(_) => opened.config.audio.is_some(),
         Item::FirstToken | Item::FirstTokenCached => {
@@ -152,7 +154,7 @@ pub fn run(
     };
     let items = selected(all.iter().copied().filter(has), filter)?;
 
-    let needed = items.iter().map(|i| i.context()).max().unwrap_or(64);
+    let needed = items.iter().map(|i| i.context(most)).max().unwrap_or(64);
     let options = Options { context: options.context.or(Some(needed)), ..options.clone() };
     let start = Instant::now();
     let mut engine =
@@ -207,6 +209,20 @@ impl Bench {
                 self.fill(kv_len)?;
                 let work = Work::Text { rows: 1, kv_len, ids: Ids::LastToken, head: Head::Greedy };
                 self.graph(work, Step::rows(kv_len - 1, 1, 0), None)?
+            }
+            Item::DecodeBatch(kv_len, sequences) => {
+                self.fill(kv_len)?;
+                let model = &mut self.engine.model;
+                model.open_batch(sequences, kv_len)?;
+                model.branch(kv_len - 1)?;
+                let tokens = self.ids(kv_len, sequences);
+                let model = &mut self.engine.model;
+                model.set_batch_tokens(tokens)?;
+                let work = Work::Batch { sequences, kv_len, head: Head::Greedy };
+                let timed = self.graph(work, Step::rows(kv_len - 1, 1, 0), None);
+                // Others find the memory that they would find by themselves.
+                self.engine.free_answers()?;
+                timed?
             }
             Item::Prefill(rows) => {
                 self.fits(rows)?;

@@ -41,6 +41,7 @@ use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
 pub use ledger::{Stage, overlap_ms};
+pub use model::MOST_SEQUENCES as MOST_ANSWERS;
 use model::{Model, ModelParts};
 pub use sampling::Sampling;
 pub use session::{LONGEST_SOUND_SECONDS, Session, SoundStream};
@@ -208,6 +209,23 @@ impl Default for GenerateOptions {
     }
 }
 
+impl GenerateOptions {
+    /// Whether `n` answers can be drawn side by side, see [`Session::answers`].
+    pub fn check_answers(&self, n: usize) -> Result<()> {
+        self.sampling.check()?;
+        crate::ensure_input!(
+            (1..=MOST_ANSWERS).contains(&n),
+            "--answers: 1 to {MOST_ANSWERS} expected, got {n}"
+        );
+        crate::ensure_input!(self.max_new_tokens > 0, "--max-new-tokens: 1 or more expected, got 0");
+        crate::ensure_input!(
+            n == 1 || self.sampling.temperature > 0.0,
+            "--answers {n}: at --temperature 0 every answer is the same; a temperature above 0 expected"
+        );
+        Ok(())
+    }
+}
+
 /// What happens while an answer is generated.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Event<'a> {
@@ -331,6 +349,11 @@ impl Engine {
     /// Forgets all earlier questions: the next one is computed whole.
     pub fn clear_cache(&mut self) {
         self.model.cache.clear();
+    }
+
+    /// Gives back the device memory that [`Session::answers`] has taken.
+    pub fn free_answers(&mut self) -> Result<()> {
+        self.model.close_batch()
     }
 
     /// Rows that the context holds.

@@ -1,9 +1,13 @@
 //! A model on a device: its states, its prepared graphs, and the three things that can be run: tiles to rows, a
 //! sound to rows, rows to the next token.
 
+mod batch;
 mod encoders;
 
 use std::sync::Arc;
+
+use batch::Batch;
+pub use batch::MOST_SEQUENCES;
 
 use super::cache::{Cache, CacheOptions, CacheStats, Found, Key, PrefixId};
 use super::graphs::{EncoderIo, Graphs, PictureIo, PieceIo, TextIo};
@@ -54,6 +58,8 @@ pub struct Model {
     prefix_states: Vec<StateId>,
     /// Keys and values of one row of the sequence, all layers.
     row_bytes: u64,
+    /// Sequences side by side; none before the first are wanted.
+    batch: Option<Batch>,
     position_states: Vec<StateId>,
     positions: usize,
     /// Of [`whale::build_piece`], behind the positions; and the rows of the sound that is coming in. None before the first.
@@ -73,6 +79,12 @@ pub(super) enum Work {
         rows: usize,
         kv_len: usize,
         ids: Ids,
+        head: Head,
+    },
+    /// A row of each of `sequences` sequences, row `kv_len - 1` of it.
+    Batch {
+        sequences: usize,
+        kv_len: usize,
         head: Head,
     },
     /// Tiles as bytes, or as normalised values.
@@ -119,6 +131,7 @@ impl Model {
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
             prefix_states: Vec::new(),
             row_bytes: 0,
+            batch: None,
             position_states: Vec::new(),
             positions: 0,
             piece_states: Vec::new(),
@@ -132,7 +145,7 @@ impl Model {
             .unwrap_or(false),
         };
         let recipes = model.recipes()?;
-        let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
+        let key = TextKey { rows: 1, sequences: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
         let text = qwen2::build(&model.cfg.text, &model.sizes, model.dtype, key)?.graph;
         let weights: u64 = recipes.iter().map(Recipe::bytes).sum();
         let states: u64 = text.states.iter().map(Desc::bytes).sum();
@@ -164,7 +177,7 @@ impl Model {
             for head in [Head::Greedy, Head::Sample] {
                 let (exe, _) = self.text_graph(1, kv_len, Ids::LastToken, head)?;
                 let kv_bucket = self.kv_bucket(kv_len);
-                self.text.pin(TextKey { rows: 1, kv_bucket, ids: Ids::LastToken, head });
+                self.text.pin(TextKey { rows: 1, sequences: 1, kv_bucket, ids: Ids::LastToken, head });
                 // Whatever it writes to the states is written anew before anyone reads it.
                 self.backend.run(exe, Step::rows(0, 1, 0))?;
                 self.backend.warm(exe)?;
@@ -208,7 +221,7 @@ impl Model {
             }
             Ok(())
         };
-        let key = |ids, head| TextKey { rows: 1, kv_bucket: 1, ids, head };
+        let key = |ids, head| TextKey { rows: 1, sequences: 1, kv_bucket: 1, ids, head };
         let cfg = &self.cfg;
         add(qwen2::build(&cfg.text, &self.sizes, self.dtype, key(Ids::Host, Head::All))?.graph)?;
         if let Some(vision) = &cfg.vision {
@@ -255,7 +268,7 @@ impl Model {
         ids: Ids,
         head: Head,
     ) -> Result<(ExeId, TextIo)> {
-        let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
+        let key = TextKey { rows, sequences: 1, kv_bucket: self.kv_bucket(kv_len), ids, head };
         let (cfg, sizes, dtype) = (&self.cfg.text, &self.sizes, self.dtype);
         self.text.get(self.backend.as_mut(), &self.fusion, &self.text_states, key, || {
             let t = qwen2::build(cfg, sizes, dtype, key)?;
@@ -270,8 +283,12 @@ impl Model {
         let (text, dtype) = (&self.cfg.text, self.dtype);
         match work {
             Work::Text { rows, kv_len, ids, head } => {
-                let key = TextKey { rows, kv_bucket: self.kv_bucket(kv_len), ids, head };
+                let key = TextKey { rows, sequences: 1, kv_bucket: self.kv_bucket(kv_len), ids, head };
                 Ok(qwen2::build(text, &self.sizes, dtype, key)?.graph)
+            }
+            Work::Batch { sequences, kv_len, head } => {
+                let rows = self.batch_rows(kv_len);
+                Ok(self.written_batch((sequences, rows), kv_len, head)?.graph)
             }
             Work::Vision { tiles, bytes } => match &self.cfg.vision {
                 Some(vision) => {
@@ -301,6 +318,11 @@ impl Model {
                 self.cache.truncate(0);
                 let (exe, io) = self.text_graph(rows, kv_len, ids, head)?;
                 Ok((exe, io.ids))
+            }
+            Work::Batch { sequences, kv_len, head } => {
+                self.open_batch(sequences, kv_len)?;
+                let (exe, _) = self.batch_graph(kv_len, head)?;
+                Ok((exe, None))
             }
             Work::Vision { tiles, bytes } => {
                 self.vision_graph(tiles, bytes).map(|(exe, io)| (exe, Some(io.input)))
@@ -386,7 +408,7 @@ impl Model {
 
     fn create_prefix_states(&mut self) -> Result<()> {
         let sizes = TextSizes { max_seq: self.cache.prefixes.capacity(), ..self.sizes };
-        let key = TextKey { rows: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
+        let key = TextKey { rows: 1, sequences: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
         let states = qwen2::build(&self.cfg.text, &sizes, self.dtype, key)?.graph.states;
         let mut made = Vec::new();
         for desc in &states[state::KV..] {
@@ -467,7 +489,7 @@ mod tests {
         let (mut states, mut text_arena) = (0, 0);
         for head in [Head::None, Head::Greedy, Head::Sample] {
             let rows = super::super::PREFILL_CHUNK_ROWS;
-            let key = TextKey { rows, kv_bucket: most, ids: Ids::Host, head };
+            let key = TextKey { rows, sequences: 1, kv_bucket: most, ids: Ids::Host, head };
             let built = qwen2::build(&cfg.text, &sizes, dtype, key).unwrap();
             // Logits are those of the last row: all rows would take 2.5 GB a chunk.
             assert!(built.logits.is_none_or(|l| built.graph.desc(l).rows() == 1));

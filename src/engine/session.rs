@@ -1,22 +1,25 @@
 //! A conversation: turns with pictures and sounds, one KV cache, answers streamed token by token.
 
+mod answers;
 mod media;
+mod reply;
 mod stream;
 
 use std::time::Instant;
 
-use super::cache::{CacheUse, Content, Key, Placed};
-use super::ledger::{Ledger, total_ms};
+use super::cache::{CacheUse, Content, Found, Key, Placed};
+use super::ledger::{Ledger, Stage, total_ms};
 use super::model::MEDIA_BIT;
 use super::{Answer, Engine, Event, GenerateOptions, Question, StopReason, Timings};
 use crate::core::{HostData, Result, Step};
-use crate::exec::{Lane, Ticket, Wait};
+use crate::exec::{Lane, Mark, Ticket, Wait};
 use crate::media::audio::Sound;
 use crate::media::fbank::Fbank;
 use crate::media::tiles::Tiles;
 use crate::models::qwen2::{Head, state};
-use crate::text::{Dialogue, Piece, State, StopStrings, Utf8Stream};
+use crate::text::{Dialogue, Piece};
 use media::{Encoded, Made, Medium};
+use reply::Reply;
 
 pub use stream::{LONGEST_SOUND_SECONDS, SoundStream};
 
@@ -31,6 +34,16 @@ pub struct Session<'e> {
     turns: usize,
     /// Token ids of the whole conversation, for the repetition penalty.
     history: Vec<u32>,
+}
+
+/// A question as rows of the sequence, on its way through the encoders.
+struct Asked<'q> {
+    /// The conversation with it.
+    dialogue: Dialogue,
+    keys: Vec<Key>,
+    media: Vec<Medium<'q>>,
+    encoded: Encoded,
+    found: Found,
 }
 
 /// What the model gets of a question.
@@ -81,58 +94,71 @@ impl<'e> Session<'e> {
         options.sampling.check()?;
         let mut ledger = Ledger::new();
         ledger.begin(self.engine.model.backend_mut())?;
-        let (mut media, mut encoded) = self.begin_encoding(question, &mut ledger)?;
+        let asked = self.find(question, &mut ledger)?;
+        let head = ledger.host("sampler", || self.start_sampler(&asked.keys, options))?;
+        self.restore(&asked, &mut ledger)?;
+        let rest = self.rest(&asked);
+        let Some((start, Some(first))) =
+            self.fill(asked.found.rows(), rest, &asked.encoded, head, &mut ledger)?
+        else {
+            crate::bail_runtime!("an empty prompt")
+        };
+        ledger.device("prefill", start, self.engine.model.backend_mut().mark(Lane::Text)?);
+        let cache = self.keep(&asked, &mut ledger);
 
+        // From here on the question is in the cache.
+        self.dialogue = asked.dialogue;
+        self.pos += asked.keys.len();
+        self.answer.clear();
+        self.turns += 1;
+        self.history.extend(tokens(&asked.keys));
+
+        let mut answer = self.generate(first, head, options, &ledger, on_event)?;
+        let stages = ledger.close(answer.timings.first_token_ms, self.engine.model.backend_mut())?;
+        answer.timings.total_ms = ledger.now_ms();
+        Ok(Answer { prompt_rows: asked.keys.len(), cache, ..answer }.with_stages(&stages, question))
+    }
+
+    /// Turns a question into rows and looks for those that are there; the encoders of what is not begin.
+    fn find<'q>(&mut self, question: &'q Question, ledger: &mut Ledger) -> Result<Asked<'q>> {
+        let (mut media, mut encoded) = self.begin_encoding(question, ledger)?;
         let mut dialogue = self.dialogue.clone();
         let keys = ledger.host("prompt", || self.merge(&mut dialogue, question, &media))?;
         self.check_context(&keys)?;
         let found = ledger.host("cache", || self.engine.model.cache.find(self.pos, &keys))?;
-        let (reused, rest) = keys.split_at(found.rows() - self.pos);
+        let rest = &keys[found.rows() - self.pos..];
         // What was known may have given its rows away, and is needed all the same.
         let wanted = |m: &Medium<'_>| !m.new && rest.iter().any(|key| key.content() == Some(m.content));
-        self.encode(&mut media, wanted, &mut encoded, &mut ledger)?;
+        self.encode(&mut media, wanted, &mut encoded, ledger)?;
+        Ok(Asked { dialogue, keys, media, encoded, found })
+    }
 
-        let head = ledger.host("sampler", || self.start_sampler(&keys, options))?;
-        let model = &mut self.engine.model;
-        let restored = &reused[found.resident - self.pos..];
-        ledger.host("cache", || model.reuse(found, restored))?;
-        let first = self.prefill(found.rows(), rest, &encoded, head, &mut ledger)?;
-        let model = &mut self.engine.model;
-        // Copying a large picture takes time: the device computes meanwhile.
-        ledger.host("keep", || {
-            media.iter().filter(|m| m.new).for_each(|m| model.cache.media.keep(m.content, &m.source));
-        });
+    /// The rows of a question that are to be computed.
+    fn rest<'a>(&self, asked: &'a Asked<'_>) -> &'a [Key] {
+        &asked.keys[asked.found.rows() - self.pos..]
+    }
 
-        // From here on the question is in the cache.
-        self.dialogue = dialogue;
-        self.pos += keys.len();
-        self.answer.clear();
-        self.turns += 1;
-        self.history.extend(tokens(&keys));
+    /// Brings the rows that were found into the KV cache.
+    fn restore(&mut self, asked: &Asked<'_>, ledger: &mut Ledger) -> Result<()> {
+        let of = asked.found.resident - self.pos..asked.found.rows() - self.pos;
+        ledger.host("cache", || self.engine.model.reuse(asked.found, &asked.keys[of]))
+    }
+
+    /// Keeps what was new of a question, and counts what was not. Copying a large picture takes time: the device computes
+    /// meanwhile.
+    fn keep(&mut self, asked: &Asked<'_>, ledger: &mut Ledger) -> CacheUse {
         let cache = CacheUse {
-            reused_rows: reused.len(),
-            prefilled_rows: rest.len(),
-            media_reused: media.len() - encoded.contents.len(),
-            media_encoded: encoded.contents.len(),
+            reused_rows: asked.found.rows() - self.pos,
+            prefilled_rows: self.rest(asked).len(),
+            media_reused: asked.media.len() - asked.encoded.contents.len(),
+            media_encoded: asked.encoded.contents.len(),
         };
-        self.engine.model.cache.count(cache);
-
-        let answer = self.generate(first, head, options, &ledger, on_event)?;
-        let first_token_ms = answer.timings.first_token_ms;
-        let stages = ledger.close(first_token_ms, self.engine.model.backend_mut())?;
-        let of = |stage| total_ms(&stages, stage);
-        let timings = Timings {
-            decode_ms: question.decode_ms,
-            cache_ms: of("cache"),
-            tile_ms: of("tile"),
-            vision_ms: of("vision"),
-            filterbank_ms: of("filterbank"),
-            audio_ms: of("audio"),
-            prefill_ms: of("prefill"),
-            total_ms: ledger.now_ms(),
-            ..answer.timings
-        };
-        Ok(Answer { timings, stages, prompt_rows: keys.len(), cache, ..answer })
+        let known = &mut self.engine.model.cache;
+        ledger.host("keep", || {
+            asked.media.iter().filter(|m| m.new).for_each(|m| known.media.keep(m.content, &m.source));
+        });
+        known.count(cache);
+        cache
     }
 
     /// A question as the model gets it without anything kept: pixels per picture, log-mel frames per sound, ids.
@@ -232,28 +258,34 @@ impl<'e> Session<'e> {
         if options.sampling.is_greedy() {
             return Ok(Head::Greedy);
         }
+        let seen = self.seen(keys);
         let model = &mut self.engine.model;
-        let mut seen = vec![0u32; model.cfg.text.vocab_size];
-        for id in self.history.iter().copied().chain(tokens(keys)) {
-            seen[id as usize] += 1;
-        }
         model.write_text_state(state::SEEN, &HostData::U32(seen))?;
         model.write_text_state(state::SAMPLER, &options.sampling.words())?;
         Ok(Head::Sample)
     }
 
-    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token. The device
-    /// begins after the encoders, which need not have ended.
-    fn prefill(
+    /// How often every id occurs in the conversation and in `keys`.
+    fn seen(&self, keys: &[Key]) -> Vec<u32> {
+        let mut seen = vec![0u32; self.engine.model.cfg.text.vocab_size];
+        for id in self.history.iter().copied().chain(tokens(keys)) {
+            seen[id as usize] += 1;
+        }
+        seen
+    }
+
+    /// Enqueues `keys` as the rows from `pos` on, in chunks; the last one gives the first token, if `head` does. The device
+    /// begins after the encoders, which need not have ended: where it begins is returned, unless there is nothing to do.
+    fn fill(
         &mut self,
         mut pos: usize,
         keys: &[Key],
         encoded: &Encoded,
         head: Head,
         ledger: &mut Ledger,
-    ) -> Result<Ticket> {
+    ) -> Result<Option<(Mark, Option<Ticket>)>> {
         let model = &mut self.engine.model;
-        let mut from = None;
+        let (mut from, mut first) = (None, None);
         let mut chunks = keys.chunks(super::PREFILL_CHUNK_ROWS).peekable();
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
@@ -264,16 +296,14 @@ impl<'e> Session<'e> {
             let on = if from.is_none() { &encoded.lanes[..] } else { &[] };
             let step = Step::rows(pos, chunk.len(), 0);
             let start = ledger.host("enqueue", || model.backend_mut().run_after(exe, step, on))?;
-            let start = *from.get_or_insert(start);
+            from.get_or_insert(start);
             model.cache.extend(chunk.iter().copied());
             pos += chunk.len();
             if let (true, Some(token)) = (last, io.token) {
-                let token = model.backend_mut().send_token(exe, token)?;
-                ledger.device("prefill", start, model.backend_mut().mark(Lane::Text)?);
-                return Ok(token);
+                first = Some(model.backend_mut().send_token(exe, token)?);
             }
         }
-        crate::bail_runtime!("an empty prompt")
+        Ok(from.map(|start| (start, first)))
     }
 
     /// Reads tokens as they come. Where the device runs ahead, step n + 1 is enqueued before token n is read: it
@@ -288,16 +318,14 @@ impl<'e> Session<'e> {
     ) -> Result<Answer> {
         let context = self.engine.context_rows();
         let ahead = self.engine.model.backend().asynchronous();
-        let mut stops = StopStrings::new(options.stop.clone())?;
-        let mut stream = Utf8Stream::new();
-        let mut answer = Answer::default();
+        let mut reply = Reply::new(options)?;
+        let (mut n, mut first_token_ms) = (0, 0.0);
         let mut times_ms: Vec<f64> = Vec::new();
         let mut next = Some(first);
         let mut last = Instant::now();
         let base = self.pos;
 
         while let Some(ticket) = next.take() {
-            let n = answer.tokens.len();
             let wanted = n + 1 < options.max_new_tokens && base + n < context;
             if ahead && wanted {
                 next = Some(self.step(base + n, n + 1, head)?);
@@ -307,62 +335,27 @@ impl<'e> Session<'e> {
             let id = self.engine.model.backend_mut().wait_token(ticket, wait)?;
             let now = Instant::now();
             match n {
-                0 => answer.timings.first_token_ms = ledger.now_ms(),
+                0 => first_token_ms = ledger.now_ms(),
                 _ => times_ms.push((now - last).as_secs_f64() * 1e3),
             }
             last = now;
 
-            if self.engine.stop_ids.contains(&id) {
-                answer.stop = StopReason::EndOfTurn;
-                break;
-            }
-            answer.tokens.push(id);
-            let mark = if n == 0 { self.engine.marks.state(id) } else { None };
-            let mut go_on = true;
-            if let Some(mark) = mark {
-                answer.state = Some(mark);
-                go_on = on_event(Event::State(mark));
-                if mark == State::Noise && !options.answer_noise {
-                    answer.stop = StopReason::Noise;
-                    break;
-                }
-            } else {
-                let text = stops.push(&stream.push(&self.engine.tokenizer, id));
-                if !text.is_empty() {
-                    answer.text.push_str(&text);
-                    go_on = on_event(Event::Text(&text));
-                }
-                if let Some(hit) = stops.hit() {
-                    answer.stop = StopReason::StopString(hit.to_owned());
-                    break;
-                }
-            }
-            if !go_on {
-                answer.stop = StopReason::Cancelled;
-                break;
-            }
-            if n + 1 == options.max_new_tokens {
-                answer.stop = StopReason::MaxNewTokens;
-                break;
-            }
-            if base + n >= context {
-                answer.stop = StopReason::Context;
+            reply.take(self.engine, id, base + n >= context, on_event);
+            if reply.ended {
                 break;
             }
             if !ahead {
                 next = Some(self.step(base + n, n + 1, head)?);
             }
+            n += 1;
         }
         if let Some(ticket) = next {
             self.engine.model.backend_mut().wait_token(ticket, Wait::Asleep)?;
         }
 
-        let mut rest = stops.push(&stream.flush());
-        rest.push_str(&stops.finish());
-        if !rest.is_empty() {
-            answer.text.push_str(&rest);
-            on_event(Event::Text(&rest));
-        }
+        reply.flush(on_event);
+        let mut answer = reply.answer;
+        answer.timings.first_token_ms = first_token_ms;
         // The last token was never fed back: its row is not in the cache.
         let in_cache = answer.tokens.len().saturating_sub(usize::from(answer.stop != StopReason::EndOfTurn));
         self.pos = base + in_cache;
@@ -381,6 +374,24 @@ impl<'e> Session<'e> {
             Some(token) => model.backend_mut().send_token(exe, token),
             None => crate::bail_runtime!("a decoding step without a token"),
         }
+    }
+}
+
+impl Answer {
+    /// With the stages before its first token, and their times.
+    fn with_stages(self, stages: &[Stage], question: &Question) -> Answer {
+        let of = |stage| total_ms(stages, stage);
+        let timings = Timings {
+            decode_ms: question.decode_ms,
+            cache_ms: of("cache"),
+            tile_ms: of("tile"),
+            vision_ms: of("vision"),
+            filterbank_ms: of("filterbank"),
+            audio_ms: of("audio"),
+            prefill_ms: of("prefill"),
+            ..self.timings
+        };
+        Answer { timings, stages: stages.to_vec(), ..self }
     }
 }
 

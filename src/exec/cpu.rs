@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
+use super::{
+    Backend, ExeId, Lane, Leads, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait, check_tokens,
+};
 use crate::core::{
     DType, Desc, Error, HostData, HostSlice, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
 };
@@ -20,6 +22,8 @@ use crate::weights::{Source, host_weight};
 
 /// Marks kept; later ones take the places of the oldest.
 const MARKS: usize = 256;
+/// Sent tokens that are kept.
+const TOKENS: u64 = 64;
 /// Bytes of one element in the arena, whatever its type.
 const ELEM_BYTES: usize = 4;
 
@@ -29,6 +33,8 @@ pub struct Cpu {
     exes: Vec<Option<Exe>>,
     /// One per lane; f32 values, or the bits of ids.
     arenas: [Vec<f32>; 3],
+    /// How many were sent, and the last of them.
+    tokens: (u64, [Vec<u32>; TOKENS as usize]),
     marks: Vec<Instant>,
     next_mark: usize,
     poison: bool,
@@ -54,6 +60,7 @@ impl Cpu {
             states: Vec::new(),
             exes: Vec::new(),
             arenas: Default::default(),
+            tokens: (0, [const { Vec::new() }; TOKENS as usize]),
             marks: Vec::new(),
             next_mark: 0,
             poison: false,
@@ -246,6 +253,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn load(
         &mut self,
         recipes: &[Recipe],
@@ -370,20 +381,20 @@ impl Backend for Cpu {
         copy_into(desc, first_row * desc.cols(), &tensor.data, to)
     }
 
-    fn copy_state_rows(
+    fn copy_state_leads(
         &mut self,
-        src: StateId,
-        src_row: usize,
-        dst: StateId,
-        dst_row: usize,
+        (src, src_row): (StateId, usize),
+        (dst, dst_row): (StateId, usize),
         rows: usize,
+        leads: Leads,
     ) -> Result<()> {
         let Ok([(from, data), (to, out)]) = self.states.get_disjoint_mut([src.0, dst.0]) else {
             crate::bail_runtime!("a copy of rows from state {} to state {}: two expected", src.0, dst.0)
         };
-        let at = RowRuns::new(from, src_row, to, dst_row, rows)?;
-        for run in 0..at.runs {
-            let (src, dst) = (at.src + run * at.src_pitch, at.dst + run * at.dst_pitch);
+        let at = RowRuns::new((from, src_row), (to, dst_row), rows, leads)?;
+        for (block, run) in (0..at.blocks).flat_map(|block| (0..at.runs).map(move |run| (block, run))) {
+            let src = at.src + block * at.src_block + run * at.src_pitch;
+            let dst = at.dst + block * at.dst_block + run * at.dst_pitch;
             let (src, dst) = (src..src + at.len, dst..dst + at.len);
             match (&*data, &mut *out) {
                 (HostData::F32(x), HostData::F32(y)) => y[dst].copy_from_slice(&x[src]),
@@ -415,16 +426,24 @@ impl Backend for Cpu {
         Ok(HostTensor { desc: desc.clone(), data })
     }
 
-    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket> {
-        let token = self.read(exe, t)?;
-        match token.data.u32s() {
-            [first, ..] => Ok(Ticket((*first).into())),
-            [] => crate::bail_runtime!("{} is not a token", token.desc.name),
-        }
+    fn send_tokens(&mut self, exe: ExeId, t: Tensor, n: usize) -> Result<Ticket> {
+        let tokens = self.read(exe, t)?;
+        check_tokens(&tokens.desc, n)?;
+        let ticket = self.tokens.0;
+        self.tokens.0 += 1;
+        self.tokens.1[(ticket % TOKENS) as usize] = tokens.data.u32s()[..n].to_vec();
+        Ok(Ticket(ticket))
     }
 
-    fn wait_token(&mut self, ticket: Ticket, _: Wait) -> Result<u32> {
-        Ok(ticket.0 as u32)
+    fn wait_tokens(&mut self, ticket: Ticket, _: Wait, ids: &mut [u32]) -> Result<()> {
+        if ticket.0 + TOKENS < self.tokens.0 {
+            crate::bail_runtime!("token {} was overwritten by later ones", ticket.0);
+        }
+        match self.tokens.1[(ticket.0 % TOKENS) as usize].get(..ids.len()) {
+            Some(sent) => ids.copy_from_slice(sent),
+            None => crate::bail_runtime!("{} tokens waited for, fewer were sent", ids.len()),
+        }
+        Ok(())
     }
 
     fn mark(&mut self, _: Lane) -> Result<Mark> {

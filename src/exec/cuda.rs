@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, ExeId, Lane, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait};
+use super::{
+    Backend, ExeId, Lane, Leads, Mark, MemoryUse, RowRuns, StateId, TOKENS_AT_ONCE, Ticket, Visit, Wait,
+    check_tokens,
+};
 use crate::core::asked;
 use crate::core::{DType, Desc, Error, HostData, HostSlice, HostTensor, Place, Recipe, Result, Step, Tensor};
 use crate::gpu::convert::{from_device, to_device};
@@ -74,6 +77,9 @@ struct LaneState {
     joined: Event,
     stream: Stream,
 }
+
+/// Bytes of a place in the ring of tokens.
+const TOKEN_BYTES: usize = TOKENS_AT_ONCE * 4;
 
 /// Tokens on their way to the host: a pinned ring, and an event per place.
 struct Tokens {
@@ -148,7 +154,7 @@ impl Cuda {
             weights: HashMap::new(),
             states: Vec::new(),
             tokens: Tokens {
-                ring: PinnedBuffer::new(TOKENS * 4)?,
+                ring: PinnedBuffer::new(TOKENS * TOKEN_BYTES)?,
                 events: (0..TOKENS).map(|_| Event::sleeping()).collect::<Result<_>>()?,
                 next: 0,
             },
@@ -401,6 +407,10 @@ impl Backend for Cuda {
         Ok(())
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(Some(self.device.memory()?.0))
+    }
+
     fn load(
         &mut self,
         recipes: &[Recipe],
@@ -573,24 +583,33 @@ impl Backend for Cuda {
         unsafe { copy_within(dst, src, rows * row_bytes, &self.lane(exe.lane).stream) }
     }
 
-    fn copy_state_rows(
+    fn copy_state_leads(
         &mut self,
-        src: StateId,
-        src_row: usize,
-        dst: StateId,
-        dst_row: usize,
+        (src, src_row): (StateId, usize),
+        (dst, dst_row): (StateId, usize),
         rows: usize,
+        leads: Leads,
     ) -> Result<()> {
         let ((from, src_buffer), (to, dst_buffer)) = (self.state(src)?, self.state(dst)?);
-        let at = RowRuns::new(from, src_row, to, dst_row, rows)?;
+        let at = RowRuns::new((from, src_row), (to, dst_row), rows, leads)?;
         if src == dst {
             crate::bail_runtime!("a copy of rows from state {0} to state {0}: two expected", src.0);
         }
         let size = from.dtype.bytes();
-        let src = Pitched { ptr: src_buffer.ptr.offset(at.src * size), pitch: at.src_pitch * size };
-        let dst = Pitched { ptr: dst_buffer.ptr.offset(at.dst * size), pitch: at.dst_pitch * size };
-        // SAFETY: both ranges were checked against their states, which are two.
-        unsafe { copy_within_2d(dst, src, at.len * size, at.runs, &self.lane(Lane::Text).stream) }
+        if at.len * at.runs == 0 {
+            return Ok(());
+        }
+        let stream = &self.lane(Lane::Text).stream;
+        (0..at.blocks).try_for_each(|block| {
+            let place = |ptr: DevicePtr, first: usize, pitch: usize| Pitched {
+                ptr: ptr.offset(first * size),
+                pitch: pitch * size,
+            };
+            let src = place(src_buffer.ptr, at.src + block * at.src_block, at.src_pitch);
+            let dst = place(dst_buffer.ptr, at.dst + block * at.dst_block, at.dst_pitch);
+            // SAFETY: all ranges were checked against their states, which are two.
+            unsafe { copy_within_2d(dst, src, at.len * size, at.runs, stream) }
+        })
     }
 
     fn join(&mut self, waiter: Lane, on: Lane) -> Result<()> {
@@ -603,21 +622,22 @@ impl Backend for Cuda {
         self.read_tensor(self.exe(exe)?, t)
     }
 
-    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket> {
+    fn send_tokens(&mut self, exe: ExeId, t: Tensor, n: usize) -> Result<Ticket> {
         let exe = self.exe(exe)?;
+        check_tokens(exe.plan.graph.desc(t), n)?;
         let (src, lane) = (self.address(exe, t)?, exe.lane);
         let ticket = self.tokens.next;
         let at = (ticket % TOKENS as u64) as usize;
         self.tokens.next += 1;
         let stream = &self.lanes[lane as usize].stream;
-        let slot = &mut self.tokens.ring.bytes_mut()[at * 4..][..4];
-        // SAFETY: the slot is read only after its event, and comes round again after 63 other tokens.
+        let slot = &mut self.tokens.ring.bytes_mut()[at * TOKEN_BYTES..][..n * 4];
+        // SAFETY: the tensor has n elements; the slot is read only after its event, and comes round again after 63 others.
         unsafe { copy_out(slot, src, stream)? };
         self.tokens.events[at].record(stream)?;
         Ok(Ticket(ticket))
     }
 
-    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32> {
+    fn wait_tokens(&mut self, ticket: Ticket, wait: Wait, ids: &mut [u32]) -> Result<()> {
         if ticket.0 + (TOKENS as u64) <= self.tokens.next {
             crate::bail_runtime!("token {} was overwritten by later ones", ticket.0);
         }
@@ -626,8 +646,12 @@ impl Backend for Cuda {
             Wait::Busy => self.tokens.events[at].spin()?,
             Wait::Asleep => self.tokens.events[at].sync()?,
         }
-        let b = &self.tokens.ring.bytes()[at * 4..][..4];
-        Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        let sent = self.tokens.ring.bytes()[at * TOKEN_BYTES..][..TOKEN_BYTES].as_chunks().0;
+        if ids.len() > sent.len() {
+            crate::bail_runtime!("{} tokens waited for, at most {} are sent at once", ids.len(), sent.len());
+        }
+        ids.iter_mut().zip(sent).for_each(|(id, bytes)| *id = u32::from_le_bytes(*bytes));
+        Ok(())
     }
 
     fn mark(&mut self, lane: Lane) -> Result<Mark> {

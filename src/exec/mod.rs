@@ -4,6 +4,7 @@ pub mod cases;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod rows;
 
 use std::sync::Arc;
 
@@ -11,6 +12,8 @@ use crate::core::{DType, Desc, HostData, HostSlice, HostTensor, Recipe, Result, 
 use crate::graph::Node;
 use crate::plan::Plan;
 use crate::weights::Source;
+pub use rows::Leads;
+use rows::RowRuns;
 
 /// A sequence of runs with an arena and, on a GPU, a stream of its own. Lanes run side by side.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -28,7 +31,10 @@ pub struct ExeId(pub usize);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct StateId(pub usize);
 
-/// A token on its way to the host.
+/// Tokens that go to the host at once, at most: one of each sequence of a batch.
+pub const TOKENS_AT_ONCE: usize = 16;
+
+/// A token, or one of each sequence, on its way to the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket(pub u64);
 
@@ -81,48 +87,17 @@ impl Ceilings {
     }
 }
 
-/// Where the rows of [`Backend::copy_state_rows`] lie, in elements: `runs` runs of `len`, in each state a pitch apart.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct RowRuns {
-    runs: usize,
-    len: usize,
-    src: usize,
-    src_pitch: usize,
-    dst: usize,
-    dst_pitch: usize,
-}
-
-impl RowRuns {
-    /// `Err` unless all rows are within both states, and these agree.
-    fn new(src: &Desc, src_row: usize, dst: &Desc, dst_row: usize, rows: usize) -> Result<RowRuns> {
-        let split = |d: &Desc| match *d.shape.dims() {
-            [ref lead @ .., r, c] => Some((lead.to_vec(), r, c)),
-            _ => None,
-        };
-        match (split(src), split(dst)) {
-            (Some((a, src_rows, c)), Some((b, dst_rows, dst_c)))
-                if (&a, c, src.dtype) == (&b, dst_c, dst.dtype)
-                    && src_row + rows <= src_rows
-                    && dst_row + rows <= dst_rows =>
-            {
-                Ok(RowRuns {
-                    runs: a.iter().product(),
-                    len: rows * c,
-                    src: src_row * c,
-                    src_pitch: src_rows * c,
-                    dst: dst_row * c,
-                    dst_pitch: dst_rows * c,
-                })
-            }
-            _ => crate::bail_runtime!(
-                "{rows} rows of {} {} from row {src_row} do not fit {} {} from row {dst_row}",
-                src.name,
-                src.brief(),
-                dst.name,
-                dst.brief()
-            ),
-        }
+/// `Err` unless `n` tokens of the tensor can be sent at once.
+fn check_tokens(desc: &Desc, n: usize) -> Result<()> {
+    if desc.dtype != DType::U32 || !(1..=TOKENS_AT_ONCE.min(desc.shape.len())).contains(&n) {
+        crate::bail_runtime!(
+            "{n} tokens of {} {} sent at once: 1 to {} expected",
+            desc.name,
+            desc.brief(),
+            TOKENS_AT_ONCE.min(desc.shape.len())
+        );
     }
+    Ok(())
 }
 
 /// Sees a node's index, the node, and its outputs.
@@ -159,6 +134,9 @@ pub trait Backend {
         from: &Arc<dyn Source>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()>;
+
+    /// Bytes that new states and graphs can take; `None` where nobody knows.
+    fn free_bytes(&self) -> Result<Option<u64>>;
 
     /// New state, zeroed.
     fn create_state(&mut self, desc: &Desc) -> Result<StateId>;
@@ -219,6 +197,18 @@ pub trait Backend {
         dst: StateId,
         dst_row: usize,
         rows: usize,
+    ) -> Result<()> {
+        self.copy_state_leads((src, src_row), (dst, dst_row), rows, Leads::All)
+    }
+
+    /// The same between states `[.., N, R, C]` under some of the last leading indices; those before them agree. A state is
+    /// given with its first row.
+    fn copy_state_leads(
+        &mut self,
+        src: (StateId, usize),
+        dst: (StateId, usize),
+        rows: usize,
+        leads: Leads,
     ) -> Result<()>;
 
     /// Work enqueued on `waiter` from now on starts after what is now enqueued on `on`.
@@ -227,11 +217,22 @@ pub trait Backend {
     /// Waits for the lane and reads an input, output or state tensor of its last run.
     fn read(&mut self, exe: ExeId, t: Tensor) -> Result<HostTensor>;
 
-    /// Enqueues the copy of the first element of u32 tensor `t` to the host.
-    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket>;
+    /// Enqueues the copy of the first `n` elements of u32 tensor `t` to the host, at most [`TOKENS_AT_ONCE`].
+    fn send_tokens(&mut self, exe: ExeId, t: Tensor, n: usize) -> Result<Ticket>;
 
-    /// Waits for a token. The device may already be at later runs.
-    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32>;
+    /// Waits for the first `ids.len()` of the tokens that were sent. The device may already be at later runs.
+    fn wait_tokens(&mut self, ticket: Ticket, wait: Wait, ids: &mut [u32]) -> Result<()>;
+
+    /// One token: the first element of `t`.
+    fn send_token(&mut self, exe: ExeId, t: Tensor) -> Result<Ticket> {
+        self.send_tokens(exe, t, 1)
+    }
+
+    fn wait_token(&mut self, ticket: Ticket, wait: Wait) -> Result<u32> {
+        let mut id = [0];
+        self.wait_tokens(ticket, wait, &mut id)?;
+        Ok(id[0])
+    }
 
     /// Notes the time at which a lane gets to what is now enqueued on it. Marks are few and reused in turn: read one
     /// before 64 later ones are made.
@@ -263,32 +264,34 @@ pub trait Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{Place, Shape};
-
-    fn desc(name: &str, shape: &[usize]) -> Desc {
-        Desc { name: name.into(), dtype: DType::F32, shape: Shape::new(shape), place: Place::Arena }
-    }
 
     #[test]
-    fn rows_are_copied_under_every_leading_index() {
-        let (from, to) = (desc("kv", &[2, 3, 7, 2]), desc("kept", &[2, 3, 5, 2]));
+    fn tokens_of_several_sequences_come_at_once() {
+        use crate::ops::embed::Embed;
+        let mut g = crate::graph::Graph::new();
+        let ids = g.input("ids", DType::U32, &[TOKENS_AT_ONCE + 1]);
+        let table = g.input("table", DType::F32, &[3, 1]);
+        let y = g.push1("y", Embed, &[ids, table]).unwrap();
+        g.output(y);
         let mut cpu = cpu::Cpu::new();
-        let [src, dst] = [&from, &to].map(|d| cpu.create_state(d).unwrap());
-        let values: Vec<f32> = (0..from.shape.len()).map(|i| i as f32).collect();
-        cpu.write_state(src, 0, &HostData::F32(values)).unwrap();
-        cpu.copy_state_rows(src, 3, dst, 1, 4).unwrap();
-        let copied = cpu.read_state(dst).unwrap();
-        for (i, &value) in copied.f32s().iter().enumerate() {
-            let (lead, row, c) = (i / 10, i / 2 % 5, i % 2);
-            let want = if row == 0 { 0 } else { lead * 14 + (row + 2) * 2 + c };
-            assert_eq!(value, want as f32, "element {i}");
-        }
-        // And back: rows that were not copied stay as they were.
-        cpu.copy_state_rows(dst, 1, src, 0, 1).unwrap();
-        let back = cpu.read_state(src).unwrap();
-        assert_eq!(back.f32s()[14..20], [20.0, 21.0, 16.0, 17.0, 18.0, 19.0]);
-        let message = cpu.copy_state_rows(src, 0, src, 3, 2).unwrap_err().to_string();
-        assert_eq!(message, "a copy of rows from state 0 to state 0: two expected");
+        let plan = crate::plan::plan(g, |d| cpu.arena_elem_bytes(d)).unwrap();
+        let exe = cpu.prepare(Lane::Text, plan, &[]).unwrap();
+        let mut sent = |first: u32, n: usize| {
+            let values: Vec<u32> = (first..).take(TOKENS_AT_ONCE + 1).collect();
+            cpu.write_slice(exe, ids, HostSlice::U32(&values)).unwrap();
+            cpu.send_tokens(exe, ids, n)
+        };
+        let (a, b) = (sent(5, 3).unwrap(), sent(40, TOKENS_AT_ONCE).unwrap());
+        let message = sent(0, TOKENS_AT_ONCE + 1).unwrap_err().to_string();
+        assert_eq!(message, "17 tokens of ids [17] u32 sent at once: 1 to 16 expected");
+        // In any order, and not more than were sent.
+        let mut got = [0; TOKENS_AT_ONCE];
+        cpu.wait_tokens(b, Wait::Asleep, &mut got).unwrap();
+        assert_eq!(got.to_vec(), (40..56).collect::<Vec<_>>());
+        cpu.wait_tokens(a, Wait::Busy, &mut got[..3]).unwrap();
+        assert_eq!(got[..4], [5, 6, 7, 43]);
+        assert_eq!(cpu.wait_token(a, Wait::Busy).unwrap(), 5);
+        assert!(cpu.wait_tokens(a, Wait::Busy, &mut got[..4]).is_err());
     }
 
     #[test]
@@ -317,27 +320,5 @@ mod tests {
         assert_eq!(rounded, HostData::F32(vec![1.0, 1.0, -3.0]));
         let message = |e: Result<HostData>| e.unwrap_err().to_string();
         assert!(message(written(x, HostSlice::F32(&[0.0; 4]))).contains("4 values at 0 do not fit"));
-    }
-
-    #[test]
-    fn rows_that_do_not_fit_are_refused() {
-        let from = desc("kv", &[2, 7, 2]);
-        let message = |to: &Desc, src_row, dst_row, rows| {
-            RowRuns::new(&from, src_row, to, dst_row, rows).unwrap_err().to_string()
-        };
-        let kept = desc("kept", &[2, 5, 2]);
-        assert_eq!(
-            message(&kept, 1, 2, 4),
-            "4 rows of kv [2, 7, 2] f32 from row 1 do not fit kept [2, 5, 2] f32 from row 2"
-        );
-        for (to, src_row, rows) in [
-            (kept, 4, 4),
-            (desc("heads", &[3, 7, 2]), 0, 1),
-            (desc("dim", &[2, 7, 4]), 0, 1),
-            (desc("flat", &[14]), 0, 1),
-            (Desc { dtype: DType::BF16, ..from.clone() }, 0, 1),
-        ] {
-            assert!(message(&to, src_row, 0, rows).contains("do not fit"), "{}", to.name);
-        }
     }
 }

@@ -34,7 +34,7 @@ impl Rule for LinearRope {
         }
         let mut ins = g.nodes[product].ins.clone();
         let (rows, k) = (g.desc(ins[0]).rows(), g.desc(ins[0]).cols());
-        let angles = linear::LinearRope::angles(rows, k, rope.head_dim)?;
+        let angles = linear::LinearRope::angles(rows, rope.sequences, k, rope.head_dim)?;
         ins.push(kv);
         let mut with = Vec::new();
         if angles == Angles::Table {
@@ -53,6 +53,7 @@ impl Rule for LinearRope {
             kv_heads: rope.kv_heads,
             head_dim: rope.head_dim,
             theta: rope.theta,
+            sequences: rope.sequences,
         };
         with.push(Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() });
         Some(Rewrite { remove: vec![product, at], with })

@@ -39,7 +39,10 @@ impl Rule for QkvRope {
         if linears.iter().any(|&n| g.nodes[n].op != Op::Linear(plain.clone()) || g.nodes[n].ins[0] != x) {
             return None;
         }
-        if q.head_dim != rope.head_dim || q.theta != rope.theta {
+        let sequences = append.sequences;
+        if (q.head_dim, q.theta, q.sequences) != (rope.head_dim, rope.theta, rope.sequences)
+            || q.sequences != sequences
+        {
             return None;
         }
 
@@ -49,8 +52,8 @@ impl Rule for QkvRope {
         let name = g.desc(g.nodes[q_linear].outs[0]).name.replace("q_proj", "qkv_proj");
         let cols = (q.heads + 2 * append.kv_heads) * q.head_dim;
         let qkv = g.fresh(&name, dtype, Shape::new(&[rows, cols]));
-        let fused =
-            RopeKvAppend { heads: q.heads, kv_heads: append.kv_heads, head_dim: q.head_dim, theta: q.theta };
+        let Rope { heads, head_dim, theta, .. } = q;
+        let fused = RopeKvAppend { heads, kv_heads: append.kv_heads, head_dim, theta, sequences };
         let with = vec![
             Node { op: plain.into(), ins: vec![x, w, b], outs: vec![qkv] },
             Node { op: fused.into(), ins: vec![qkv, kv], outs: vec![g.nodes[q_rope].outs[0], kv_next] },
@@ -65,9 +68,10 @@ impl Rule for QkvRope {
                 let (rows, dtype) = (g.desc(node.ins[0]).rows(), g.desc(node.ins[0]).dtype);
                 let parts =
                     thirds(g, node.ins[0], [op.heads, op.kv_heads, op.kv_heads].map(|h| h * op.head_dim));
-                let rope = |heads| Rope { heads, head_dim: op.head_dim, theta: op.theta };
+                let (head_dim, sequences) = (op.head_dim, op.sequences);
+                let rope = |heads| Rope { heads, head_dim, theta: op.theta, sequences };
                 let k = g.fresh("k_rope", dtype, Shape::new(&[rows, op.kv_heads * op.head_dim]));
-                let append = KvAppend { kv_heads: op.kv_heads, head_dim: op.head_dim };
+                let append = KvAppend { kv_heads: op.kv_heads, head_dim, sequences };
                 Some(vec![
                     Node { op: rope(op.heads).into(), ins: vec![parts[0]], outs: vec![node.outs[0]] },
                     Node { op: rope(op.kv_heads).into(), ins: vec![parts[1]], outs: vec![k] },

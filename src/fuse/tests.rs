@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::core::{DType, Desc};
 use crate::models::{config::ModelConfig, intern_vit, qwen2, whale};
+use crate::ops::Op;
 
 /// Whether two graphs are the same up to the numbering and naming of tensors: where they differ, or nothing.
 fn difference(a: &Graph, b: &Graph) -> Option<String> {
@@ -36,12 +37,15 @@ fn graphs() -> Vec<(&'static str, Graph)> {
     let cfg = ModelConfig::from_json(json, "tiny.json").unwrap();
     let dtype = DType::BF16;
     let sizes = qwen2::TextSizes { max_seq: 64, media_rows: 8, token_limit: cfg.text.vocab_size };
-    let key = |rows, ids, head| qwen2::TextKey { rows, kv_bucket: 64, ids, head };
+    let key = |rows, ids, head| qwen2::TextKey { rows, sequences: 1, kv_bucket: 64, ids, head };
+    let batch = |sequences, head| qwen2::TextKey { sequences, ..key(sequences, qwen2::Ids::LastToken, head) };
     let text = |key| qwen2::build(&cfg.text, &sizes, dtype, key).unwrap().graph;
     let (vision, audio) = (cfg.vision.as_ref().unwrap(), cfg.audio.as_ref().unwrap());
     vec![
         ("prefill", text(key(17, qwen2::Ids::Host, qwen2::Head::Greedy))),
         ("decode", text(key(1, qwen2::Ids::LastToken, qwen2::Head::Sample))),
+        ("batch of 8", text(batch(8, qwen2::Head::Greedy))),
+        ("batch of 16", text(batch(16, qwen2::Head::Sample))),
         ("verify", text(key(9, qwen2::Ids::Host, qwen2::Head::All))),
         ("vision", intern_vit::build(vision, &cfg.text, dtype, 3, intern_vit::Pixels::Values).unwrap().graph),
         ("audio", whale::build(audio, &cfg.text, dtype, 137, 64).unwrap().graph),
@@ -55,6 +59,36 @@ fn expansion_is_the_inverse_of_fusion() {
         let fused = fuse(g.clone(), &Fusion::on()).unwrap();
         let back = expand(fused).unwrap();
         assert_eq!(difference(&g, &back), None, "{name}");
+    }
+}
+
+#[test]
+fn sequences_stay_in_fused_ops() {
+    let fused = |name: &str| {
+        let g = graphs().into_iter().find(|(n, _)| *n == name).unwrap().1;
+        fuse(g, &Fusion::on()).unwrap()
+    };
+    let ops = |g: &Graph, name: &str| g.nodes.iter().filter(|n| n.op.name() == name).count();
+    // As in a step of one sequence, but for the norms and the largest logit, which take one row.
+    let eight = fused("batch of 8");
+    let layers = ops(&eight, "Attention");
+    assert_eq!(
+        (ops(&eight, "LinearRope"), ops(&eight, "RopeKvAppend"), ops(&eight, "ArgMax")),
+        (layers, 0, 1)
+    );
+    let sixteen = fused("batch of 16");
+    assert_eq!((ops(&sixteen, "LinearRope"), ops(&sixteen, "RopeKvAppend")), (0, layers));
+    for (g, n) in [(&eight, 8), (&sixteen, 16)] {
+        for node in &g.nodes {
+            let sequences = match &node.op {
+                Op::LinearRope(op) => op.sequences,
+                Op::RopeKvAppend(op) => op.sequences,
+                Op::Attention(op) => op.batch,
+                _ => n,
+            };
+            assert_eq!(sequences, n, "{:?}", node.op);
+            assert_eq!(g.desc(node.outs[0]).shape[0] % n, 0, "{:?}", node.op);
+        }
     }
 }
 

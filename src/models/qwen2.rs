@@ -17,7 +17,7 @@ use crate::ops::sample::{ArgMax, Sample};
 pub enum Ids {
     /// The host writes them; ids with `MEDIA_BIT` are rows of the media state.
     Host,
-    /// The token that the previous run stored.
+    /// The tokens that the previous run stored, one of each sequence.
     LastToken,
 }
 
@@ -26,9 +26,9 @@ pub enum Ids {
 pub enum Head {
     /// Nothing: a prompt's chunk that only fills the cache.
     None,
-    /// The most likely token of the last valid row.
+    /// The most likely token of the last valid row; of several sequences, of the row of each.
     Greedy,
-    /// A token drawn by the parameters in the state `sampler`.
+    /// A token drawn by the parameters in the state `sampler`, likewise.
     Sample,
     /// Logits and most likely token of every row, for comparisons.
     All,
@@ -37,8 +37,10 @@ pub enum Head {
 /// One graph per key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TextKey {
-    /// T, padded rows included.
+    /// T, padded rows included: of one sequence, or one row of each.
     pub rows: usize,
+    /// B: sequences of equal length, each with keys and values of its own.
+    pub sequences: usize,
     /// Upper bound of the KV rows that the run sees.
     pub kv_bucket: usize,
     pub ids: Ids,
@@ -58,15 +60,15 @@ pub struct TextSizes {
 
 /// Indices into [`Graph::states`], the same in every text graph.
 pub mod state {
-    /// `[1]` u32: the token of the last run.
+    /// `[B]` u32: the tokens of the last run.
     pub const TOKEN: usize = 0;
     /// `[media_rows, C]`: projected tiles and sounds.
     pub const MEDIA: usize = 1;
-    /// `[V]` u32: how often an id has occurred, for the repetition penalty.
+    /// `[B, V]` u32: how often an id has occurred, for the repetition penalty.
     pub const SEEN: usize = 2;
     /// `[8]` u32: the sampler's parameters.
     pub const SAMPLER: usize = 3;
-    /// `[2, G, S_max, D]` per layer, from here on.
+    /// `[2, B·G, S_max, D]` per layer, from here on.
     pub const KV: usize = 4;
 }
 
@@ -79,9 +81,9 @@ pub struct TextGraph {
     pub embeds: Tensor,
     /// After the final norm: `[T, C]`, with [`Head::All`].
     pub hidden: Option<Tensor>,
-    /// f32 `[1, V]`, or `[T, V]` with [`Head::All`].
+    /// f32 `[B, V]`, or `[T, V]` with [`Head::All`].
     pub logits: Option<Tensor>,
-    /// `[1]` or `[T]` u32.
+    /// `[B]` or `[T]` u32.
     pub token: Option<Tensor>,
 }
 
@@ -91,13 +93,20 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
     let (c, v) = (cfg.hidden_size, cfg.vocab_size);
     let (h, g, d) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim);
     let eps = cfg.rms_norm_eps;
+    let sequences = key.sequences;
+    if sequences == 0 || sequences > 1 && key.rows != sequences {
+        crate::bail_runtime!(
+            "{} rows of {sequences} sequences: those of one expected, or one of each",
+            key.rows
+        );
+    }
 
-    let token_state = b.g.state("token", DType::U32, &[1]);
+    let token_state = b.g.state("token", DType::U32, &[sequences]);
     let media = b.g.state("media", dtype, &[sizes.media_rows, c]);
-    let seen = b.g.state("seen", DType::U32, &[v]);
+    let seen = b.g.state("seen", DType::U32, &[sequences, v]);
     let sampler = b.g.state("sampler", DType::U32, &[8]);
     let kv: Vec<Tensor> = (0..cfg.num_hidden_layers)
-        .map(|n| b.g.state(&format!("kv.{n}"), dtype, &[2, g, sizes.max_seq, d]))
+        .map(|n| b.g.state(&format!("kv.{n}"), dtype, &[2, sequences * g, sizes.max_seq, d]))
         .collect();
 
     let table = b.weight("model.embed_tokens.weight", &[v, c]);
@@ -118,10 +127,11 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
         let q = b.linear(&at("self_attn.q_proj"), y, h * d, true)?;
         let k = b.linear(&at("self_attn.k_proj"), y, g * d, true)?;
         let v = b.linear(&at("self_attn.v_proj"), y, g * d, true)?;
-        let rope = |heads| Rope { heads, head_dim: d, theta: cfg.rope_theta };
+        let rope = |heads| Rope { heads, head_dim: d, theta: cfg.rope_theta, sequences };
         let q = b.push1(&at("self_attn.q_rope"), rope(h), &[q])?;
         let k = b.push1(&at("self_attn.k_rope"), rope(g), &[k])?;
-        let kv = b.push1(&at("self_attn.kv"), KvAppend { kv_heads: g, head_dim: d }, &[k, v, kv])?;
+        let append = KvAppend { kv_heads: g, head_dim: d, sequences };
+        let kv = b.push1(&at("self_attn.kv"), append, &[k, v, kv])?;
         let attention = Attention {
             heads: h,
             kv_heads: g,
@@ -129,7 +139,7 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
             scale: 1.0 / (d as f32).sqrt(),
             mask: Mask::Causal,
             source: Source::Cache { kv_bucket: key.kv_bucket },
-            batch: 1,
+            batch: sequences,
             bias: false,
         };
         let o = b.push1(&at("self_attn.attn"), attention, &[q, kv])?;
@@ -147,7 +157,7 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
 
     let mut out = TextGraph { graph: Graph::new(), ids, embeds, hidden: None, logits: None, token: None };
     if key.head != Head::None {
-        if key.head != Head::All && key.rows > 1 {
+        if key.head != Head::All && key.rows > sequences {
             x = b.push1("last_row", LastRows { n: 1 }, &[x])?;
         }
         let hidden = b.rms_norm("model.norm", x, eps)?;

@@ -16,6 +16,13 @@ fn flags_out_of_range() {
         (&["--max-new-tokens", "0"], &["--max-new-tokens", "above 0 expected"]),
         (&["--device", "tpu"], &["--device", "auto, cpu or cuda:N expected, got \"tpu\""]),
         (&["--no-fuse", "everything"], &["--no-fuse everything: no such rule; there are: all, "]),
+        (&["--answers", "0", "--temperature", "1"], &["--answers: 1 to 16 expected, got 0"]),
+        (&["--answers", "17", "--temperature", "1"], &["--answers: 1 to 16 expected, got 17"]),
+        (
+            &["--answers", "2"],
+            &["--answers 2: at --temperature 0 every answer is the same; a temperature above 0"],
+        ),
+        (&["--answers", "2", "--profile"], &["--answers", "--profile"]),
         (&["--stop", ""], &["--stop"]),
         (&["--video-frames"], &["--image"]),
         (&["--sing"], &["--sing"]),

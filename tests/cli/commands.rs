@@ -91,6 +91,38 @@ fn the_same_question_has_the_same_answer() {
 }
 
 #[test]
+fn several_answers_come_under_headings_or_as_an_array() {
+    let drawn = ["--prompt", "hello", "--temperature", "1.5", "--seed", "7"];
+    let flags = |more: &[&'static str]| [&drawn[..], more].concat();
+    let json = run(&flags(&["--answers", "3", "--json"])).json();
+    let all = json.as_array().expect("an array");
+    let tokens_of = |answer: &Value| -> Vec<u64> {
+        answer["tokens"].as_array().expect("tokens").iter().map(|t| t.as_u64().expect("an id")).collect()
+    };
+    assert_eq!(all.len(), 3);
+    assert!(tokens_of(&all[0]) != tokens_of(&all[1]) && tokens_of(&all[1]) != tokens_of(&all[2]), "{json}");
+    // Each is described like an answer that is drawn alone, and the first is that one.
+    let alone = run(&flags(&["--json"])).json();
+    let keys = |v: &Value| v.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&all[2]), keys(&alone));
+    assert_eq!(tokens_of(&all[0]), tokens_of(&alone));
+
+    let plain = run(&flags(&["--answers", "3"]));
+    assert_eq!(plain.code, 0, "{}", plain.err);
+    let mut want = Vec::new();
+    for (i, answer) in all.iter().enumerate() {
+        let text = answer["text"].as_str().expect("text").trim_end_matches('\n');
+        want.push(format!("answer {} of 3:\n{text}\n", i + 1));
+    }
+    assert_eq!(plain.out, want.join("\n"));
+    for line in ["answer 1 ", "answer 3 ", "prefill ", "first token ", "per token ", "total "] {
+        assert!(plain.err.lines().any(|l| l.starts_with(line)), "no {line:?} in {:?}", plain.err);
+    }
+    let greedy = run(&["--prompt", "hello", "--answers", "1", "--json"]).json();
+    assert_eq!(tokens_of(&greedy[0]), tokens(&["--prompt", "hello"]));
+}
+
+#[test]
 fn the_answer_is_on_stdout_and_everything_else_is_not() {
     let json = run(&["--json", "--prompt", "hello"]).json();
     let plain = run(&["--prompt", "hello"]);

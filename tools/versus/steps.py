@@ -122,7 +122,8 @@ ONE_ROW = ("cudnn", "flash", "cudnn packed", "flash packed")
 ITEMS = [
     *(Item("decode", f"decode_{n}", f"one token, {n} rows in the cache", ONE_ROW, decode(1, n))
       for n in (512, 4096, 16384, 32768)),
-    *(Item("batch", f"batch_{m}", f"a token of {m} sequences, 512 rows each", ONE_ROW, decode(m, 512))
+    *(Item("batch", f"decode_512_batch_{m}", f"a token of each of {m} sequences, 512 rows each", ONE_ROW,
+           decode(m, 512))
       for m in (8, 16)),
     *(Item("prefill", f"prefill_{n}", f"prompt of {n} tokens", ("cudnn", "flash"), prefill(n))
       for n in (128, 256, 512, 1024, 2048, 3584)),
@@ -131,7 +132,7 @@ ITEMS = [
     *(Item("audio", f"audio_{n}", f"{n} frames of sound", ("cudnn", "efficient", "math"), audio(n))
       for n in (300, 1000, 3000)),
 ]  # fmt: skip
-SMALL = {"decode_512", "batch_8", "prefill_128", "vision_1", "audio_300"}
+SMALL = {"decode_512", "decode_512_batch_8", "prefill_128", "vision_1", "audio_300"}
 
 
 @dataclass

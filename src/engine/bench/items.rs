@@ -13,6 +13,8 @@ pub(super) enum Item {
     Load,
     /// One token; this many rows in the cache, its own included.
     Decode(usize),
+    /// A token of each of several sequences; rows of each in its cache, sequences.
+    DecodeBatch(usize, usize),
     /// A prompt of this many tokens up to its first token.
     Prefill(usize),
     /// Tiles.
@@ -30,8 +32,11 @@ pub(super) enum Item {
 pub(super) const FULL_ITEMS: &[Item] = &[
     Item::Load,
     Item::Decode(512),
+    Item::DecodeBatch(512, 8),
+    Item::DecodeBatch(512, 16),
     Item::Decode(4096),
     Item::Decode(16384),
+    Item::Decode(32768),
     Item::Prefill(128),
     Item::Prefill(256),
     Item::Prefill(512),
@@ -52,6 +57,7 @@ pub(super) const FULL_ITEMS: &[Item] = &[
 pub(super) const SMALL_ITEMS: &[Item] = &[
     Item::Load,
     Item::Decode(512),
+    Item::DecodeBatch(512, 8),
     Item::Prefill(128),
     Item::Vision(1),
     Item::Audio(300),
@@ -65,6 +71,7 @@ impl Item {
         match self {
             Item::Load => "load".to_owned(),
             Item::Decode(n) => format!("decode_{n}"),
+            Item::DecodeBatch(n, sequences) => format!("decode_{n}_batch_{sequences}"),
             Item::Prefill(n) => format!("prefill_{n}"),
             Item::Vision(n) => format!("vision_{n}"),
             Item::Audio(n) => format!("audio_{n}"),
@@ -78,6 +85,9 @@ impl Item {
         match self {
             Item::Load => "open the model, weights resident".to_owned(),
             Item::Decode(n) => format!("one token, {n} rows in the cache"),
+            Item::DecodeBatch(n, sequences) => {
+                format!("a token of each of {sequences} sequences, {n} rows each")
+            }
             Item::Prefill(n) => format!("prompt of {n} tokens"),
             Item::Vision(1) => "1 tile".to_owned(),
             Item::Vision(n) => format!("{n} tiles"),
@@ -90,18 +100,18 @@ impl Item {
         }
     }
 
-    /// Rows of context that it needs.
-    pub(super) fn context(self) -> usize {
+    /// Rows of context that it wants of a model that has `most`: more than that where it cannot do with these.
+    pub(super) fn context(self, most: usize) -> usize {
         match self {
             Item::Load | Item::Vision(_) => 64,
-            Item::Decode(n) | Item::Prefill(n) => n + 16,
+            Item::Decode(n) | Item::DecodeBatch(n, _) | Item::Prefill(n) => n.max(most.min(n + 16)),
             Item::Audio(n) => n / 8 + 64,
             Item::FirstToken | Item::FirstTokenCached | Item::FirstTokenStreamed => MIXED_CONTEXT,
         }
     }
 }
 
-/// The items whose name contains one of the comma-separated parts of `filter`.
+/// The items whose name contains one of the comma-separated parts of `filter`: `decode_512` are also its batches.
 pub(super) fn selected(items: impl Iterator<Item = Item>, filter: Option<&str>) -> Result<Vec<Item>> {
     let items: Vec<Item> = items.collect();
     let Some(filter) = filter else { return Ok(items) };

@@ -6,9 +6,19 @@ use crate::core::DType;
 #[test]
 fn filters_pick_by_part_of_the_name() {
     let all = || FULL_ITEMS.iter().copied();
-    assert_eq!(selected(all(), None).unwrap().len(), 19);
+    assert_eq!(selected(all(), None).unwrap().len(), 22);
     let some = selected(all(), Some("decode_4, vision_13")).unwrap();
     assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
+    // A step and its batches are measured together, for the ratio of their times; each has a name of its own.
+    let steps = selected(all(), Some("decode_512")).unwrap();
+    assert_eq!(steps, [Item::Decode(512), Item::DecodeBatch(512, 8), Item::DecodeBatch(512, 16)]);
+    assert_eq!(selected(all(), Some("_batch_16")).unwrap(), [Item::DecodeBatch(512, 16)]);
+    assert_eq!(
+        [32_784, 32_768, 32_767].map(|most| Item::Decode(32_768).context(most)),
+        [32_784, 32_768, 32_768]
+    );
+    let names: std::collections::HashSet<String> = all().map(Item::name).collect();
+    assert_eq!(names.len(), all().count());
     let message = selected(all(), Some("speed")).unwrap_err().to_string();
     assert!(
         message.starts_with("--filter speed: nothing matches; there are: load, decode_512,"),
@@ -88,6 +98,26 @@ fn the_mixed_request_has_128_text_tokens() {
     let (rows, frames) = bench.pad_question(&mut question).unwrap();
     assert_eq!(frames, 998);
     assert_eq!(rows, MIXED_TEXT_TOKENS + 124);
+}
+
+#[test]
+fn a_step_of_a_batch_counts_the_weights_once_and_every_cache() {
+    let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+    let report = run(&options, None, Some("decode_512"), &mut |_| {}).unwrap();
+    let names: Vec<&str> = report.rows.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["decode_512", "decode_512_batch_8"]);
+    assert_eq!(report.context, 528);
+    let config = built_in(SMALL.0, SMALL.1).unwrap().config.text;
+    let row_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4;
+    let [one, eight] = [&report.rows[0].rates, &report.rows[1].rates];
+    // Flops of the products and of attention are eight times those of one; bytes grow by the caches and the rows.
+    let flops = eight.flops as f64 / one.flops as f64;
+    assert!((7.9..8.1).contains(&flops), "{flops}");
+    let caches = 7 * 512 * row_bytes as u64;
+    assert!(eight.bytes > one.bytes + caches && eight.bytes < one.bytes + 2 * caches, "{one:?} {eight:?}");
+    // What the batch took is given back.
+    let kv_bytes = 528 * row_bytes as u64;
+    assert!((kv_bytes..8 * kv_bytes).contains(&report.memory_bytes.states), "{:?}", report.memory_bytes);
 }
 
 #[test]

@@ -9,7 +9,7 @@ fn open(cache: CacheOptions) -> Engine {
     open_with(&Options { cache, ..Options::default() })
 }
 
-fn open_with(options: &Options) -> Engine {
+pub(super) fn open_with(options: &Options) -> Engine {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let spec =
         format!("synthetic:{}", std::path::Path::new(&root).join("tests/fixtures/tiny.json").display());
@@ -22,7 +22,7 @@ fn open_with(options: &Options) -> Engine {
     Engine::open(&spec, &options, &mut |_, _| {}).unwrap()
 }
 
-fn on() -> Engine {
+pub(super) fn on() -> Engine {
     open(CacheOptions::default())
 }
 
@@ -31,12 +31,12 @@ fn off() -> Engine {
 }
 
 /// One tile, 4 rows.
-fn picture(seed: usize) -> Picture {
+pub(super) fn picture(seed: usize) -> Picture {
     let data = (0..56 * 56 * 3).map(|i| ((i * 7 + seed * 13) % 251) as u8).collect();
     Picture::new(56, 56, data).unwrap()
 }
 
-fn sound(seed: usize) -> Sound {
+pub(super) fn sound(seed: usize) -> Sound {
     let samples = (0..8000).map(|i| (i as f32 * (0.05 + seed as f32 * 0.01)).sin() * 0.3).collect();
     Sound::new(16_000, samples).unwrap()
 }

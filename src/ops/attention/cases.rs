@@ -54,6 +54,22 @@ fn cache(
         .step(pos, valid, 0)
 }
 
+/// [`cache`] of each of `batch` sequences.
+fn caches(
+    batch: usize,
+    rows: (usize, usize, usize),
+    sizes: (usize, usize),
+    heads: (usize, usize, usize),
+) -> Case<Attention> {
+    let ((t, pos, valid), (h, g, d)) = (rows, heads);
+    let one = cache(t, pos, valid, sizes, heads);
+    let op = Attention { batch, ..one.op };
+    Case::new(format!("b{batch}_{}", one.name), op)
+        .act(&[batch * t, h * d])
+        .state(&[2, batch * g, sizes.1, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+        .step(pos, valid, 0)
+}
+
 pub(super) fn attention() -> Vec<Case<Attention>> {
     let mut all = Vec::new();
     let bias = Fill::Uniform { centre: 0.0, scale: 2.0 };
@@ -113,6 +129,20 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
         all.push(cache(t, pos, valid, (512, 512), (14, 2, 64)));
     }
 
+    // A row of each of several sequences, at a bucket's first and last length, none that holds a token; a few rows, and
+    // a prompt, of each.
+    for heads in [(7, 1, 128), (28, 4, 128), (4, 2, 64), (3, 1, 24)] {
+        for (batch, pos) in [(2, 0), (5, 63), (8, 255), (16, 100), (3, 700)] {
+            let bucket = if pos < 256 { 256 } else { 1024 };
+            all.push(caches(batch, (1, pos, 1), (bucket, 1024), heads));
+        }
+        all.push(caches(4, (1, 9, 0), (256, 256), heads));
+        all.push(caches(3, (4, 61, 3), (256, 300), heads));
+        all.push(caches(2, (70, 5, 66), (128, 90), heads));
+    }
+    all.push(caches(2, (1, 2500, 1), (4096, 2600), (28, 4, 128)));
+    all.push(caches(20, (1, 300, 1), (512, 400), (28, 4, 128)));
+    all.push(caches(2, (130, 300, 121), (512, 430), (7, 1, 128)));
     // Edges of tiles of 96, 128 and 208 keys and of 128 and 192 rows, one and more tiles of either, and more tiles than
     // SMs.
     for t in [96, 97, 192, 208, 209, 290, 417] {
@@ -173,6 +203,9 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
         all.push(cache(1, kv - 1, 1, (kv, kv), lm).bench());
     }
     all.push(cache(4, 2044, 4, (2048, 2048), lm).bench());
+    for (batch, kv) in [(8, 512), (16, 512), (8, 8192)] {
+        all.push(caches(batch, (1, kv - 1, 1), (kv, kv), lm).bench());
+    }
     all
 }
 

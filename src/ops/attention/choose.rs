@@ -23,6 +23,12 @@ const ONE_CLUSTER_KEYS: usize = 2048;
 const WGMMA_KEYS: usize = 384;
 /// The same with a bias per key: 5.5 against 6.0 us at 249 rows, 13.9 against 17.9 at 749.
 const WGMMA_KEYS_WITH_BIAS: usize = 192;
+/// CTAs in clusters, one cluster for a kv head, up to which these are ahead of splits: two to an SM run at once (180
+/// registers a thread at D = 128), and a second round of them is predicted to be as fast as splits and their merge (64
+/// kv heads at 512 keys: 2 x 2.9 us; 128 CTAs with 256 keys each and their merge 8).
+const MOST_CLUSTER_CTAS: usize = 4 * SMS;
+/// Heads up to which the row below holds: it was measured with 4.
+const ONCE_HEADS: usize = 8;
 /// Keys from which one row's splits that are merged at once (`attention/decode.cu`) are ahead of clusters: 22.4 against
 /// 24.6 to 26.2 us at 32768, where 10.1 and 8.5 are taken at 8192.
 const ONCE_KEYS: usize = 32768;
@@ -52,6 +58,31 @@ pub(super) enum Choice {
         clusters: usize,
         stages: usize,
     },
+}
+
+/// How the kernels are launched, which know one cache: as which attention, and for how many rows.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Launches {
+    Once(Attention, usize),
+    /// For every sequence of the cache.
+    Each(Attention, usize),
+}
+
+impl Attention {
+    /// For `rows` rows in all. One row of each of B sequences is one row with B times the heads: q is the same in memory,
+    /// and so are the heads of the cache.
+    pub(super) fn launches(&self, rows: usize) -> Launches {
+        match self.source {
+            Source::Cache { .. } if self.batch > 1 && rows == self.batch => {
+                let (heads, kv_heads) = (self.batch * self.heads, self.batch * self.kv_heads);
+                Launches::Once(Attention { heads, kv_heads, batch: 1, ..self.clone() }, 1)
+            }
+            Source::Cache { .. } if self.batch > 1 => {
+                Launches::Each(Attention { batch: 1, ..self.clone() }, rows / self.batch)
+            }
+            _ => Launches::Once(self.clone(), rows),
+        }
+    }
 }
 
 /// What is asked for, to test and to compare.
@@ -96,8 +127,7 @@ impl Decoding {
         }
     }
 
-    /// For `tiles` of rows and `splits` of the keys of `kv_heads` heads; `None` where the clusters would not run at
-    /// once.
+    /// For `tiles` of rows and `splits` of the keys of `kv_heads` heads; `None` where there would be too many clusters.
     fn choose(
         self,
         op: &Attention,
@@ -113,9 +143,9 @@ impl Decoding {
             // An image for 90a runs on 9.0 and on nothing newer.
             Decoding::Clusters(_) if arch != 90 => return None,
             Decoding::Clusters(Some(count)) => count,
-            Decoding::Clusters(None) if room == 0 => return None,
+            Decoding::Clusters(None) if CLUSTER * tiles * op.kv_heads > MOST_CLUSTER_CTAS => return None,
             Decoding::Clusters(None) if kv_bucket <= ONE_CLUSTER_KEYS => 1,
-            Decoding::Clusters(None) => room.min(MOST_CLUSTERS),
+            Decoding::Clusters(None) => room.clamp(1, MOST_CLUSTERS),
         };
         let stages = cluster_stages(op.head_dim, kv_bucket.div_ceil(clusters * CLUSTER));
         Some(Choice::DecodeCluster { tiles, clusters, stages })
@@ -157,7 +187,8 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
             _ => choice,
         },
         (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
-            let ahead = match arch == 90 && tiles == 1 && kv_bucket >= ONCE_KEYS {
+            let few = tiles == 1 && op.kv_heads <= ONCE_HEADS;
+            let ahead = match arch == 90 && few && kv_bucket >= ONCE_KEYS {
                 true => Decoding::Once,
                 false => Decoding::Clusters(None),
             };
@@ -279,14 +310,41 @@ mod tests {
         );
         assert_eq!(decode(&lm(512), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 8 });
         assert_eq!(decode(&lm(32768), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 32 });
-        // More heads than clusters that run at once; another chip; a prefill.
-        assert_eq!(decode(&cache(32, 32, 64, 512), 1, "cluster"), portable(&cache(32, 32, 64, 512), 1));
+        // More heads than clusters are good for; another chip; a prefill.
+        assert_eq!(decode(&cache(96, 96, 64, 512), 1, "cluster"), portable(&cache(96, 96, 64, 512), 1));
         let wanted = Switches { prefill: None, decode: Decoding::parse("cluster") };
         assert_eq!(choose(&lm(512), 1, 80, wanted), portable(&lm(512), 1));
         assert_eq!(decode(&lm(256), 64, "cluster"), portable(&lm(256), 64));
         for bad in ["", "clusters", "cluster/", "cluster/0", "cluster/9", "once/1"] {
             assert_eq!(Decoding::parse(bad), None, "{bad}");
         }
+    }
+
+    /// Steps of several sequences: 4 kv heads each.
+    #[test]
+    fn a_row_of_each_sequence_is_a_row_with_all_heads() {
+        let of = |sequences: usize, bucket| {
+            let op = Attention { batch: sequences, ..cache(28, 4, 128, bucket) };
+            let Launches::Once(all, 1) = op.launches(sequences) else {
+                panic!("{:?}", op.launches(sequences))
+            };
+            assert_eq!((all.heads, all.kv_heads, all.batch), (28 * sequences, 4 * sequences, 1));
+            choose(&all, 1, 90, Switches::default())
+        };
+        let cluster = |clusters, stages| Choice::DecodeCluster { tiles: 1, clusters, stages };
+        assert_eq!([1, 2, 8, 16].map(|b| of(b, 512)), [cluster(1, 1); 4]);
+        // Several clusters for a head where SMs would be idle.
+        assert_eq!([1, 2, 3, 8, 16].map(|b| of(b, 8192)), [4, 2, 1, 1, 1].map(|n| cluster(n, 2)));
+        assert_eq!(of(2, 32768), Choice::DecodeOnce { tiles: 1, splits: 16 });
+        assert_eq!(of(8, 32768), cluster(1, 2));
+        let many = Attention { batch: 17, ..cache(28, 4, 128, 512) };
+        let Launches::Once(many, rows) = many.launches(17) else { panic!() };
+        assert_eq!(choose(&many, rows, 90, Switches::default()), Choice::Decode { tiles: 1, splits: 1 });
+        // Anything else with a cache goes sequence by sequence; without one nothing changes.
+        let op = Attention { batch: 3, ..cache(28, 4, 128, 512) };
+        assert_eq!(op.launches(60), Launches::Each(cache(28, 4, 128, 512), 20));
+        assert_eq!(vit(4).launches(4), Launches::Once(vit(4), 4));
+        assert_eq!(cache(2, 1, 64, 512).launches(5), Launches::Once(cache(2, 1, 64, 512), 5));
     }
 
     /// Shares of the keys in attention/decode_cluster.cu.

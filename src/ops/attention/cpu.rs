@@ -6,19 +6,20 @@ use super::{Attention, SinTable, Source};
 use crate::core::Result;
 use crate::ops::CpuIo;
 
-/// Rows of heads somewhere in a tensor: row `r` of head `h` begins at `first + r·row + h·head`.
+/// Rows of heads somewhere in a tensor: row `r` of head `h` of sequence `s` begins at `first + s·sequence + r·row + h·head`.
 #[derive(Clone, Copy)]
 struct Heads<'a> {
     data: &'a [f32],
     first: usize,
+    sequence: usize,
     row: usize,
     head: usize,
     dim: usize,
 }
 
 impl<'a> Heads<'a> {
-    fn at(&self, row: usize, head: usize) -> &'a [f32] {
-        let from = self.first + row * self.row + head * self.head;
+    fn at(&self, sequence: usize, row: usize, head: usize) -> &'a [f32] {
+        let from = self.first + sequence * self.sequence + row * self.row + head * self.head;
         &self.data[from..from + self.dim]
     }
 }
@@ -74,7 +75,7 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
     let t = io.ins.descs[0].rows();
     let rows = t / op.batch;
     let step = io.step;
-    let heads = |data, first, row| Heads { data, first, row, head: d, dim: d };
+    let heads = |data, first, row| Heads { data, first, sequence: rows * row, row, head: d, dim: d };
     let (q, k, v, s_max) = match op.source {
         Source::Separate => {
             let (q, k, v) = (io.ins.f32s(0)?, io.ins.f32s(1)?, io.ins.f32s(2)?);
@@ -86,8 +87,10 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
         }
         Source::Cache { .. } => {
             let (kv, s_max) = (io.ins.f32s(1)?, io.ins.descs[1].shape[2]);
-            let cache = |first| Heads { data: kv, first, row: d, head: s_max * d, dim: d };
-            (heads(io.ins.f32s(0)?, 0, h * d), cache(0), cache(g * s_max * d), s_max)
+            // The heads of a sequence lie together.
+            let (head, sequence) = (s_max * d, g * s_max * d);
+            let cache = |first| Heads { data: kv, first, sequence, row: d, head, dim: d };
+            (heads(io.ins.f32s(0)?, 0, h * d), cache(0), cache(op.batch * g * s_max * d), s_max)
         }
     };
     // Positions of the first query, keys of a sequence, rows of a sequence that are no padding.
@@ -107,7 +110,7 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
     let mut keys = vec![0.0; op.batch * g * d * n];
     keys.par_chunks_mut((d * n).max(1)).enumerate().for_each(|(at, keys)| {
         for j in 0..n {
-            for (i, x) in k.at(at / g * rows + j, at % g).iter().enumerate() {
+            for (i, x) in k.at(at / g, j, at % g).iter().enumerate() {
                 keys[i * n + j] = *x;
             }
         }
@@ -129,7 +132,7 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
                 let scores = &mut scores[..seen.len()];
                 scores.fill(0.0);
                 let keys = &keys[(seq * g + kv) * d * n..];
-                add_rows(scores, q.at(seq * rows + i, head), |c| &keys[c * n + seen.start..c * n + seen.end]);
+                add_rows(scores, q.at(seq, i, head), |c| &keys[c * n + seen.start..c * n + seen.end]);
                 match bias {
                     Some((bias, width)) => {
                         let bias = &bias[head * width + seq * rows + seen.start..];
@@ -144,7 +147,7 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
                 scores.iter_mut().for_each(|s| *s = (*s - max).exp());
                 let sum: f32 = scores.iter().sum();
                 let out = &mut out[head * d..(head + 1) * d];
-                add_rows(out, scores, |j| v.at(seq * rows + seen.start + j, kv));
+                add_rows(out, scores, |j| v.at(seq, seen.start + j, kv));
                 out.iter_mut().for_each(|o| *o /= sum);
             }
         }

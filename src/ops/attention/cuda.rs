@@ -1,6 +1,6 @@
 //! Launchers of the attention family.
 
-use super::choose::{CLUSTER, Choice, Decoding, Switches, Wanted, choose};
+use super::choose::{CLUSTER, Choice, Decoding, Launches, Switches, Wanted, choose};
 use super::wgmma::{BiasForm, WgmmaTile};
 use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::core::asked;
@@ -110,7 +110,13 @@ fn decode_cluster_smem_bytes(head_dim: usize, stages: usize) -> usize {
     ALIGN_BYTES + 4 * ring.max(part) + 2 * CLUSTER * (head_dim + 2) * 4
 }
 
-fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionParams> {
+/// For `rows` rows in all; with a cache those of sequence `sequence` among others.
+fn params(
+    op: &Attention,
+    l: &Launcher<'_>,
+    io: &GpuIo<'_>,
+    (rows, sequence): (usize, usize),
+) -> Result<AttentionParams> {
     let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
     let (Some(first), Some(last), [out]) = (io.ins.first(), io.ins.last(), &io.outs[..]) else {
         crate::bail_runtime!("Attention has {} inputs and {} outputs", io.ins.len(), io.outs.len());
@@ -121,6 +127,7 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
         out.name()
     );
     let bytes = first.desc.dtype.bytes();
+    let first_row = sequence * rows * h * d * bytes;
     let (q, k, v, q_row, kv_row, kv_head) = match (op.source, &io.ins[..]) {
         (Source::Separate, [q, k, v, ..]) => (q.ptr, k.ptr, v.ptr, h * d, g * d, d),
         (Source::Packed, [x, ..]) => {
@@ -128,8 +135,11 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
             (x.ptr, x.ptr.offset(h * d * bytes), x.ptr.offset((h + g) * d * bytes), row, row, d)
         }
         (Source::Cache { .. }, [q, kv, ..]) => {
-            let head = kv.desc.shape[2] * d;
-            (q.ptr, kv.ptr, kv.ptr.offset(g * head * bytes), h * d, d, head)
+            // Keys of all sequences, then their values.
+            let (all, head) = (kv.desc.shape[1], kv.desc.shape[2] * d);
+            let first = sequence * g * head * bytes;
+            let (k, v) = (kv.ptr.offset(first), kv.ptr.offset(all * head * bytes + first));
+            (q.ptr.offset(first_row), k, v, h * d, d, head)
         }
         _ => crate::bail_runtime!("{}: {} inputs are too few", out.name(), io.ins.len()),
     };
@@ -144,14 +154,14 @@ fn params(op: &Attention, l: &Launcher<'_>, io: &GpuIo<'_>) -> Result<AttentionP
         k,
         v,
         bias: if op.bias { last.ptr } else { DevicePtr::NULL },
-        out: out.ptr,
+        out: out.ptr.offset(first_row),
         step: if matches!(op.source, Source::Cache { .. }) { l.step() } else { DevicePtr::NULL },
         partial: DevicePtr::NULL,
         counters: DevicePtr::NULL,
         kv_head: kv_head as u64,
         q_row: q_row as u32,
         kv_row: kv_row as u32,
-        rows: (first.rows() / op.batch) as u32,
+        rows: (rows / op.batch) as u32,
         batch: op.batch as u32,
         heads: h as u32,
         group: (h / g) as u32,
@@ -228,8 +238,21 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
 
 impl CudaOp for Attention {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        let mut p = params(self, l, io)?;
-        let (t, d, dtype) = (io.outs[0].rows(), self.head_dim, io.outs[0].desc.dtype);
+        let rows = io.outs[0].rows();
+        match self.launches(rows) {
+            Launches::Once(op, rows) => op.launch_rows(l, io, (rows, 0)),
+            Launches::Each(op, rows) => {
+                (0..self.batch).try_for_each(|sequence| op.launch_rows(l, io, (rows, sequence)))
+            }
+        }
+    }
+}
+
+impl Attention {
+    /// Records the kernel for the `t` rows of `sequence`, and of those after it if there is a batch without a cache.
+    fn launch_rows(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>, (t, sequence): (usize, usize)) -> Result<()> {
+        let mut p = params(self, l, io, (t, sequence))?;
+        let (d, dtype) = (self.head_dim, io.outs[0].desc.dtype);
         if t == 0 {
             return Ok(());
         }
@@ -238,8 +261,9 @@ impl CudaOp for Attention {
         match choice {
             Choice::Naive => {
                 let grid = [p.rows.div_ceil(4), p.heads, p.batch];
-                // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; the
-                // keys of a cache end at kv_len, which the engine keeps within S_max.
+                // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; a
+                // cache has the heads of all sequences, of which launches() names this one, and its keys end at kv_len,
+                // which the engine keeps within S_max.
                 unsafe { l.launch::<Naive>(dtype, Geometry::grid(grid), &p) }
             }
             Choice::Flash { rows } => {

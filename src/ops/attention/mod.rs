@@ -51,7 +51,8 @@ pub enum Source {
     Separate,
     /// Column ranges of one: q, then k, then v.
     Packed,
-    /// k and v from the cache. `kv_bucket` is at least the `kv_len` of every run of the graph: it fixes the grid.
+    /// k and v from the cache, where the heads of sequence b are `b·G..(b + 1)·G`. `kv_bucket` is at least the `kv_len`
+    /// of every run of the graph: it fixes the grid.
     Cache { kv_bucket: usize },
 }
 
@@ -63,11 +64,11 @@ pub enum Source {
 /// | --- | --- | --- |
 /// | Separate | q `[T, H·D]`, k `[T, G·D]`, v `[T, G·D]` | the T / batch rows of the query's sequence |
 /// | Packed | qkv `[T, (H + 2G)·D]` | the same |
-/// | Cache | q `[T, H·D]`, kv state `[2, G, S_max, D]` | row i is position `step.pos + i`; the cache up to there |
+/// | Cache | q `[T, H·D]`, kv state `[2, batch·G, S_max, D]` | row i of a sequence is position `step.pos + i`; its cache up to there |
 ///
 /// With `bias`, one more input, f32 `[H, T]`, or of one sequence `[H, R >= T]`: it is added to the scaled score of key j. A bias of -inf hides a key; a
-/// row that sees no key gives 0. With a cache, rows from `step.valid_rows` on give 0; the other sources know no
-/// padding rows. outs: `[T, H·D]`.
+/// row that sees no key gives 0. With a cache, rows of a sequence from `step.valid_rows` on give 0; the other sources know
+/// no padding rows. outs: `[T, H·D]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Attention {
     pub heads: usize,
@@ -102,10 +103,8 @@ impl Attention {
             Source::Separate => format!("q [T, {}], k and v [T, {}] of q's type", h * d, g * d),
             Source::Packed => format!("qkv [T, {}]", (h + 2 * g) * d),
             Source::Cache { .. } => {
-                format!(
-                    "q [T, {}], kv [2, {g}, S_max, {d}] of q's type, a causal mask, batch 1 and no bias",
-                    h * d
-                )
+                let (cols, all) = (h * d, self.batch * g);
+                format!("q [T, {cols}], kv [2, {all}, S_max, {d}] of q's type, a causal mask and no bias")
             }
         };
         let bias = if self.bias {
@@ -138,8 +137,8 @@ impl Attention {
                 let dims = kv.shape.dims();
                 is(q, h * d)
                     && kv.dtype == q.dtype
-                    && matches!(dims, [2, heads, _, dim] if *heads == g && *dim == d)
-                    && (self.mask == Mask::Causal && self.batch == 1 && !self.bias)
+                    && matches!(dims, [2, heads, _, dim] if *heads == self.batch * g && *dim == d)
+                    && (self.mask == Mask::Causal && !self.bias)
             }
             _ => false,
         };
@@ -169,7 +168,7 @@ impl OpDef for Attention {
         let (s_max, read_bytes) = match self.source {
             Source::Cache { kv_bucket } => {
                 let s_max = ins[1].shape[2];
-                let row_bytes = 2 * self.kv_heads * self.head_dim * ins[1].dtype.bytes();
+                let row_bytes = 2 * self.batch * self.kv_heads * self.head_dim * ins[1].dtype.bytes();
                 (s_max, ins[0].bytes() + (kv_bucket.min(s_max) * row_bytes) as u64)
             }
             _ => (0, ins.iter().map(|d| d.bytes()).sum()),

@@ -272,3 +272,44 @@ fn cases_infer_and_have_names_of_their_own() {
         }
     }
 }
+
+/// Rows of several sequences with a cache each, and every sequence by itself; one row of each also as one row with the
+/// heads of all, as the GPU launches it.
+#[test]
+fn a_batch_with_a_cache_is_its_sequences_one_by_one() {
+    let (b, h, g, d, s) = (5, 4, 2, 8, 13);
+    let kv = noise(2 * b * g * s * d, 4);
+    let op = |batch| Attention {
+        heads: h,
+        kv_heads: g,
+        head_dim: d,
+        scale: 0.4,
+        mask: Mask::Causal,
+        source: Source::Cache { kv_bucket: s },
+        batch,
+        bias: false,
+    };
+    for (rows, pos, valid) in [(1, 0, 1), (1, 12, 1), (1, 6, 0), (3, 7, 3), (6, 4, 5)] {
+        let q = noise(b * rows * h * d, 5);
+        let step = Step::rows(pos, valid, 0);
+        let all = &run(&op(b), step, &[(&[b * rows, h * d], &q), (&[2, b * g, s, d], &kv)])[0];
+        for n in 0..b {
+            let len = g * s * d;
+            let of_n = [&kv[n * len..][..len], &kv[(b + n) * len..][..len]].concat();
+            let q = &q[n * rows * h * d..][..rows * h * d];
+            let one = &run(&op(1), step, &[(&[rows, h * d], q), (&[2, g, s, d], &of_n)])[0];
+            assert_eq!(&all[n * rows * h * d..][..rows * h * d], one, "sequence {n}, {rows} rows at {pos}");
+        }
+        if rows == 1 {
+            let heads = Attention { heads: b * h, kv_heads: b * g, ..op(1) };
+            let one = &run(&heads, step, &[(&[1, b * h * d], &q), (&[2, b * g, s, d], &kv)])[0];
+            assert_eq!(all, one);
+        }
+    }
+    let wrong = [desc(DType::F32, &[5, h * d]), desc(DType::F32, &[2, g, s, d])];
+    let message = op(b).infer(&[&wrong[0], &wrong[1]]).unwrap_err().to_string();
+    assert!(message.contains("kv [2, 10, S_max, 8] of q's type"), "{message}");
+    let (q, kv) = (desc(DType::F32, &[b, h * d]), desc(DType::F32, &[2, b * g, s, d]));
+    let cost = op(b).cost(&[&q, &kv], &[&q]);
+    assert_eq!(cost.read_bytes, (b * h * d + 2 * b * g * s * d) as u64 * 4);
+}

@@ -1,6 +1,7 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
 use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
+use crate::ops::rope::batch_name;
 use crate::ops::{Case, Fill};
 
 /// The matrices of the models, `(name, N, K)`.
@@ -201,7 +202,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         let ints = op(true, LinearAct::Relu, true, true);
         all.push(case(&format!("ints_t{t}_n{n}_k{k}"), t, n, k, ints, Some(Fill::SmallInts)));
     }
-    for t in [1, 128, 512, 2048] {
+    all.push(case("gate_up_t11", 11, 37888, 3584, swiglu.clone(), None).bench());
+    for t in [1, 8, 16, 128, 512, 2048] {
         all.push(case(&format!("gate_up_t{t}"), t, 37888, 3584, swiglu.clone(), None).bench());
         let down = op(false, LinearAct::None, false, true);
         all.push(case(&format!("down_t{t}"), t, 3584, 18944, down.clone(), None).bench());
@@ -248,28 +250,38 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
 }
 
 pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
-    let case = |norm: bool,
-                (t, valid): (usize, usize),
-                (h, g, d): (usize, usize, usize),
-                k: usize,
-                s: usize,
-                pos| {
+    let batch = |b: usize,
+                 norm: bool,
+                 (t, valid): (usize, usize),
+                 (h, g, d): (usize, usize, usize),
+                 k: usize,
+                 s: usize,
+                 pos| {
         let n = (h + 2 * g) * d;
-        let table = LinearRope::angles(t, k, d) == Some(Angles::Table);
+        let table = LinearRope::angles(t * b, b, k, d) == Some(Angles::Table);
         let norm_eps = norm.then_some(1e-6);
-        let op = LinearRope { norm: norm_eps, table, heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
-        let name = if norm { "normed_" } else { "" };
+        let op = LinearRope {
+            norm: norm_eps,
+            table,
+            heads: h,
+            kv_heads: g,
+            head_dim: d,
+            theta: 1e6,
+            sequences: b,
+        };
+        let name = format!("{}{}", batch_name(b), if norm { "normed_" } else { "" });
         let case = Case::new(format!("{name}t{t}_v{valid}_h{h}_g{g}_d{d}_k{k}_at{pos}"), op)
-            .act(&[t, k])
+            .act(&[b * t, k])
             .weight(&[n, k])
             .weight(&[n])
-            .state(&[2, g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+            .state(&[2, b * g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
             .step(pos, valid, 0);
         // Any numbers turn as cosines and sines do.
         let case =
             if table { case.act_f32(&[t, d], Fill::Uniform { centre: 0.0, scale: 1.0 }) } else { case };
         if norm { case.weight(&[k]) } else { case }
     };
+    let case = |norm, rows, heads, k, s, pos| batch(1, norm, rows, heads, k, s, pos);
     let mut all = Vec::new();
     // Every form of the kernel for one row, the ends of the cache, a row that is padding.
     for norm in [false, true] {
@@ -303,6 +315,12 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         case(false, (512, 512), (28, 4, 128), 3584, 4096, 0).bench(),
         case(false, (1024, 1024), (28, 4, 128), 3584, 4096, 0).bench(),
         case(false, (2048, 2048), (28, 4, 128), 3584, 4096, 0).bench(),
+        // A row of each of several sequences: at the end of their caches, none that holds a token.
+        batch(2, false, (1, 1), (2, 1, 16), 8, 8, 7),
+        batch(5, false, (1, 1), (3, 2, 48), 592, 40, 7),
+        batch(7, false, (1, 0), (1, 2, 64), 3584, 50, 9),
+        batch(8, false, (1, 1), (7, 1, 128), 896, 33, 32),
+        batch(8, false, (1, 1), (28, 4, 128), 3584, 512, 500).bench(),
     ]);
     all
 }

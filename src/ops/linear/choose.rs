@@ -188,10 +188,11 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     match (p.m, asked) {
         _ if !p.aligned => Config::Naive,
         (1, _) if p.dense => Config::Gemv(Gemv::choose(p.k)),
-        // Of few rows only what is made for them.
+        // Of few rows only what is made for them; from 9 on skinny has two blocks of rows, and tiles of 64 can be ahead.
+        (9..=16, Some(plan)) => Config::Wgmma(plan),
         (2..=16, Some(plan)) if plan.tile.bm <= 16 => Config::Wgmma(plan),
         (2..=16, _) if p.dense => match wgmma::measured(shape).filter(|plan| bounds.allow(plan, shape)) {
-            Some(plan) if on_wgmma && plan.tile.bm <= 16 => Config::Wgmma(plan),
+            Some(plan) if on_wgmma => Config::Wgmma(plan),
             _ => Config::Skinny,
         },
         (_, Some(plan)) => Config::Wgmma(plan),
@@ -371,6 +372,18 @@ mod tests {
         assert_eq!(measured(1025, 1024, 4096), "t128x80_4x2");
         assert_eq!(measured(16, 3584, 3584), "t64x16_4x1");
         assert_eq!(choose(&dense(8, 3584, 3584), &H200), Config::Skinny);
+        // Steps of 16 and of 8 sequences: gates and ups of the former on tiles of 64 rows, logits as f32 on neither.
+        let gated = |m| choose(&Problem { end: End::Gated, ..dense(m, 37888, 3584) }, &H200);
+        assert!(
+            matches!(gated(16), Config::Wgmma(plan) if (plan.tile.name().as_str(), plan.splits) == ("d64x144_1x2", 1))
+        );
+        assert_eq!(gated(9), gated(16));
+        assert_eq!(gated(8), Config::Skinny);
+        let logits = Problem { vectors: false, ..dense(16, 152_064, 3584) };
+        assert_eq!(choose(&logits, &H200), Config::Skinny);
+        assert!(
+            matches!(choose(&logits, &wants("64x128/1")), Config::Wgmma(plan) if plan.tile.name() == "64x128")
+        );
     }
 
     #[test]

@@ -91,6 +91,9 @@ struct GemvRopeParams {
     head_dim: u32,
     max_rows: u32,
     inv_freq: [f32; PAIRS],
+    row_step: u32,
+    row_heads: u32,
+    all_kv_heads: u32,
 }
 
 struct NaiveKernel;
@@ -432,15 +435,17 @@ impl CudaOp for LinearRope {
             crate::bail_runtime!("LinearRope wants 4 inputs, its node has {}", io.ins.len())
         };
         let (m, k, y) = (a.rows(), w.cols(), io.outs[0]);
-        let angles = LinearRope::angles(m, k, self.head_dim);
+        let angles = LinearRope::angles(m, self.sequences, k, self.head_dim);
         crate::ensure_input!(
             angles == Some(if self.table { Angles::Table } else { Angles::Computed })
                 && (m == 1 || self.norm.is_none()),
-            "{}: LinearRope wants at most 8 rows (one with a norm), or 17 or more and a table, of a multiple of 8 \
-             elements, and a head dim that is a multiple of 16 and at most 256 on the GPU; got {} {}, head dim {}",
+            "{}: LinearRope wants at most 8 rows (one with a norm) of one sequence, or one of each, or 17 or more of one \
+             and a table, of a multiple of 8 elements, and a head dim that is a multiple of 16 and at most 256 on the \
+             GPU; got {} {} of {} sequences, head dim {}",
             y.name(),
             a.name(),
             a.desc.brief(),
+            self.sequences,
             self.head_dim
         );
         let [table, gain] = self.optional_inputs().map(|i| i.and_then(|i| io.ins.get(i)));
@@ -487,12 +492,15 @@ impl CudaOp for LinearRope {
             head_dim: self.head_dim as u32,
             max_rows,
             inv_freq: frequencies(self.head_dim, self.theta),
+            row_step: u32::from(self.sequences == 1),
+            row_heads: if self.sequences == 1 { 0 } else { self.kv_heads as u32 },
+            all_kv_heads: (self.sequences * self.kv_heads) as u32,
         };
         let heads = self.heads + 2 * self.kv_heads;
         let geometry = Geometry::grid([(self.head_dim / rows) as u32, heads as u32, 1]);
-        // SAFETY: as for gemv; infer() fixed N = (H + 2G)·D and the cache, which has x's type; takes() made both
-        // halves of a head whole blocks of the CTAs, and the head no wider than inv_freq; rows of the cache at or
-        // beyond `max_rows` are not written.
+        // SAFETY: as for gemv; infer() fixed N = (H + 2G)·D and the cache of all sequences, which has x's type; takes()
+        // made both halves of a head whole blocks of the CTAs, the head no wider than inv_freq, and all rows those of one
+        // sequence or every row another's; rows of the cache at or beyond `max_rows` are not written.
         unsafe { l.launch_variant::<GemvRopeKernel>(&variant, a.desc.dtype, geometry, &p) }
     }
 }

@@ -4,7 +4,7 @@ use super::cases;
 use super::cpu;
 use super::multiplies;
 use crate::core::{Cost, DType, Desc, Result, Shape};
-use crate::ops::rope::{RopeKvAppend, has_pairs, is_cache};
+use crate::ops::rope::{RopeKvAppend, has_pairs, is_cache, shared_out, shares};
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
 
 /// [`RopeKvAppend`] of `x wᵀ + b`, all in f32 on the accumulators: q and the rows of the cache are rounded once. With
@@ -12,8 +12,9 @@ use crate::ops::{Case, CpuIo, OpDef, mismatch};
 /// [`RopeTable`](crate::ops::rope::RopeTable): many rows and heads have them in common. Which rows a GPU takes says
 /// [`LinearRope::angles`].
 ///
-/// ins: x `[T, K]`, w `[(H + 2G) · D, K]` and b `[(H + 2G) · D]` with the rows of every head in pairs, kv state `[2, G,
-/// S_max, D]`, then those asked for: table `[T, D]` f32, g `[K]` with `norm`; outs: q `[T, H · D]`, the same state.
+/// ins: x `[T, K]`, w `[(H + 2G) · D, K]` and b `[(H + 2G) · D]` with the rows of every head in pairs, kv state `[2,
+/// B·G, S_max, D]`, then those asked for: table `[T, D]` f32, of one sequence alone, g `[K]` with `norm`; outs: q `[T, H
+/// · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearRope {
     pub norm: Option<f32>,
@@ -22,6 +23,7 @@ pub struct LinearRope {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub theta: f32,
+    pub sequences: usize,
 }
 
 /// Where a product has its angles from.
@@ -33,14 +35,14 @@ pub enum Angles {
 }
 
 impl LinearRope {
-    /// How kernels for `rows` rows over `k` elements that give heads of `head_dim` come by their angles; `None` where
-    /// there are none. Of 9 to 16 rows the product and what follows are faster apart (13.5 against 20.9 us at K =
-    /// 3584).
-    pub fn angles(rows: usize, k: usize, head_dim: usize) -> Option<Angles> {
+    /// How kernels for `rows` rows, of one sequence or few of one each, over `k` elements that give heads of `head_dim`
+    /// come by their angles; `None` where there are none. Of 9 to 16 rows the product and what follows are faster apart
+    /// (13.5 against 20.9 us at K = 3584).
+    pub fn angles(rows: usize, sequences: usize, k: usize, head_dim: usize) -> Option<Angles> {
         let fits = k.is_multiple_of(8) && has_pairs(head_dim) && head_dim <= 256;
         match rows {
-            1..=8 if fits => Some(Angles::Computed),
-            17.. if fits => Some(Angles::Table),
+            1..=8 if fits && (sequences == 1 || sequences == rows) => Some(Angles::Computed),
+            17.. if fits && sequences == 1 => Some(Angles::Table),
             _ => None,
         }
     }
@@ -51,6 +53,7 @@ impl LinearRope {
         let given = |i: Option<usize>| i.and_then(|i| rest.get(i - 4));
         let wanted = table.iter().chain(&gain).count();
         rest.len() == wanted
+            && (self.sequences == 1 || table.is_none())
             && given(table)
                 .is_none_or(|t| t.shape.dims() == [x.rows(), self.head_dim] && t.dtype == DType::F32)
             && given(gain).is_none_or(|g| g.shape.dims() == [x.cols()])
@@ -64,8 +67,8 @@ impl LinearRope {
 
     /// What follows the product.
     pub fn rope(&self) -> RopeKvAppend {
-        let LinearRope { heads, kv_heads, head_dim, theta, .. } = *self;
-        RopeKvAppend { heads, kv_heads, head_dim, theta }
+        let LinearRope { norm: _, table: _, heads, kv_heads, head_dim, theta, sequences } = *self;
+        RopeKvAppend { heads, kv_heads, head_dim, theta, sequences }
     }
 }
 
@@ -73,7 +76,7 @@ impl OpDef for LinearRope {
     const NAME: &'static str = "LinearRope";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
+        let (h, g, d, sequences) = (self.heads, self.kv_heads, self.head_dim, self.sequences);
         let n = (h + 2 * g) * d;
         match ins {
             [x, w, b, kv, rest @ ..]
@@ -82,7 +85,8 @@ impl OpDef for LinearRope {
                     && b.shape.dims() == [n]
                     && has_pairs(d)
                     && x.dtype == kv.dtype
-                    && is_cache(kv, g, d)
+                    && shared_out(x.rows(), sequences)
+                    && is_cache(kv, sequences * g, d)
                     && self.rest_fits(x, rest) =>
             {
                 Ok(vec![(x.dtype, x.shape.with_cols(h * d)), (kv.dtype, kv.shape)])
@@ -91,8 +95,10 @@ impl OpDef for LinearRope {
                 let table = if self.table { format!(", a table [T, {d}] f32") } else { String::new() };
                 let gain = if self.norm.is_some() { ", g [K]" } else { "" };
                 let wants = format!(
-                    "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d} and {d} % 16 == 0, a cache [2, {g}, S_max, \
-                     {d}] of x's type{table}{gain}"
+                    "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d} and {d} % 16 == 0, a cache [2, {}, S_max, \
+                     {d}] of x's type{table}{gain}{}",
+                    sequences * g,
+                    shares(sequences)
                 );
                 Err(mismatch(Self::NAME, &wants, ins))
             }

@@ -273,7 +273,15 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     use crate::ops::rope::RopeTable;
     let (t, k, h, g, d, s) = (3, 40, 3, 2, 16, 9);
     let n = (h + 2 * g) * d;
-    let op = |norm| LinearRope { norm, table: false, heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
+    let op = |norm| LinearRope {
+        norm,
+        table: false,
+        heads: h,
+        kv_heads: g,
+        head_dim: d,
+        theta: 1e6,
+        sequences: 1,
+    };
     let (x, kv) = (counted(t * k, 1), counted(2 * g * s * d, 2));
     let (w, b, gain) = (dense(&[n, k], 3), dense(&[n], 4), dense(&[k], 5));
     let step = Step::rows(5, 2, 0);
@@ -302,24 +310,46 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     // And with others: nothing is turned by zero angles.
     let still: Vec<f32> = (0..t * d).map(|i| if i % 2 == 0 { 1.0 } else { 0.0 }).collect();
     assert_ne!(of_table(&still), want(&x));
+    // A row of each of three sequences: the rotation of one row, three times.
+    let batch = |norm| LinearRope { sequences: t, ..op(norm) };
+    let kv = counted(2 * t * g * s * d, 2);
+    let (step, kv_shape) = (Step::rows(5, 1, 0), [2, t * g, s, d]);
+    let qkv = call(&plain, step, &[In::Act(&x_shape, &x), weight(), bias()]).remove(0);
+    let want = call(&batch(None).rope(), step, &[In::Act(&[t, n], &qkv), In::State(&kv_shape, &kv, 1)]);
+    let got =
+        call(&batch(None), step, &[In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1)]);
+    assert_eq!(got, want);
+    assert_ne!(
+        got[0][h * d..2 * h * d],
+        call(
+            &op(None).rope(),
+            step,
+            &[In::Act(&[t, n], &qkv), In::State(&[2, g, s, d], &kv[..2 * g * s * d], 1)]
+        )[0][h * d..2 * h * d]
+    );
 }
 
 #[test]
 fn rows_decide_norm_and_rotation() {
     assert!(norms_in_front(1, 3584) && !norms_in_front(2, 3584) && !norms_in_front(1, 77));
-    for (rows, k, d, takes) in [
-        (1, 3584, 128, Some(Angles::Computed)),
-        (8, 8, 16, Some(Angles::Computed)),
-        (9, 3584, 128, None),
-        (16, 3584, 128, None),
-        (17, 3584, 128, Some(Angles::Table)),
-        (4096, 8, 256, Some(Angles::Table)),
-        (0, 3584, 128, None),
-        (1, 3580, 128, None),
-        (64, 3584, 24, None),
-        (1, 3584, 272, None),
+    for (rows, sequences, k, d, takes) in [
+        (1, 1, 3584, 128, Some(Angles::Computed)),
+        (8, 1, 8, 16, Some(Angles::Computed)),
+        (9, 1, 3584, 128, None),
+        (16, 1, 3584, 128, None),
+        (17, 1, 3584, 128, Some(Angles::Table)),
+        (4096, 1, 8, 256, Some(Angles::Table)),
+        (0, 1, 3584, 128, None),
+        (1, 1, 3580, 128, None),
+        (64, 1, 3584, 24, None),
+        (1, 1, 3584, 272, None),
+        // A row of each sequence, not two of them.
+        (8, 8, 3584, 128, Some(Angles::Computed)),
+        (8, 4, 3584, 128, None),
+        (16, 16, 3584, 128, None),
+        (32, 2, 3584, 128, None),
     ] {
-        assert_eq!(LinearRope::angles(rows, k, d), takes, "{rows} {k} {d}");
+        assert_eq!(LinearRope::angles(rows, sequences, k, d), takes, "{rows} of {sequences}, {k} {d}");
     }
 }
 
@@ -328,7 +358,15 @@ fn messages_name_the_gain_and_the_cache() {
     let (x, w, b) =
         (desc("x", &[1, 64], DType::BF16), desc("w", &[64, 64], DType::BF16), desc("b", &[64], DType::BF16));
     let kv = desc("kv.3", &[2, 1, 9, 16], DType::BF16);
-    let op = LinearRope { norm: Some(1e-6), table: false, heads: 2, kv_heads: 1, head_dim: 16, theta: 1e4 };
+    let op = LinearRope {
+        norm: Some(1e-6),
+        table: false,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        theta: 1e4,
+        sequences: 1,
+    };
     let message = op.infer(&[&x, &w, &b, &kv]).unwrap_err().to_string();
     assert_eq!(
         message,

@@ -29,9 +29,10 @@ pub(super) fn rope(op: &Rope, io: &mut CpuIo<'_>) -> Result<()> {
     let freq = inv_freq(op.head_dim, op.theta);
     let (x, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
     let pos = io.step.pos;
+    let rows = x.len() / cols.max(1) / op.sequences;
     let y = io.outs.f32s(0)?;
     for (t, (x, y)) in x.chunks(cols).zip(y.chunks_mut(cols)).enumerate() {
-        let angles = angles(&freq, pos + t as u32);
+        let angles = angles(&freq, pos + (t % rows) as u32);
         for (x, y) in x.chunks(op.head_dim).zip(y.chunks_mut(op.head_dim)) {
             rotate(x, &angles, y);
         }
@@ -43,6 +44,7 @@ pub(super) fn rope(op: &Rope, io: &mut CpuIo<'_>) -> Result<()> {
 struct Cache<'a> {
     data: &'a mut [f32],
     dtype: DType,
+    /// Of all sequences.
     kv_heads: usize,
     rows: usize,
     head_dim: usize,
@@ -73,13 +75,16 @@ pub(super) fn kv_append(op: &KvAppend, io: &mut CpuIo<'_>) -> Result<()> {
     let (k, v) = (io.ins.f32s(0)?, io.ins.f32s(1)?);
     let (d, cols) = (op.head_dim, op.kv_heads * op.head_dim);
     let step = io.step;
+    let rows = k.len() / cols.max(1) / op.sequences;
     let mut cache = Cache::of(&mut io.outs, 0, &io.ins.descs[2].name, step)?;
-    for t in 0..step.valid_rows as usize {
-        let row = step.pos as usize + t;
-        for head in 0..op.kv_heads {
-            let at = t * cols + head * d;
-            cache.put(0, head, row, &k[at..at + d]);
-            cache.put(1, head, row, &v[at..at + d]);
+    for sequence in 0..op.sequences {
+        for t in 0..rows.min(step.valid_rows as usize) {
+            let row = step.pos as usize + t;
+            for g in 0..op.kv_heads {
+                let (at, head) = ((sequence * rows + t) * cols + g * d, sequence * op.kv_heads + g);
+                cache.put(0, head, row, &k[at..at + d]);
+                cache.put(1, head, row, &v[at..at + d]);
+            }
         }
     }
     Ok(())
@@ -117,6 +122,7 @@ pub(crate) fn rotate_and_append(
         None => angles(&freq, step.pos + t as u32),
     };
     let cols = (h + 2 * g) * d;
+    let rows = qkv.len() / cols.max(1) / op.sequences;
     let mut one = vec![0.0; d];
     // A head's elements in their own order.
     let mut head_of = |row: &[f32], head: usize| {
@@ -126,7 +132,7 @@ pub(crate) fn rotate_and_append(
 
     let q = outs.f32s(0)?;
     for (t, (x, q)) in qkv.chunks(cols).zip(q.chunks_mut(h * d)).enumerate() {
-        let angles = angles_of(t);
+        let angles = angles_of(t % rows);
         for (head, q) in q.chunks_mut(d).enumerate() {
             rotate(&head_of(x, head), &angles, q);
         }
@@ -134,13 +140,14 @@ pub(crate) fn rotate_and_append(
 
     let mut cache = Cache::of(outs, 1, kv, step)?;
     let mut k = vec![0.0; d];
-    for (t, x) in qkv.chunks(cols).take(step.valid_rows as usize).enumerate() {
-        let row = step.pos as usize + t;
-        let angles = angles_of(t);
+    let valid = |t: &usize| t % rows < step.valid_rows as usize;
+    for (t, x) in qkv.chunks(cols).enumerate().filter(|(t, _)| valid(t)) {
+        let (row, first) = (step.pos as usize + t % rows, t / rows * g);
+        let angles = angles_of(t % rows);
         for head in 0..g {
             rotate(&head_of(x, h + head), &angles, &mut k);
-            cache.put(0, head, row, &k);
-            cache.put(1, head, row, &head_of(x, h + g + head));
+            cache.put(0, first + head, row, &k);
+            cache.put(1, first + head, row, &head_of(x, h + g + head));
         }
     }
     Ok(())

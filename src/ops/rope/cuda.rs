@@ -78,6 +78,11 @@ fn parts(rows: usize, heads: usize, head_dim: usize) -> u32 {
     }
 }
 
+/// Rows of a sequence, CTAs of a row, sequences.
+fn grid(rows: usize, heads: usize, head_dim: usize, sequences: usize) -> [u32; 3] {
+    [(rows / sequences) as u32, parts(rows, heads, head_dim), sequences as u32]
+}
+
 fn check_head(op: &str, x: &GpuTensor<'_>, head_dim: usize) -> Result<()> {
     crate::ensure_input!(
         head_dim.is_multiple_of(16) && head_dim <= 2 * PAIRS,
@@ -112,7 +117,7 @@ impl CudaOp for Rope {
             max_rows: 0,
             inv_freq: frequencies(self.head_dim, self.theta),
         };
-        let grid = [x.rows() as u32, parts(x.rows(), self.heads, self.head_dim), 1];
+        let grid = grid(x.rows(), self.heads, self.head_dim, self.sequences);
         // SAFETY: infer() fixed [T, heads · head_dim], check_head() the head; without kv heads kv is not touched.
         unsafe { l.launch::<RopeKernel>(dtype, Geometry::grid(grid), &p) }
     }
@@ -135,9 +140,9 @@ impl CudaOp for RopeKvAppend {
             inv_freq: frequencies(self.head_dim, self.theta),
         };
         let heads = self.heads + 2 * self.kv_heads;
-        let grid = [qkv.rows() as u32, parts(qkv.rows(), heads, self.head_dim), 1];
-        // SAFETY: infer() fixed the packed columns and the cache, check_head() the head; rows of the cache at or
-        // beyond `max_rows` are not written.
+        let grid = grid(qkv.rows(), heads, self.head_dim, self.sequences);
+        // SAFETY: infer() fixed the packed columns, the cache of all sequences and that they share out the rows,
+        // check_head() the head; rows of the cache at or beyond `max_rows` are not written.
         unsafe { l.launch::<RopeKernel>(dtype, Geometry::grid(grid), &p) }
     }
 }
@@ -175,19 +180,24 @@ impl CudaOp for KvAppend {
             head_dim: self.head_dim as u32,
             max_rows: kv.desc.shape[2] as u32,
         };
-        // SAFETY: infer() fixed k, v and the cache; rows of the cache at or beyond `max_rows` are not written.
-        unsafe { l.launch::<KvAppendKernel>(dtype, Geometry::grid([k.rows() as u32, 1, 1]), &p) }
+        let grid = [(k.rows() / self.sequences) as u32, 1, self.sequences as u32];
+        // SAFETY: infer() fixed k, v, the cache of all sequences and that they share out the rows; rows of the cache at
+        // or beyond `max_rows` are not written.
+        unsafe { l.launch::<KvAppendKernel>(dtype, Geometry::grid(grid), &p) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parts;
+    use super::{grid, parts};
 
     #[test]
     fn few_rows_are_spread() {
         assert_eq!(parts(1, 36, 128), 2);
         assert_eq!(parts(63, 1, 16), 1);
         assert_eq!(parts(64, 36, 128), 1);
+        assert_eq!(grid(16, 36, 128, 16), [1, 2, 16]);
+        assert_eq!(grid(80, 36, 128, 4), [20, 1, 4]);
+        assert_eq!(grid(512, 36, 128, 1), [512, 1, 1]);
     }
 }

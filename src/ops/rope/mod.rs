@@ -2,6 +2,10 @@
 //!
 //! Half-rotation as in Qwen2: element i of a head pairs with i + D/2. The angle is `position · theta^(-2i/D)`, both
 //! factors rounded to f32 as the reference implementation has them, sine and cosine in full f32.
+//!
+//! The T rows of an op are those of `sequences` sequences, T / `sequences` of each, one sequence after the other. All are
+//! equally long, so one [`Step`](crate::core::Step) does: row t is row `t % (T / sequences)` of its sequence's run, and
+//! `valid_rows` of each hold tokens. In a cache of B sequences the heads of sequence b are `b·G..(b + 1)·G`.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -11,7 +15,7 @@ use super::{Case, CpuIo, Fill, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 pub(crate) use cpu::rotate_and_append;
 
-/// Rotates every head of every row; row t has position `step.pos + t`. One rounding.
+/// Rotates every head of every row; row t of a sequence has position `step.pos + t`. One rounding.
 ///
 /// ins: x `[T, heads · D]`; outs: y of the same.
 #[derive(Clone, PartialEq, Debug)]
@@ -19,29 +23,32 @@ pub struct Rope {
     pub heads: usize,
     pub head_dim: usize,
     pub theta: f32,
+    pub sequences: usize,
 }
 
-/// Copies the first `step.valid_rows` rows of k and v to the cache, from row `step.pos` on. The cache holds
-/// keys, then values, each `[G, S_max, D]`.
+/// Copies the first `step.valid_rows` rows of k and v of every sequence to its part of the cache, from row `step.pos` on.
+/// The cache holds keys, then values, each `[B·G, S_max, D]`.
 ///
-/// ins: k `[T, G · D]`, v `[T, G · D]`, kv state `[2, G, S_max, D]`; outs: the same state.
+/// ins: k `[T, G · D]`, v `[T, G · D]`, kv state `[2, B·G, S_max, D]`; outs: the same state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct KvAppend {
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub sequences: usize,
 }
 
 /// [`Rope`] on the q and k columns of a packed `q | k | v`, then [`KvAppend`] of k and v. Rotated keys are rounded
 /// once, to the type of the cache. The columns of every head come in [pairs](`unpaired`), q and the cache are as
 /// everywhere else.
 ///
-/// ins: qkv `[T, (H + 2G) · D]`, kv state `[2, G, S_max, D]`; outs: q `[T, H · D]`, the same state.
+/// ins: qkv `[T, (H + 2G) · D]`, kv state `[2, B·G, S_max, D]`; outs: q `[T, H · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RopeKvAppend {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub theta: f32,
+    pub sequences: usize,
 }
 
 /// Cosine and sine of every angle of a run, in turn: row t has those of position `step.pos + t`, i of 0..D/2 in columns
@@ -86,16 +93,30 @@ pub(crate) fn is_cache(kv: &Desc, kv_heads: usize, head_dim: usize) -> bool {
     matches!(kv.shape.dims(), [2, g, _, d] if (*g, *d) == (kv_heads, head_dim))
 }
 
+/// What an op of several sequences wants besides, for messages.
+pub(crate) fn shares(sequences: usize) -> String {
+    if sequences == 1 { String::new() } else { format!(", T % {sequences} sequences = 0") }
+}
+
+/// Whether `rows` rows are those of `sequences` sequences, equally many of each.
+pub(crate) fn shared_out(rows: usize, sequences: usize) -> bool {
+    sequences > 0 && rows.is_multiple_of(sequences)
+}
+
 impl OpDef for Rope {
     const NAME: &'static str = "Rope";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
         match ins {
-            [x] if self.head_dim.is_multiple_of(2) && x.cols() == self.heads * self.head_dim => {
+            [x] if self.head_dim.is_multiple_of(2)
+                && x.cols() == self.heads * self.head_dim
+                && shared_out(x.rows(), self.sequences) =>
+            {
                 Ok(vec![(x.dtype, x.shape)])
             }
             _ => {
-                let wants = format!("x [T, {} heads · {}], an even head dim", self.heads, self.head_dim);
+                let (heads, d, more) = (self.heads, self.head_dim, shares(self.sequences));
+                let wants = format!("x [T, {heads} heads · {d}], an even head dim{more}");
                 Err(mismatch(Self::NAME, &wants, ins))
             }
         }
@@ -116,16 +137,25 @@ impl OpDef for Rope {
 
     fn cases() -> Vec<Case<Self>> {
         let case = |t: usize, heads: usize, head_dim: usize, pos: usize| {
-            let op = Rope { heads, head_dim, theta: 1e6 };
+            let op = Rope { heads, head_dim, theta: 1e6, sequences: 1 };
             Case::new(format!("t{t}_h{heads}_d{head_dim}_at{pos}"), op)
                 .act(&[t, heads * head_dim])
                 .step(pos, t, 0)
+        };
+        let batch = |sequences: usize, t: usize, heads: usize, head_dim: usize, pos: usize| {
+            let one = case(sequences * t, heads, head_dim, pos);
+            let op = Rope { sequences, ..one.op };
+            Case { name: format!("b{sequences}_{}", one.name), op, ..one }.step(pos, t, 0)
         };
         vec![
             case(1, 7, 128, 0),
             case(17, 3, 64, 29983),
             case(5, 1, 16, 1000),
             case(3, 2, 256, 77),
+            batch(2, 1, 7, 128, 29983),
+            batch(5, 3, 2, 64, 1000),
+            batch(16, 1, 28, 128, 511),
+            batch(3, 40, 3, 16, 7),
             case(512, 28, 128, 0).bench(),
         ]
     }
@@ -141,13 +171,16 @@ impl OpDef for KvAppend {
                     && k.dtype == v.dtype
                     && k.dtype == kv.dtype
                     && k.cols() == self.kv_heads * self.head_dim
-                    && is_cache(kv, self.kv_heads, self.head_dim) =>
+                    && shared_out(k.rows(), self.sequences)
+                    && is_cache(kv, self.sequences * self.kv_heads, self.head_dim) =>
             {
                 Ok(vec![(kv.dtype, kv.shape)])
             }
             _ => {
-                let (g, d) = (self.kv_heads, self.head_dim);
-                let wants = format!("k, v [T, {g} · {d}], a cache [2, {g}, S_max, {d}], all of one type");
+                let (g, d, all) = (self.kv_heads, self.head_dim, self.sequences * self.kv_heads);
+                let more = shares(self.sequences);
+                let wants =
+                    format!("k, v [T, {g} · {d}], a cache [2, {all}, S_max, {d}], all of one type{more}");
                 Err(mismatch(Self::NAME, &wants, ins))
             }
         }
@@ -168,13 +201,13 @@ impl OpDef for KvAppend {
 
     fn cases() -> Vec<Case<Self>> {
         let case = |t: usize, valid: usize, (g, s, d): (usize, usize, usize), pos: usize| {
-            Case::new(format!("t{t}_v{valid}_g{g}_s{s}_d{d}_at{pos}"), KvAppend { kv_heads: g, head_dim: d })
-                .act(&[t, g * d])
-                .act(&[t, g * d])
-                .state(&[2, g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
-                .step(pos, valid, 0)
+            append_case(1, (t, valid), (g, s, d), pos)
         };
         vec![
+            append_case(2, (1, 1), (1, 5, 16), 4),
+            append_case(5, (3, 2), (2, 9, 64), 6),
+            append_case(8, (1, 0), (2, 9, 64), 6),
+            append_case(16, (1, 1), (4, 512, 128), 511),
             case(1, 1, (2, 7, 64), 6),
             case(17, 11, (1, 40, 128), 5),
             case(4, 0, (1, 8, 16), 0),
@@ -183,23 +216,47 @@ impl OpDef for KvAppend {
     }
 }
 
+/// `t` rows of each of `sequences` sequences, of which `valid` hold tokens.
+fn append_case(
+    sequences: usize,
+    (t, valid): (usize, usize),
+    (g, s, d): (usize, usize, usize),
+    pos: usize,
+) -> Case<KvAppend> {
+    let op = KvAppend { kv_heads: g, head_dim: d, sequences };
+    let name = format!("{}t{t}_v{valid}_g{g}_s{s}_d{d}_at{pos}", batch_name(sequences));
+    Case::new(name, op)
+        .act(&[sequences * t, g * d])
+        .act(&[sequences * t, g * d])
+        .state(&[2, sequences * g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+        .step(pos, valid, 0)
+}
+
+/// What the name of a case of several sequences begins with.
+pub(crate) fn batch_name(sequences: usize) -> String {
+    if sequences > 1 { format!("b{sequences}_") } else { String::new() }
+}
+
 impl OpDef for RopeKvAppend {
     const NAME: &'static str = "RopeKvAppend";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
+        let (h, g, d, b) = (self.heads, self.kv_heads, self.head_dim, self.sequences);
         match ins {
             [qkv, kv]
                 if has_pairs(d)
                     && qkv.cols() == (h + 2 * g) * d
                     && qkv.dtype == kv.dtype
-                    && is_cache(kv, g, d) =>
+                    && shared_out(qkv.rows(), b)
+                    && is_cache(kv, b * g, d) =>
             {
                 Ok(vec![(qkv.dtype, qkv.shape.with_cols(h * d)), (kv.dtype, kv.shape)])
             }
             _ => {
                 let wants = format!(
-                    "qkv [T, ({h} + 2·{g}) · {d}] with {d} % 16 == 0, a cache [2, {g}, S_max, {d}] of the same type"
+                    "qkv [T, ({h} + 2·{g}) · {d}] with {d} % 16 == 0, a cache [2, {}, S_max, {d}] of the same type{}",
+                    b * g,
+                    shares(b)
                 );
                 Err(mismatch(Self::NAME, &wants, ins))
             }
@@ -221,14 +278,22 @@ impl OpDef for RopeKvAppend {
     }
 
     fn cases() -> Vec<Case<Self>> {
-        let case = |t: usize, valid: usize, (h, g, d): (usize, usize, usize), s: usize, pos: usize| {
-            let op = RopeKvAppend { heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
-            Case::new(format!("t{t}_v{valid}_h{h}_g{g}_d{d}_s{s}_at{pos}"), op)
-                .act(&[t, (h + 2 * g) * d])
-                .state(&[2, g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
-                .step(pos, valid, 0)
-        };
+        let batch =
+            |b: usize, (t, valid): (usize, usize), (h, g, d): (usize, usize, usize), s: usize, pos| {
+                let op = RopeKvAppend { heads: h, kv_heads: g, head_dim: d, theta: 1e6, sequences: b };
+                Case::new(format!("{}t{t}_v{valid}_h{h}_g{g}_d{d}_s{s}_at{pos}", batch_name(b)), op)
+                    .act(&[b * t, (h + 2 * g) * d])
+                    .state(&[2, b * g, s, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
+                    .step(pos, valid, 0)
+            };
+        let case = |t, valid, heads, s, pos| batch(1, (t, valid), heads, s, pos);
         vec![
+            batch(2, (1, 1), (7, 1, 128), 33, 32),
+            batch(3, (2, 1), (2, 2, 16), 8, 3),
+            batch(5, (1, 0), (4, 2, 64), 40, 9),
+            batch(8, (1, 1), (28, 4, 128), 512, 511),
+            batch(4, (20, 17), (7, 1, 128), 64, 9),
+            batch(16, (1, 1), (28, 4, 128), 512, 500).bench(),
             case(1, 1, (7, 1, 128), 33, 32),
             case(17, 11, (7, 1, 128), 64, 9),
             case(3, 3, (4, 2, 64), 30001, 29998),
@@ -279,7 +344,7 @@ mod tests {
 
     #[test]
     fn rotation_turns_pairs_by_the_angle() {
-        let op = Rope { heads: 1, head_dim: 4, theta: 10000.0 };
+        let op = Rope { heads: 1, head_dim: 4, theta: 10000.0, sequences: 1 };
         let x = floats("x", &[1, 4], &[1.0, 0.0, 0.0, 1.0]);
         let y = run(op, Step::rows(3, 1, 0), vec![x]).unwrap();
         let (a, b) = (3.0f32, 3.0f32 * 0.01);
@@ -291,7 +356,7 @@ mod tests {
 
     #[test]
     fn only_valid_rows_reach_the_cache() {
-        let op = KvAppend { kv_heads: 2, head_dim: 1 };
+        let op = KvAppend { kv_heads: 2, head_dim: 1, sequences: 1 };
         let k = floats("k", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let v = floats("v", &[3, 2], &[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]);
         let kv = || floats("kv", &[2, 2, 4, 1], &[9.0; 16]);
@@ -316,22 +381,60 @@ mod tests {
                 .collect::<Vec<f32>>()
         };
         let step = Step::rows(5, 3, 0);
-        let rope = |heads| Rope { heads, head_dim: d, theta: 1e6 };
+        let rope = |heads| Rope { heads, head_dim: d, theta: 1e6, sequences: 1 };
         let kv = floats("kv", &[2, g, s, d], &vec![0.5; 2 * g * s * d]);
 
         let q = run(rope(h), step, vec![floats("q", &[t, h * d], &part(0, h))]).unwrap();
         let k = run(rope(g), step, vec![floats("k", &[t, g * d], &part(h, g))]).unwrap();
         let (k, v) = (floats("k", &[t, g * d], k[0].f32s()), floats("v", &[t, g * d], &part(h + g, g)));
-        let append = KvAppend { kv_heads: g, head_dim: d };
+        let append = KvAppend { kv_heads: g, head_dim: d, sequences: 1 };
         let cache = run(append, step, vec![k, v, kv.clone()]).unwrap();
 
-        let op = RopeKvAppend { heads: h, kv_heads: g, head_dim: d, theta: 1e6 };
+        let op = RopeKvAppend { heads: h, kv_heads: g, head_dim: d, theta: 1e6, sequences: 1 };
         let paired: Vec<f32> = packed
             .chunks(d)
             .flat_map(|head| (0..d).map(|at| head[unpaired(at, d)]).collect::<Vec<_>>())
             .collect();
         let fused = run(op, step, vec![floats("qkv", &[t, columns], &paired), kv]).unwrap();
         assert_eq!((&fused[0], &fused[1]), (&q[0], &cache[0]));
+    }
+
+    /// Three sequences with two rows each, of which one or both hold tokens, and each sequence by itself.
+    #[test]
+    fn a_batch_is_its_sequences_one_by_one() {
+        let (b, t, h, g, d, s) = (3, 2, 3, 2, 16, 9);
+        let columns = (h + 2 * g) * d;
+        let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 25.0;
+        let packed: Vec<f32> = (0..b * t * columns).map(value).collect();
+        let held: Vec<f32> = (0..2 * b * g * s * d).map(|i| 100.0 + i as f32).collect();
+        let op = |sequences| RopeKvAppend { heads: h, kv_heads: g, head_dim: d, theta: 1e6, sequences };
+        for valid in [1, 2] {
+            let step = Step::rows(5, valid, 0);
+            let kv = floats("kv", &[2, b * g, s, d], &held);
+            let all = run(op(b), step, vec![floats("qkv", &[b * t, columns], &packed), kv]).unwrap();
+            let (q, cache) = (all[0].f32s(), all[1].f32s());
+            for n in 0..b {
+                // Keys, then values: in each, the heads of one sequence lie together.
+                let of_n = |all: &[f32]| -> Vec<f32> {
+                    let len = g * s * d;
+                    [&all[n * len..][..len], &all[(b + n) * len..][..len]].concat()
+                };
+                let rows = &packed[n * t * columns..][..t * columns];
+                let kv = floats("kv", &[2, g, s, d], &of_n(&held));
+                let one = run(op(1), step, vec![floats("qkv", &[t, columns], rows), kv]).unwrap();
+                assert_eq!(q[n * t * h * d..][..t * h * d], *one[0].f32s(), "q of sequence {n}");
+                assert_eq!(of_n(cache), one[1].f32s(), "cache of sequence {n}");
+            }
+            // Rows 5 and, where it holds a token, 6 of every head were written, no other.
+            let written = cache.iter().zip(&held).filter(|(x, y)| x != y).count();
+            assert_eq!(written, 2 * b * g * valid * d);
+        }
+        let (qkv, kv) = (floats("qkv", &[6, columns], &packed), floats("kv", &[2, 8, s, d], &[0.0; 2304]));
+        let message = op(4).infer(&[&qkv.0, &kv.0]).unwrap_err().to_string();
+        assert!(
+            message.contains("a cache [2, 8, S_max, 16] of the same type, T % 4 sequences = 0"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -348,7 +451,11 @@ mod tests {
         let step = Step::rows(1000, t, 0);
         let x: Vec<f32> = (0..t * d).map(|i| (i * 29 % 31) as f32 - 15.0).collect();
         let table = run(RopeTable { rows: t, head_dim: d, theta: 1e4 }, step, vec![]).unwrap();
-        let turned = run(Rope { heads: 1, head_dim: d, theta: 1e4 }, step, vec![floats("x", &[t, d], &x)]);
+        let turned = run(
+            Rope { heads: 1, head_dim: d, theta: 1e4, sequences: 1 },
+            step,
+            vec![floats("x", &[t, d], &x)],
+        );
         let turned = turned.unwrap();
         for row in 0..t {
             for i in 0..d / 2 {

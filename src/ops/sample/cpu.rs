@@ -50,8 +50,11 @@ fn mix(z: u64) -> u64 {
     z ^ z >> 31
 }
 
-/// The token for these logits, see [`Sample`].
-pub(super) fn choose(logits: &[f32], seen: &[u32], params: &SampleParams, draw: u32) -> usize {
+/// What tells the random numbers of a row from those of the row before it, see [`Sample`].
+const ROW: u64 = 0xD1B5_4A32_D192_ED03;
+
+/// The token for the logits of row `row`, see [`Sample`].
+pub(super) fn choose(logits: &[f32], seen: &[u32], params: &SampleParams, row: usize, draw: u32) -> usize {
     let penalty = if params.repetition_penalty > 0.0 { params.repetition_penalty } else { 1.0 };
     let drawn = params.temperature > 0.0;
     let scaled = logits.iter().zip(seen).map(|(&l, &seen)| {
@@ -98,7 +101,8 @@ pub(super) fn choose(logits: &[f32], seen: &[u32], params: &SampleParams, draw: 
     }
 
     let golden = 0x9E37_79B9_7F4A_7C15u64.wrapping_mul(u64::from(draw) + 1);
-    let u = mix(params.seed.wrapping_add(golden)) >> 40;
+    let seed = params.seed.wrapping_add(ROW.wrapping_mul(row as u64));
+    let u = mix(seed.wrapping_add(golden)) >> 40;
     let target = share(total(cutoff), u);
     let mut sum = 0;
     for &(id, q) in live.iter().filter(|l| l.1 <= cutoff) {
@@ -113,10 +117,14 @@ pub(super) fn choose(logits: &[f32], seen: &[u32], params: &SampleParams, draw: 
 pub(super) fn sample(op: &Sample, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, words) = (io.ins.f32s(0)?, io.ins.u32s(2)?);
     let params = SampleParams::from_words(words.first_chunk().unwrap_or(&[0; 8]));
-    let limit = x.len().min(op.limit as usize);
-    let seen = io.outs.u32s(1)?;
-    let token = choose(&x[..limit], seen, &params, io.step.draw);
-    seen[token] = seen[token].wrapping_add(1);
-    io.outs.u32s(0)?[0] = token as u32;
+    let cols = io.ins.extent(0).1;
+    let limit = cols.min(op.limit as usize);
+    let (mut tokens, draw) = (Vec::new(), io.step.draw);
+    for (row, (x, seen)) in x.chunks(cols).zip(io.outs.u32s(1)?.chunks_mut(cols)).enumerate() {
+        let token = choose(&x[..limit], &seen[..limit], &params, row, draw);
+        seen[token] = seen[token].wrapping_add(1);
+        tokens.push(token as u32);
+    }
+    io.outs.u32s(0)?.copy_from_slice(&tokens);
     Ok(())
 }

@@ -43,6 +43,8 @@ struct SampleKernelParams {
     scratch: DevicePtr,
     z: DevicePtr,
     limit: u32,
+    pitch: u32,
+    z_pitch: u32,
 }
 
 struct SampleKernel;
@@ -93,7 +95,10 @@ impl CudaOp for Sample {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([x, seen, params], [token, _]) = io.take()?;
         let limit = x.cols().min(self.limit as usize);
-        let scratch = l.scratch(SAMPLE_SCRATCH_BYTES + limit * 4)?;
+        let rows = x.rows();
+        // Logits of a row as they are drawn from, at a multiple of 16 bytes.
+        let z_bytes = (limit * 4).next_multiple_of(16);
+        let scratch = l.scratch(rows * (SAMPLE_SCRATCH_BYTES + z_bytes))?;
         let p = SampleKernelParams {
             x: x.ptr,
             seen: seen.ptr,
@@ -101,12 +106,20 @@ impl CudaOp for Sample {
             token: token.ptr,
             step: l.step(),
             scratch,
-            z: scratch.offset(SAMPLE_SCRATCH_BYTES),
+            z: scratch.offset(rows * SAMPLE_SCRATCH_BYTES),
             limit: limit as u32,
+            pitch: x.cols() as u32,
+            z_pitch: (z_bytes / 4) as u32,
         };
+        crate::ensure_input!(
+            (1..=65535).contains(&rows),
+            "{}: Sample wants 1 to 65535 rows on the GPU; got {}",
+            x.name(),
+            x.desc.brief()
+        );
         let ctas = if l.device.arch() >= 90 { SAMPLE_CTAS } else { 1 };
-        let geometry = Geometry::grid([ctas, 1, 1]).cluster(ctas);
-        // SAFETY: infer() fixed seen [V], params [8] and token [1], limit <= V, scratch was asked for by its size.
+        let geometry = Geometry::grid([ctas, rows as u32, 1]).cluster(ctas);
+        // SAFETY: infer() fixed seen [T, V], params [8] and token [T], limit <= V, scratch was asked for by its size.
         unsafe { l.launch::<SampleKernel>(x.desc.dtype, geometry, &p) }
     }
 }

@@ -17,7 +17,7 @@ pub struct ArgMax {
     pub limit: u32,
 }
 
-/// Draws a token among the first `limit` by [`SampleParams`].
+/// Draws a token of every row among the first `limit` by [`SampleParams`].
 ///
 /// In the order of transformers: repetition penalty on ids that `seen` counts, temperature (0: the largest logit
 /// wins and nothing is drawn), top-k, top-p, and a draw by inverse cumulative distribution in the order of ids.
@@ -28,10 +28,11 @@ pub struct ArgMax {
 /// Top-k keeps the ids whose q is at most that of the k-th smallest; top-p then keeps those whose q is at most the
 /// smallest one that collects `top_p` of the mass. Ids that tie with the last one kept stay. The draw takes
 /// the first id at which the running mass exceeds `u` of the total, `u` the 24 upper bits of
-/// `mix(seed + (step.draw + 1) · 0x9E3779B97F4A7C15)`, the generator of the synthetic weights.
+/// `mix(seed + row · 0xD1B54A32D192ED03 + (step.draw + 1) · 0x9E3779B97F4A7C15)`, the generator of the synthetic weights:
+/// every row has random numbers of its own.
 ///
-/// ins: logits `[1, V]`, seen state u32 `[V]`, params state u32 `[8]`; outs: token u32 `[1]`, the state seen
-/// with the token counted.
+/// ins: logits `[T, V]`, seen state u32 `[T, V]` (or `[V]` of one row), params state u32 `[8]`; outs: tokens u32 `[T]`,
+/// the state seen with the tokens counted, each in its row.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
     pub limit: u32,
@@ -130,16 +131,16 @@ impl OpDef for Sample {
         match ins {
             [x, seen, params]
                 if x.dtype.is_float()
-                    && x.rows() == 1
+                    && x.cols() > 0
                     && self.limit > 0
-                    && (seen.dtype, seen.shape.dims()) == (DType::U32, &[x.cols()])
+                    && (seen.dtype, seen.rows(), seen.cols()) == (DType::U32, x.rows(), x.cols())
                     && (params.dtype, params.shape.dims()) == (DType::U32, &[8]) =>
             {
-                Ok(vec![(DType::U32, Shape::new(&[1])), (DType::U32, seen.shape)])
+                Ok(vec![(DType::U32, Shape::new(&[x.rows()])), (DType::U32, seen.shape)])
             }
             _ => Err(mismatch(
                 Self::NAME,
-                "logits [1, V], seen u32 [V], params u32 [8] and a limit above 0",
+                "logits [T, V], seen u32 [T, V], params u32 [8] and a limit above 0",
                 ins,
             )),
         }
@@ -147,7 +148,8 @@ impl OpDef for Sample {
 
     fn cost(&self, ins: &[&Desc], _: &[&Desc]) -> Cost {
         let n = ins[0].shape.len() as u64;
-        Cost { flops: 20 * n, read_bytes: ins[0].bytes() + ins[1].bytes(), written_bytes: 8 }
+        let written_bytes = 8 * ins[0].rows() as u64;
+        Cost { flops: 20 * n, read_bytes: ins[0].bytes() + ins[1].bytes(), written_bytes }
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
@@ -185,7 +187,23 @@ impl OpDef for Sample {
             .state_u32(&[8], Fill::Words(TOP_K))
             .step(0, 1, 4);
         all.push(ties);
+        let rows = |name: &str, t: usize, v: usize, params: &'static [u32], draw: usize| {
+            let one = case(name, v, params, draw);
+            Case::new(format!("t{t}_{}", one.name), one.op)
+                .act_f32(&[t, v], Fill::Uniform { centre: 0.0, scale: 12.0 })
+                .state_u32(&[t, v], Fill::Ids { limit: 2 })
+                .state_u32(&[8], Fill::Words(params))
+                .step(0, 1, draw)
+        };
+        all.extend([
+            rows("greedy", 2, 515, GREEDY, 1),
+            rows("plain", 5, 3, PLAIN, 2),
+            rows("all", 8, 32768, ALL, 3),
+            rows("top_k", 3, 4099, TOP_K, 4),
+            rows("top_p", 16, 151665, TOP_P, 5),
+        ]);
         all.push(case("all", 151665, ALL, 9).bench());
+        all.push(rows("all", 8, 151665, ALL, 9).bench());
         all
     }
 }

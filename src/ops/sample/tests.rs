@@ -12,7 +12,7 @@ fn params(change: impl Fn(&mut SampleParams)) -> SampleParams {
 /// How often each of the ids comes in `n` draws.
 fn counts(logits: &[f32], seen: &[u32], p: &SampleParams, n: u32) -> Vec<u32> {
     let mut counts = vec![0; logits.len()];
-    (0..n).for_each(|draw| counts[choose(logits, seen, p, draw)] += 1);
+    (0..n).for_each(|draw| counts[choose(logits, seen, p, 0, draw)] += 1);
     counts
 }
 
@@ -48,7 +48,50 @@ fn greedy_heeds_the_penalty_and_counts_the_token() {
     let outs = run(Sample { limit: 3 }, Step::rows(0, 1, 5), ins).unwrap();
     assert_eq!((outs[0].u32s(), outs[1].u32s()), (&[0][..], &[1, 1, 0][..]));
     // A negative logit is multiplied: -1 becomes -2.
-    assert_eq!(choose(&[-1.0, -1.5], &[1, 0], &p, 0), 1);
+    assert_eq!(choose(&[-1.0, -1.5], &[1, 0], &p, 0, 0), 1);
+}
+
+#[test]
+fn every_row_draws_by_itself() {
+    let (rows, v) = (5, 600);
+    let logits: Vec<f32> = (0..rows * v).map(|i| (i * 37 % 101) as f32 / 25.0).collect();
+    let seen: Vec<u32> = (0..rows * v).map(|i| (i % 3 == 0) as u32).collect();
+    let p = SampleParams { repetition_penalty: 1.25, top_p: 0.9, ..params(|p| p.seed = 7) };
+    let draw = |logits: &[f32], seen: &[u32], n: u32| {
+        let rows = seen.len() / v;
+        let ins = vec![
+            floats("logits", &[rows, v], logits),
+            ids("seen", &[rows, v], seen),
+            ids("params", &[8], &p.to_words()),
+        ];
+        let outs = run(Sample { limit: v as u32 - 1 }, Step::rows(0, 1, n as usize), ins).unwrap();
+        (outs[0].u32s().to_vec(), outs[1].u32s().to_vec())
+    };
+    for n in 0..20 {
+        let (tokens, counted) = draw(&logits, &seen, n);
+        assert_eq!(tokens.len(), rows);
+        for (row, &token) in tokens.iter().enumerate() {
+            let of = row * v..(row + 1) * v;
+            assert_eq!(
+                token as usize,
+                choose(&logits[of.clone()][..v - 1], &seen[of.clone()][..v - 1], &p, row, n)
+            );
+            let mut want = seen[of.clone()].to_vec();
+            want[token as usize] += 1;
+            assert_eq!(counted[of], want, "row {row}");
+        }
+        // The first row draws what it draws alone.
+        assert_eq!(tokens[0], draw(&logits[..v], &seen[..v], n).0[0]);
+    }
+    // Equal logits: rows agree about as often as two draws of 600 tokens do, not always, and no row lags behind another.
+    let flat = vec![0.0; rows * v];
+    let streams: Vec<Vec<u32>> = (0..40).map(|n| draw(&flat, &vec![0; rows * v], n).0).collect();
+    for (a, b) in [(0, 1), (0, 4), (2, 3)] {
+        for lag in 0..4 {
+            let same = (0..36).filter(|&n| streams[n + lag][a] == streams[n][b]).count();
+            assert!(same <= 4, "rows {a} and {b}, {lag} draws apart: {same} of 36");
+        }
+    }
 }
 
 #[test]
@@ -89,10 +132,10 @@ fn top_k_and_top_p_keep_ties() {
 #[test]
 fn useless_logits_still_give_an_id() {
     let p = params(|_| {});
-    assert_eq!(choose(&[f32::NAN, f32::NAN], &[0, 0], &p, 0), 0);
-    assert_eq!(choose(&[f32::NEG_INFINITY, f32::NEG_INFINITY], &[0, 0], &p, 0), 0);
-    assert_eq!(choose(&[1.0, f32::INFINITY], &[0, 0], &p, 0), 1);
-    assert_eq!(choose(&[f32::NAN, f32::NEG_INFINITY, 3.0], &[0, 0, 0], &p, 0), 2);
+    assert_eq!(choose(&[f32::NAN, f32::NAN], &[0, 0], &p, 0, 0), 0);
+    assert_eq!(choose(&[f32::NEG_INFINITY, f32::NEG_INFINITY], &[0, 0], &p, 0, 0), 0);
+    assert_eq!(choose(&[1.0, f32::INFINITY], &[0, 0], &p, 0, 0), 1);
+    assert_eq!(choose(&[f32::NAN, f32::NEG_INFINITY, 3.0], &[0, 0, 0], &p, 0, 0), 2);
 }
 
 #[test]

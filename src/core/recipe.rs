@@ -175,7 +175,11 @@ impl Recipe {
         let rows = self.shape[0];
         let cols = if self.shape.rank() == 1 { 1 } else { self.shape.cols() };
         let pair = 2 * block;
-        if !self.is_plain() || head_dim == 0 || rows % head_dim != 0 || head_dim % pair != 0 {
+        if !self.is_plain()
+            || head_dim == 0
+            || !rows.is_multiple_of(head_dim)
+            || !head_dim.is_multiple_of(pair)
+        {
             return None;
         }
         let p = &self.parts[0];

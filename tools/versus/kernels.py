@@ -131,6 +131,67 @@ if triton is not None:
         )
 
 
+    @triton.jit
+    def rope_kernel(x, cos, sin, q, kv, rows, H: tl.constexpr, G: tl.constexpr, HALF: tl.constexpr):
+        row, head, i = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, HALF)
+        at = x + (row * (H + 2 * G) + head) * 2 * HALF + i
+        a, b = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
+        c, s = tl.load(cos + row * HALF + i).to(tl.float32), tl.load(sin + row * HALF + i).to(tl.float32)
+        turned = head < H + G
+        first, second = tl.where(turned, a * c - b * s, a), tl.where(turned, b * c + a * s, b)
+        first, second = first.to(q.dtype.element_ty), second.to(q.dtype.element_ty)
+        is_q = i < HALF * (head < H).to(tl.int32)
+        to_q = q + (row * H + head) * 2 * HALF + i
+        to_kv = kv + ((head - H) * rows + row) * 2 * HALF + i
+        tl.store(to_q, first, mask=is_q)
+        tl.store(to_q + HALF, second, mask=is_q)
+        tl.store(to_kv, first, mask=is_q == 0)
+        tl.store(to_kv + HALF, second, mask=is_q == 0)
+
+
+HEADS, KV_HEADS, HEAD_DIM = 28, 4, 128
+
+
+def rope_in_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
+    """q turned, and k turned and v as rows of a cache, as one kernel."""
+    rows = x.shape[0]
+    q = torch.empty(rows, HEADS, HEAD_DIM, dtype=x.dtype, device=x.device)
+    kv = torch.empty(2, KV_HEADS, rows, HEAD_DIM, dtype=x.dtype, device=x.device)
+    rope_kernel[(rows, HEADS + 2 * KV_HEADS)](
+        x, cos, sin, q, kv, rows, H=HEADS, G=KV_HEADS, HALF=HEAD_DIM // 2, num_warps=1
+    )
+    return q, kv
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
+    x = x.unflatten(-1, (HEADS + 2 * KV_HEADS, HEAD_DIM))
+    turned, v = x[:, : HEADS + KV_HEADS], x[:, HEADS + KV_HEADS :]
+    a, b = turned.chunk(2, -1)
+    c, s = cos[:, None], sin[:, None]
+    turned = torch.cat([a * c - b * s, b * c + a * s], -1)
+    kv = torch.stack([turned[:, HEADS:].transpose(0, 1), v.transpose(0, 1)])
+    return turned[:, :HEADS].contiguous(), kv
+
+
+def qkv_rope(t: int, pos: int) -> Case:
+    """q, k and v of many rows down to the cache: the library's product, then a separate kernel."""
+    n, k = (HEADS + 2 * KV_HEADS) * HEAD_DIM, 3584
+    angles = ((t, HEAD_DIM // 2), 1.0)
+    inputs, ways = [((t, k), 1.0), ((n, k), k**-0.5), ((n,), 0.1), angles, angles], {}
+    tails = {"turned, stacked": rope} | ({"triton": rope_in_one} if triton else {})
+    for library in ("cublas", "cublaslt"):
+        for tag, tail in tails.items():
+            ways[f"{library} + {tag}"] = Way(
+                lambda x, w, b, c, s, tail=tail: tail(F.linear(x, w, b), c, s), blas=library
+            )
+
+    def exact(x, w, b, c, s):
+        return rope(F.linear(x, w, b), c, s)
+
+    name = f"LinearRope/t{t}_v{t}_h{HEADS}_g{KV_HEADS}_d{HEAD_DIM}_k{k}_at{pos}"
+    return Case("fused", "fused", name, inputs, ways, exact, 2.0 * t * n * k)
+
+
 def swiglu_in_one(x: Tensor) -> Tensor:
     """silu(gate) · up as one kernel, which PyTorch alone does not have."""
     rows, width = x.shape[0], x.shape[1] // 2
@@ -203,6 +264,7 @@ def products() -> list[Case]:
         all.append(fused(group, "gate_up", t, 37888, 3584, "swiglu"))
         all.append(fused(group, "down", t, 3584, 18944, "residual"))
         all.append(fused(group, "o", t, 3584, 3584, "residual"))
+    all += [qkv_rope(128, 500), qkv_rope(512, 0), qkv_rope(2048, 0)]
     for t in (1025, 4100, 13325):
         all.append(fused("fused", "vit_fc1", t, 4096, 1024, "gelu"))
         all.append(fused("fused", "vit_fc2", t, 1024, 4096, "scale_residual"))

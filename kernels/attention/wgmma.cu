@@ -12,8 +12,11 @@
 // Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows: their scores
 // are masked, their values overwritten with zeros in shared memory. Rows from valid_rows on and rows without a key
 // give 0.
-// A bias is added to the scores, or is one more step of the first product (`Bias`): the same sum, with all 24 bits of
-// the bias; scale >= 2^-60.
+// A bias is one more step of the first product: three idle warps of the producer split bias / scale into three bf16 that
+// sum to it exactly, beside each other in a row of 16 columns per key, zeros else; the other operand is ones, so it does
+// not matter where in its row a part lies. All 24 bits of the bias count; scale >= 2^-60. In a pair two CTAs of a cluster
+// share the keys of a tile of rows, half of its blocks each. A CTA has one work; in the end thread i of both holds parts
+// of the same two rows, and they trade: each finishes one.
 // 4·D flops per head and (query, key) pair. At D 128 the tensor cores bind (2048 clocks for 128 x 128 pairs), at D 64
 // exp2 does (1024, as many as the products). Goal: 650 TFLOP/s from S = 4096; vision 1.2 x cuDNN.
 // One file of more than 500 lines: the instances differ in a few lines each of the same loop.
@@ -27,31 +30,20 @@ struct FlashParams {
     TensorMap q;  // {64, T, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
     TensorMap k;  // {64, keys of a sequence (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
     TensorMap v;  // the same
-    TensorMap bias;  // with Bias::added: {H · bias_row} f32, box {BN + 4}, no swizzle
     AttentionParams a;
 };
 
-// Added: the bias of a tile's keys comes with every tile of K, and consumers add it to their scores.
-// Operand: three idle warps of the producer make one more step of the first product of it. They split bias / scale into
-// three bf16 that sum to it exactly, beside each other in a row of 16 columns per key, zeros else; the other operand is
-// ones, so it does not matter where in its row a part lies.
-// Pair: the operand, and two CTAs of a cluster share the keys of a tile of rows, half of its blocks each. A CTA has one
-// work; in the end thread i of both holds parts of the same two rows, and they trade: each finishes one.
-enum class Bias { none, added, operand, operand_pair };
+enum class Bias { none, operand, operand_pair };
 
 // A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes.
 template <int D_, int CONSUMERS_, int BN_, Bias BIAS_>
 struct Flash {
     static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
-    static constexpr bool ADDED = BIAS_ == Bias::added, PAIR = BIAS_ == Bias::operand_pair;
-    static constexpr bool OPERAND = BIAS_ == Bias::operand || PAIR;
+    static constexpr bool BIAS = BIAS_ != Bias::none, PAIR = BIAS_ == Bias::operand_pair;
     static constexpr int STAGES = D == 128 || CONSUMERS == 1 ? (PAIR ? 4 : 5) : 8;
     static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
-    // A copy begins at 16 bytes, so it brings the bias of up to 3 keys before the first; the next lands at 128.
-    static constexpr int BIAS_COPY = ADDED ? (BN + 4) * 4 : 0;
-    static constexpr int BIAS_BYTES = OPERAND ? BN * 32 : (BIAS_COPY + 127) / 128 * 128;
-    // Added: a tile of the ring has its own. Operand: a ring of its own, behind the 64 rows of ones.
-    static constexpr int BIAS_STAGES = OPERAND ? 4 : STAGES, ONES_BYTES = OPERAND ? 64 * 32 : 0;
+    // Biases have a ring of their own, behind 64 rows of ones.
+    static constexpr int BIAS_STAGES = 4, BIAS_BYTES = BIAS ? BN * 32 : 0, ONES_BYTES = BIAS ? 64 * 32 : 0;
     // What a consumer gets of one row: of each thread D / 4 sums, a maximum, a part of l.
     static constexpr int TRADE_BYTES = PAIR ? 128 * (D / 4 + 2) * 4 : 0;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
@@ -61,9 +53,6 @@ struct Flash {
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
     static constexpr int SMEM_BYTES =
         1024 + CONSUMERS * (Q_BYTES + TRADE_BYTES) + STAGES * STAGE_BYTES + ONES_BYTES + BIAS_STAGES * BIAS_BYTES;
-    // Arrivals of a consumer that release a stage: its wgmma ends for all warps at once, its own reads of the bias
-    // do not.
-    static constexpr int RELEASES = ADDED ? 4 : 1;
     static_assert(Q_BYTES % 1024 == 0 && STAGE_BYTES % 1024 == 0, "operands begin at multiples of 1024");
     static_assert(CTAS * (SMEM_BYTES + 1024) <= 228 * 1024);
     static_assert(D == 64 || CONSUMERS == 2, "registers");
@@ -73,11 +62,6 @@ struct Flash {
 struct Work {
     int m0, head, seq, key0, blocks;
 };
-
-// Where the bias of the first key that a tile sees stands.
-__device__ __forceinline__ int first_bias(const AttentionParams& p, const Work& w) {
-    return w.head * int(p.bias_row) + w.seq * int(p.rows) + w.key0;
-}
 
 // The works of this CTA in order. Rows that hold no token come last and see no tile.
 template <class F>
@@ -154,19 +138,15 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
         const Work w = schedule.get(p.a, e);
         if (w.blocks == 0) continue;
         const int group = w.head / int(p.a.group);
-        const int bias0 = first_bias(p.a, w) & ~3;
-        const auto load = [&](const TensorMap& map, int block, bool keys) {
+        const auto load = [&](const TensorMap& map, int block) {
             const uint32_t barrier = s.full + at.stage * 8;
             const int j0 = w.key0 + block * F::BN;
             mbarrier_wait(s.empty + at.stage * 8, at.phase ^ 1);
-            mbarrier_expect_tx(barrier, F::STAGE_BYTES + (keys ? F::BIAS_COPY : 0));
+            mbarrier_expect_tx(barrier, F::STAGE_BYTES);
             tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, j0, 0, group, w.seq);
-            // Behind the last key of the sequence follows another's: masked.
-            if (F::ADDED && keys)
-                tma_load_1d(s.bias + at.stage * F::BIAS_BYTES, p.bias, barrier, bias0 + block * F::BN);
             at.next();
         };
-        load(p.k, 0, true);
+        load(p.k, 0);
         mbarrier_wait(s.q_empty, q_phase ^ 1);
         q_phase ^= 1;
         mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES);
@@ -175,8 +155,8 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
             tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.m0 + 64 * c, 0, w.head, w.seq);
 #pragma unroll 1
         for (int i = 1; i <= w.blocks; i++) {
-            if (i < w.blocks) load(p.k, i, true);
-            load(p.v, i - 1, false);
+            if (i < w.blocks) load(p.k, i);
+            load(p.v, i - 1);
         }
     }
 }
@@ -212,7 +192,7 @@ __device__ __forceinline__ void produce_bias(const AttentionParams& p, const Sha
     Cursor<F::BIAS_STAGES> at;
     for (; schedule.more(); schedule.next()) {
         const Work w = schedule.get(p, e);
-        const float* bias = p.bias + first_bias(p, w);
+        const float* bias = p.bias + (w.head * int(p.bias_row) + w.seq * int(p.rows) + w.key0);
 #pragma unroll 1
         for (int j0 = w.key0; j0 < w.key0 + w.blocks * F::BN; j0 += F::BN, bias += F::BN) {
             // Behind the last key of the sequence follows another's, or nothing: zeros, which are masked.
@@ -258,10 +238,8 @@ __device__ __forceinline__ void pass_turn(uint32_t consumer) {
 }
 
 // All reads of this warpgroup behind the barrier have ended.
-template <class F>
 __device__ __forceinline__ void release(uint32_t empty) {
-    if constexpr (F::RELEASES == 4) __syncwarp();
-    if (threadIdx.x % (128 / F::RELEASES) == 0) mbarrier_arrive(empty);
+    if (threadIdx.x % 128 == 0) mbarrier_arrive(empty);
 }
 
 // Keeps ring and turns going for a consumer without rows, in the steps of `attend`. The barrier keeps the four warps
@@ -272,14 +250,14 @@ __device__ __forceinline__ void stand_by(const Shared& s, Cursor<F::STAGES>& at,
     const auto skip = [&](uint32_t full, uint32_t empty, uint32_t phase) {
         mbarrier_wait(full, phase);
         barrier_sync<128>(STEP_BARRIER + consumer);
-        release<F>(empty);
+        release(empty);
     };
 #pragma unroll 1
     for (int i = 0; i <= blocks; i++) {
         if (i < blocks) {
             skip(s.full + at.stage * 8, s.empty + at.stage * 8, at.phase);
             at.next();
-            if constexpr (F::OPERAND) {
+            if constexpr (F::BIAS) {
                 skip(s.bias_full + bias_at.stage * 8, s.bias_empty + bias_at.stage * 8, bias_at.phase);
                 bias_at.next();
             }
@@ -323,7 +301,7 @@ __device__ __forceinline__ float softmax_row(float (&s)[COUNT], float f, float& 
     return shrink;
 }
 
-// The same for both rows, where a bias may have moved all scores of a row far off: m·f is rounded, by more than the sums
+// The same for both rows with a bias, which may have moved all scores of a row far off: m·f is rounded, by more than the sums
 // may err where it is large, and by more than there are numbers where it is huge. There m is subtracted first.
 template <int COUNT>
 __device__ __forceinline__ float2 softmax_far(float (&s)[COUNT], float f, float (&m)[2], float (&l)[2]) {
@@ -430,7 +408,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     constexpr int BN = F::BN, D = F::D;
     const AttentionParams& p = params.a;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
-    const float c = p.scale * LOG2E, f = F::ADDED ? 1.f : c;
+    const float f = p.scale * LOG2E;
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
     const uint64_t ones = wgmma_descriptor_of_16(s.ones), bias0 = wgmma_descriptor_of_16(s.bias);
@@ -452,7 +430,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         }
         if (w.blocks > 0 && row0 >= e.valid) {
             barrier_sync<128>(STEP_BARRIER + consumer);
-            release<F>(s.q_empty);
+            release(s.q_empty);
             stand_by<F>(s, at, bias_at, w.blocks, consumer);
         } else if (w.blocks > 0) {
             // Keys that all 64 rows see, and those that these two see.
@@ -462,8 +440,6 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
             float x[BN / 2];               // S, then P
             uint32_t probability[BN / 4];  // P as an operand
-            float bias[BN / 4];            // of this thread's columns, times log2(e)
-            const uint32_t bias_column = s.bias + t * 8 + (first_bias(p, w) & 3) * 4;
 
             const auto ask_scores = [&](uint32_t stage) {
                 const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
@@ -473,7 +449,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                     wgmma<T, BN>(x, q0 + i / 4 * (64 * 128 >> 4) + i % 4 * 2,
                                  k + i / 4 * (BN * 128 >> 4) + i % 4 * 2, i > 0);
                 // Last, so that the sum is rounded to the size of the bias once.
-                if constexpr (F::OPERAND)
+                if constexpr (F::BIAS)
                     wgmma<__nv_bfloat16, BN>(x, ones, bias0 + bias_at.stage * (F::BIAS_BYTES >> 4), 1);
                 wgmma_commit();
             };
@@ -485,21 +461,6 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                     wgmma_from_registers<T, D>(o, probability[4 * i], probability[4 * i + 1], probability[4 * i + 2],
                                                probability[4 * i + 3], v + i * (16 * 128 >> 4));
                 wgmma_commit();
-            };
-            const auto load_bias = [&](uint32_t stage) {
-                if constexpr (F::ADDED) {
-#pragma unroll
-                    for (int n = 0; n < BN / 8; n++) {
-                        const uint32_t at = bias_column + stage * F::BIAS_BYTES + n * 32;
-                        bias[2 * n] = shared_float(at) * LOG2E, bias[2 * n + 1] = shared_float(at + 4) * LOG2E;
-                    }
-                }
-            };
-            const auto add_bias = [&] {
-                if constexpr (F::ADDED) {
-#pragma unroll
-                    for (int i = 0; i < BN / 2; i++) x[i] = fmaf(x[i], c, bias[i / 4 * 2 + i % 2]);
-                }
             };
             // Scores to probabilities; returns how O shrinks, for both rows.
             const auto softmax = [&](int j0) {
@@ -514,7 +475,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                                 if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
                     }
                 }
-                if constexpr (F::OPERAND) return softmax_far(x, f, m, l);
+                if constexpr (F::BIAS) return softmax_far(x, f, m, l);
                 const float low = softmax_row<0>(x, f, m[0], l[0]), high = softmax_row<1>(x, f, m[1], l[1]);
                 return make_float2(low, high);
             };
@@ -525,11 +486,11 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
 
             const auto await = [&] { mbarrier_wait(s.full + at.stage * 8, at.phase); };
             const auto await_bias = [&] {
-                if constexpr (F::OPERAND) mbarrier_wait(s.bias_full + bias_at.stage * 8, bias_at.phase);
+                if constexpr (F::BIAS) mbarrier_wait(s.bias_full + bias_at.stage * 8, bias_at.phase);
             };
             const auto release_bias = [&] {
-                if constexpr (F::OPERAND) {
-                    release<F>(s.bias_empty + bias_at.stage * 8);
+                if constexpr (F::BIAS) {
+                    release(s.bias_empty + bias_at.stage * 8);
                     bias_at.next();
                 }
             };
@@ -537,14 +498,12 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             await();
             await_bias();
             ask_scores(at.stage);
-            load_bias(at.stage);
             wgmma_wait<0>();
             wgmma_settle(x);
-            add_bias();
-            release<F>(s.empty + at.stage * 8);
+            release(s.empty + at.stage * 8);
             release_bias();
             at.next();
-            if (w.blocks == 1) release<F>(s.q_empty);
+            if (w.blocks == 1) release(s.q_empty);
             softmax(w.key0);
             pack();
             await();
@@ -560,13 +519,11 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 ask_output(v_stage);
                 at.next();
                 pass_turn<F>(consumer);
-                load_bias(k_stage);
                 wgmma_wait<1>();
                 wgmma_settle(x);
-                add_bias();
-                release<F>(s.empty + k_stage * 8);
+                release(s.empty + k_stage * 8);
                 release_bias();
-                if (i == w.blocks - 1) release<F>(s.q_empty);
+                if (i == w.blocks - 1) release(s.q_empty);
                 const float2 shrink = softmax(w.key0 + i * BN);
                 // The next tile is awaited here because ptxas would move the wait below up to the one above, and the
                 // softmax behind the product; but not past a branch.
@@ -574,7 +531,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 await();
                 wgmma_wait<0>();
                 wgmma_settle(o);
-                release<F>(s.empty + v_stage * 8);
+                release(s.empty + v_stage * 8);
 #pragma unroll
                 for (int d = 0; d < D / 8; d++) {
                     o[4 * d] *= shrink.x, o[4 * d + 1] *= shrink.x;
@@ -588,7 +545,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             ask_output(at.stage);
             wgmma_wait<0>();
             wgmma_settle(o);
-            release<F>(s.empty + at.stage * 8);
+            release(s.empty + at.stage * 8);
             at.next();
         }
 
@@ -643,22 +600,21 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
         prefetch_tensor_map(p.q);
         prefetch_tensor_map(p.k);
         prefetch_tensor_map(p.v);
-        if (F::ADDED) prefetch_tensor_map(p.bias);
         for (int i = 0; i < F::STAGES; i++) {
             mbarrier_init(s.full + i * 8, 1);
-            mbarrier_init(s.empty + i * 8, F::CONSUMERS * F::RELEASES);
+            mbarrier_init(s.empty + i * 8, F::CONSUMERS);
         }
-        for (int i = 0; F::OPERAND && i < F::BIAS_STAGES; i++) {
+        for (int i = 0; F::BIAS && i < F::BIAS_STAGES; i++) {
             mbarrier_init(s.bias_full + i * 8, 3);
             mbarrier_init(s.bias_empty + i * 8, F::CONSUMERS);
         }
         for (int i = 0; F::PAIR && i < F::CONSUMERS; i++) mbarrier_init(s.traded_full + i * 8, 1);
         mbarrier_init(s.q_full, 1);
-        mbarrier_init(s.q_empty, F::CONSUMERS * F::RELEASES);
+        mbarrier_init(s.q_empty, F::CONSUMERS);
         fence_mbarrier_init();
         for (int i = 0; F::PAIR && i < F::CONSUMERS; i++) mbarrier_expect_tx(s.traded_full + i * 8, F::TRADE_BYTES);
     }
-    if (F::OPERAND && threadIdx.x < F::ONES_BYTES / 16) {
+    if (F::BIAS && threadIdx.x < F::ONES_BYTES / 16) {
         constexpr uint32_t TWO_ONES = 0x3f803f80;
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(s.ones + threadIdx.x * 16), "r"(TWO_ONES)
                      : "memory");
@@ -670,7 +626,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     if (warpgroup == 0) {
         give_registers<F::PRODUCER_REGISTERS>();
         if (threadIdx.x >= 32) {
-            if constexpr (F::OPERAND) produce_bias<F>(p.a, s);
+            if constexpr (F::BIAS) produce_bias<F>(p.a, s);
         } else if (elect_one()) {
             produce<F>(p, s);
         }
@@ -694,14 +650,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
 EXPORT_FLASH(d64_c2, 64, 2, 96, Bias::none)
 EXPORT_FLASH(d64_c3, 64, 3, 96, Bias::none)
 EXPORT_FLASH(d128_c2, 128, 2, 128, Bias::none)
-EXPORT_FLASH(d64_c1_bias, 64, 1, 128, Bias::added)
-EXPORT_FLASH(d64_c2_bias, 64, 2, 128, Bias::added)
-EXPORT_FLASH(d128_c2_bias, 128, 2, 128, Bias::added)
-EXPORT_FLASH(d64_c1_bias96, 64, 1, 96, Bias::operand)
-EXPORT_FLASH(d64_c1_bias128, 64, 1, 128, Bias::operand)
-EXPORT_FLASH(d64_c2_bias96, 64, 2, 96, Bias::operand)
-EXPORT_FLASH(d64_c2_bias128, 64, 2, 128, Bias::operand)
-EXPORT_FLASH(d64_c3_bias96, 64, 3, 96, Bias::operand)
-EXPORT_FLASH(d128_c2_bias128, 128, 2, 128, Bias::operand)
-EXPORT_FLASH(d64_c1_bias128_pair, 64, 1, 128, Bias::operand_pair)
-EXPORT_FLASH(d64_c3_bias96_pair, 64, 3, 96, Bias::operand_pair)
+EXPORT_FLASH(d64_c1_bias, 64, 1, 128, Bias::operand)
+EXPORT_FLASH(d128_c2_bias, 128, 2, 128, Bias::operand)
+EXPORT_FLASH(d64_c1_bias_pair, 64, 1, 128, Bias::operand_pair)
+EXPORT_FLASH(d64_c3_bias_pair, 64, 3, 96, Bias::operand_pair)

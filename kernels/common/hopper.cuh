@@ -40,13 +40,6 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-__device__ __forceinline__ void tma_load_1d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0) {
-    asm volatile(
-        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3}], [%2];" ::"r"(
-            dst),
-        "l"(&map), "r"(barrier), "r"(c0)
-        : "memory");
-}
 __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                             int32_t c1) {
     asm volatile(

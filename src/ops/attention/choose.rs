@@ -1,7 +1,7 @@
 //! Which kernel runs an attention. Pure, so it is tested without a GPU; the numbers behind the constants belong into
 //! `kernels/attention/LADDER.md`.
 
-use super::wgmma::{SMALLEST_SCALE, WantedBias};
+use super::wgmma::SMALLEST_SCALE;
 use super::{Attention, Mask, Source};
 
 /// Streaming multiprocessors of an H100 or H200. On a smaller GPU the same grids only take more waves.
@@ -21,7 +21,7 @@ const ONE_CLUSTER_KEYS: usize = 2048;
 /// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against
 /// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 17.6 against 27.
 const WGMMA_KEYS: usize = 384;
-/// The same with a bias per key: 5.5 against 6.0 us at 249 rows, 13.9 against 17.9 at 749.
+/// The same with a bias per key: 5.3 against 6.0 us at 249 rows, 11.1 against 17.9 at 749.
 const WGMMA_KEYS_WITH_BIAS: usize = 192;
 /// CTAs in clusters, one cluster for a kv head, up to which these are ahead of splits: two to an SM run at once (180
 /// registers a thread at D = 128), and a second round of them is predicted to be as fast as splits and their merge (64
@@ -92,20 +92,6 @@ pub(super) struct Switches {
     pub decode: Option<Decoding>,
 }
 
-impl Switches {
-    /// What is asked for here: a form of the bias says nothing where there is none.
-    fn prefill(&self, op: &Attention) -> Option<Wanted> {
-        self.prefill.filter(|wanted| op.bias || !matches!(wanted, Wanted::Wgmma(Some(_))))
-    }
-
-    pub fn bias(&self) -> Option<WantedBias> {
-        match self.prefill {
-            Some(Wanted::Wgmma(form)) => form,
-            _ => None,
-        }
-    }
-}
-
 /// What `VIVACE_DECODE` asks for: `split` or `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decoding {
@@ -159,20 +145,20 @@ fn cluster_stages(head_dim: usize, share: usize) -> usize {
     if share <= 64 { 1 } else { 256 / head_dim }
 }
 
-/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`, or `wgmma/` and a form of the bias where
-/// there is one. It holds for the attentions that have a choice between the two kernels.
+/// What `VIVACE_ATTENTION` asks for, to test and to compare: `mma` or `wgmma`. It holds for the attentions that have a
+/// choice between the two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wanted {
     Mma,
-    Wgmma(Option<WantedBias>),
+    Wgmma,
 }
 
 impl Wanted {
     pub fn parse(text: &str) -> Option<Wanted> {
         match text {
             "mma" => Some(Wanted::Mma),
-            "wgmma" => Some(Wanted::Wgmma(None)),
-            _ => WantedBias::parse(text.strip_prefix("wgmma/")?).map(|bias| Wanted::Wgmma(Some(bias))),
+            "wgmma" => Some(Wanted::Wgmma),
+            _ => None,
         }
     }
 }
@@ -182,8 +168,8 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
     let choice = portable(op, t);
     match (choice, op.source) {
         // An image for 90a runs on 9.0 and on nothing newer.
-        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill(op).unwrap_or(on_hopper(op, t)) {
-            Wanted::Wgmma(_) if !op.bias || op.scale >= SMALLEST_SCALE => Choice::Wgmma,
+        (Choice::Flash { .. }, _) if arch == 90 => match wanted.prefill.unwrap_or(on_hopper(op, t)) {
+            Wanted::Wgmma if !op.bias || op.scale >= SMALLEST_SCALE => Choice::Wgmma,
             _ => choice,
         },
         (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
@@ -208,7 +194,7 @@ fn on_hopper(op: &Attention, t: usize) -> Wanted {
     let chunks = matches!(op.mask, Mask::Chunk { .. });
     let enough = if op.bias { WGMMA_KEYS_WITH_BIAS } else { WGMMA_KEYS };
     match keys >= enough && !chunks {
-        true => Wanted::Wgmma(None),
+        true => Wanted::Wgmma,
         false => Wanted::Mma,
     }
 }
@@ -423,10 +409,6 @@ mod tests {
             assert_eq!(wgmma, ahead, "{t} rows of {op:?}");
             // Elsewhere, and where something else is asked for.
             assert_eq!(choose(&op, t, 90, asked("wgmma")), Choice::Wgmma);
-            for wanted in ["wgmma/added", "wgmma/operand", "wgmma/1x96"] {
-                let wgmma = choose(&op, t, 90, asked(wanted)) == Choice::Wgmma;
-                assert_eq!(wgmma, op.bias || ahead, "{t} rows of {op:?}");
-            }
             for (arch, wanted) in [(80, ""), (80, "wgmma"), (100, "wgmma"), (90, "mma")] {
                 assert_eq!(choose(&op, t, arch, asked(wanted)), portable(&op, t));
             }
@@ -440,8 +422,7 @@ mod tests {
         assert!(matches!(long(1, 80), Choice::Decode { .. }));
         let tiny = Attention { bias: true, scale: SMALLEST_SCALE / 2.0, ..vit(1) };
         assert!(matches!(choose(&tiny, 749, 90, asked("wgmma")), Choice::Flash { .. }));
-        assert_eq!(Wanted::parse("wgmma/added"), Some(Wanted::Wgmma(Some(WantedBias::Added))));
-        for bad in ["", "WGMMA", "wgmma/1", "wgmma/", "wgmma-free", "mma/added"] {
+        for bad in ["", "WGMMA", "wgmma/1", "wgmma-free"] {
             assert_eq!(Wanted::parse(bad), None, "{bad}");
         }
     }

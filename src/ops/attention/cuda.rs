@@ -1,7 +1,7 @@
 //! Launchers of the attention family.
 
 use super::choose::{CLUSTER, Choice, Decoding, Launches, Switches, Wanted, choose};
-use super::wgmma::{BiasForm, WgmmaTile};
+use super::wgmma::WgmmaTile;
 use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
 use crate::core::asked;
 use crate::core::{DType, Result};
@@ -59,7 +59,6 @@ struct WgmmaParams {
     q: TensorMap,
     k: TensorMap,
     v: TensorMap,
-    bias: TensorMap,
     a: AttentionParams,
 }
 
@@ -176,12 +175,7 @@ fn params(
 
 fn switches() -> Result<Switches> {
     Ok(Switches {
-        prefill: asked(
-            "VIVACE_ATTENTION",
-            Wanted::parse,
-            "mma, wgmma, wgmma/added, wgmma/operand, or wgmma/ and consumers x keys of a tile (wgmma/2x128), \
-             /2 where two CTAs share the keys (wgmma/3x96/2)",
-        )?,
+        prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma or wgmma")?,
         decode: asked(
             "VIVACE_DECODE",
             Decoding::parse,
@@ -226,14 +220,7 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
     };
     let dtype = io.outs[0].desc.dtype;
     let k = kv(a.k).map(dtype, op, tile.keys)?;
-    let (all, at_once) = ([op.heads as u64 * u64::from(a.bias_row)], [tile.keys as u32 + 4]);
-    let bias = match tile.bias {
-        BiasForm::Added => {
-            TensorMap::encode(DType::F32, a.bias, &all, &[], &at_once, Swizzle::None, L2Promotion::B128)?
-        }
-        BiasForm::None | BiasForm::Operand => k,
-    };
-    Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, bias, a })
+    Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, a })
 }
 
 impl CudaOp for Attention {
@@ -275,7 +262,7 @@ impl Attention {
             }
             Choice::Wgmma => {
                 let (rows, sms) = (p.rows as usize, l.device.sm_count());
-                let tile = WgmmaTile::choose(self, rows, sms, switches.bias());
+                let tile = WgmmaTile::choose(self, rows, sms);
                 let ctas = tile.ctas(self, rows, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
                 let geometry = geometry.cluster(tile.sharing as u32);

@@ -372,18 +372,16 @@ mod tests {
         assert_eq!(measured(1025, 1024, 4096), "t128x80_4x2");
         assert_eq!(measured(16, 3584, 3584), "t64x16_4x1");
         assert_eq!(choose(&dense(8, 3584, 3584), &H200), Config::Skinny);
-        // Steps of 16 and of 8 sequences: gates and ups of the former on tiles of 64 rows, logits as f32 on neither.
+        // Steps of 16 and of 8 sequences: gates and ups, and logits as f32, of the former on tiles of 64 rows.
         let gated = |m| choose(&Problem { end: End::Gated, ..dense(m, 37888, 3584) }, &H200);
         assert!(
             matches!(gated(16), Config::Wgmma(plan) if (plan.tile.name().as_str(), plan.splits) == ("d64x144_1x2", 1))
         );
         assert_eq!(gated(9), gated(16));
         assert_eq!(gated(8), Config::Skinny);
-        let logits = Problem { vectors: false, ..dense(16, 152_064, 3584) };
-        assert_eq!(choose(&logits, &H200), Config::Skinny);
-        assert!(
-            matches!(choose(&logits, &wants("64x128/1")), Config::Wgmma(plan) if plan.tile.name() == "64x128")
-        );
+        let logits = |m| choose(&Problem { vectors: false, ..dense(m, 152_064, 3584) }, &H200);
+        assert!(matches!(logits(16), Config::Wgmma(plan) if plan.tile.name() == "64x128"));
+        assert_eq!(logits(8), Config::Skinny);
     }
 
     #[test]

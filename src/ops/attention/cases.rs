@@ -244,17 +244,23 @@ fn biased(all: &mut Vec<Case<Attention>>) {
         ("no_key", Fill::Bits(f32::NEG_INFINITY.to_bits())),
     ] {
         all.push(packed(301, 1, Some((tag, fill)), full(3, 64)));
+        let chunk = Mask::Chunk { size: 50, left: 1 };
         // Half a unit of 1e4 in f32 alone takes what f16 may err, where two keys share a row.
         if tag != "bias1e4" {
             all.push(packed(131, 2, Some((tag, fill)), full(3, 128)));
+            // So many heads that on Hopper tiles have three consumers.
+            all.push(packed(301, 3, Some((tag, fill)), full(10, 64)));
+            all.push(packed(290, 3, Some((tag, fill)), op(10, 10, 64, chunk, Source::Packed)));
         }
-        let chunk = Mask::Chunk { size: 50, left: 1 };
         all.push(packed(390, 1, Some((tag, fill)), op(1, 1, 64, chunk, Source::Packed)));
     }
     for (t, batch) in [(63, 5), (129, 3), (251, 3)] {
         all.push(packed(t, batch, bias, full(3, 64)));
         all.push(packed(t, batch, bias, op(3, 3, 64, Mask::Chunk { size: 16, left: 2 }, Source::Packed)));
     }
+    all.push(packed(257, 3, bias, full(9, 64)));
+    all.push(packed(290, 3, bias, op(6, 6, 64, Mask::Chunk { size: 50, left: 1 }, Source::Packed)));
+    all.push(bias_table(321, 333, uniform(0.0, 2.0), full(24, 64)));
     all.push(bias_table(749, 1023, uniform(0.0, 2.0), full(3, 64)));
     all.push(bias_table(249, 251, uniform(0.0, 2.0), op(3, 1, 64, Mask::Full, Source::Packed)));
 }

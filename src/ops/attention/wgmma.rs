@@ -100,6 +100,7 @@ impl WgmmaTile {
 mod tests {
     use super::*;
     use crate::ops::attention::{Mask, Source};
+    use crate::ops::{Case, OpDef};
 
     const SMS: usize = 132;
 
@@ -139,6 +140,25 @@ mod tests {
             // Barriers, and the 1 KiB that every resident CTA costs.
             let bytes = (tile.smem_bytes() + 256 + 1024) * tile.ctas_per_sm();
             assert!(bytes <= 228 << 10, "{tile:?}");
+        }
+    }
+
+    #[test]
+    fn ragged_cases_reach_every_tile_with_a_bias() {
+        let cases = Attention::cases();
+        let [short, long] = WgmmaTile::D64_BIAS_PAIRS;
+        for tile in [short, WgmmaTile::D64_BIAS, long] {
+            for chunks in [false, true] {
+                let reach = |case: &Case<Attention>| {
+                    let op = &case.op;
+                    let rows = case.ins[0].shape[0] / op.batch;
+                    let masked = matches!(op.mask, Mask::Chunk { .. });
+                    let fits = !case.bench && op.bias && op.head_dim == 64 && masked == chunks;
+                    fits && WgmmaTile::choose(op, rows, SMS) == tile
+                };
+                let count = cases.iter().filter(|case| reach(case)).count();
+                assert!(count > 0, "no case, chunks {chunks}: {tile:?}");
+            }
         }
     }
 

@@ -38,8 +38,8 @@ pub struct KvAppend {
 }
 
 /// [`Rope`] on the q and k columns of a packed `q | k | v`, then [`KvAppend`] of k and v. Rotated keys are rounded
-/// once, to the type of the cache. The columns of every head come in [pairs](`unpaired`), q and the cache are as
-/// everywhere else.
+/// once, to the type of the cache. The columns of every head come in pairs, blocks of 8 of both halves in turn; q and the
+/// cache are as everywhere else.
 ///
 /// ins: qkv `[T, (H + 2G) · D]`, kv state `[2, B·G, S_max, D]`; outs: q `[T, H · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]

@@ -12,8 +12,8 @@ use crate::core::{Recipe, Result};
 use crate::weights::{Packer, Source, check_parts};
 
 /// One pinned buffer; large enough that a copy outlasts what it takes to start it. Out of the page cache 16 threads bring
-/// 26 to 29 GB/s, where the bus takes 55 (H200 host): 8 MB buffers 20, 64 MB 22; pages asked for ahead
-/// (`MADV_POPULATE_READ`) 22.
+/// 20 to 29 GB/s, where the bus takes 55 (H200 hosts); on one with 26 to 29, 8 MB buffers 20, 64 MB 22, pages asked for
+/// ahead (`MADV_POPULATE_READ`) 22.
 const STAGE_BYTES: usize = 32 << 20;
 /// Buffers in turn: one is filled while others are copied.
 const STAGES: usize = 4;

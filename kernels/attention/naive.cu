@@ -1,8 +1,9 @@
 // naive:  out_i = Σ_j p_ij v_j,  p_i = softmax_j(scale·q_i·k_j + bias_j)         the readable one, and the fallback
 // q, k, v, out of T16 as AttentionParams addresses them, rows aligned to 16 bytes; bias f32 [H, T]; D % 8 == 0, D <= 256
 //
-// One warp per (row, head), four warps per CTA; grid = (ceil(rows / 4), H, batch). 32 keys at a time: each lane takes
-// the dot product with a key of its own, then the lanes share out the columns of v. Online softmax in f32.
+// One warp per (row, head), four warps per CTA; grid = (ceil(rows of the longest sequence / 4), H, sequences). 32 keys at
+// a time: each lane takes the dot product with a key of its own, then the lanes share out the columns of v. Online softmax
+// in f32.
 // Every K and V row is read once per query from L2 or L1: no goal but to be right.
 #include "attention/params.cuh"
 #include "common/export.cuh"
@@ -12,15 +13,19 @@
 constexpr int NAIVE_WARPS = 4, NAIVE_THREADS = 32 * NAIVE_WARPS, NAIVE_MAX_D = 256;
 
 template <class T>
-__device__ __forceinline__ void naive(const AttentionParams& p) {
+__device__ __forceinline__ void naive(const BatchParams& params) {
+    const AttentionParams& p = params.a;
+    const Lengths& lengths = params.lengths;
     __shared__ float q_rows[NAIVE_WARPS][NAIVE_MAX_D];
     pdl_wait();
     pdl_trigger();
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, d = int(p.head_dim);
     const int i = int(blockIdx.x) * NAIVE_WARPS + warp, head = int(blockIdx.y);
-    if (i >= int(p.rows)) return;
-    const Extent e = extent(p);
-    const size_t row0 = size_t(blockIdx.z) * p.rows;
+    const bool alike = lengths.tiles == 0;
+    const size_t row0 = alike ? size_t(blockIdx.z) * p.rows : lengths.row0[blockIdx.z];
+    const int rows = int(alike ? p.rows : lengths.rows[blockIdx.z]);
+    if (i >= rows) return;
+    const Extent e = extent(p, rows);
     auto* out = static_cast<T*>(p.out) + ((row0 + i) * p.heads + head) * d;
     if (i >= e.valid) {
         for (int x = lane; x < d; x += 32) out[x] = from_f32<T>(0.f);
@@ -70,5 +75,5 @@ __device__ __forceinline__ void naive(const AttentionParams& p) {
         if (lane + 32 * x < d) out[lane + 32 * x] = from_f32<T>(o[x] * inv);
 }
 
-EXPORT(naive_bf16, AttentionParams, NAIVE_THREADS, 1, naive<__nv_bfloat16>)
-EXPORT(naive_f16, AttentionParams, NAIVE_THREADS, 1, naive<__half>)
+EXPORT(naive_bf16, BatchParams, NAIVE_THREADS, 1, naive<__nv_bfloat16>)
+EXPORT(naive_f16, BatchParams, NAIVE_THREADS, 1, naive<__half>)

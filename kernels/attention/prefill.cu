@@ -6,7 +6,8 @@
 // (32 where registers are short), two buffers each, by cp.async, one barrier per tile; mma.m16n8k16; m, l, O in
 // registers in f32; p is rounded to T16 for P·V. Keys from the end of the sequence (or kv_len) on are zeros in shared
 // memory: stale cache rows are never read. Rows from valid_rows on and rows without a key give 0.
-// grid = row tiles · H · batch, linear; causal: longest first, the heads of a group side by side.
+// grid = row tiles of all sequences · H, linear; causal, and where sequences differ in length: longest first, the heads of
+// a group side by side.
 // 4·D flops per head and (query, key) pair behind the mask. Goal 60 % of the mma.sync peak from S = 2048.
 #include "attention/params.cuh"
 #include "attention/tile.cuh"
@@ -17,7 +18,8 @@ constexpr int FLASH_WARPS = 4, FLASH_THREADS = 32 * FLASH_WARPS;
 
 // Shared memory: Q [BM][D], then per buffer K [BN][D] and V [BN][D], then bias [2][BN] f32; 128 bytes of slack to align.
 template <class T, int D, int MT>
-__device__ __forceinline__ void flash(const AttentionParams& p) {
+__device__ __forceinline__ void flash(const BatchParams& params) {
+    const AttentionParams& p = params.a;
     static_assert(D == 64 || D == 128);
     constexpr int BM = 16 * MT * FLASH_WARPS, CHUNKS = D / 8, ROW_STEP = FLASH_THREADS / CHUNKS;
     constexpr int BN = D * MT == 256 ? 32 : 64;  // 64 keys would spill there
@@ -30,18 +32,20 @@ __device__ __forceinline__ void flash(const AttentionParams& p) {
     pdl_trigger();
 
     const int tiles = (int(p.rows) + BM - 1) / BM, heads = int(p.heads * p.batch), at = int(blockIdx.x);
-    const bool causal = p.mask == MASK_CAUSAL;
-    const int head_seq = causal ? at % heads : at / tiles;
-    const int m0 = (causal ? tiles - 1 - at / heads : at % tiles) * BM;
+    const bool causal = p.mask == MASK_CAUSAL, alike = params.lengths.tiles == 0;
+    const int head_seq = causal || !alike ? at % heads : at / tiles;
     const int head = head_seq % int(p.heads), seq = head_seq / int(p.heads);
-    const Extent e = extent(p);
-    const size_t row0 = size_t(seq) * p.rows;
+    RowTile tile = {seq * p.rows, int(p.rows), (causal ? tiles - 1 - at / heads : at % tiles) * BM};
+    if (!alike) tile = tile_of(params.lengths, at / heads, BM, causal);
+    const int m0 = tile.m0;
+    const size_t row0 = tile.row0;
+    const Extent e = extent(p, tile.rows);
     const auto* q = static_cast<const T*>(p.q) + (row0 + m0) * p.q_row + head * D;
     const auto out = [&](int r, int chunk) {
         return static_cast<T*>(p.out) + ((row0 + m0 + r) * p.heads + head) * D + chunk * 8;
     };
     const int tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
-    const int rows_here = min(int(p.rows) - m0, BM);
+    const int rows_here = min(tile.rows - m0, BM);
     const int load_row = tid / CHUNKS, load_chunk = tid % CHUNKS;
 
     if (m0 >= e.valid) {
@@ -192,7 +196,7 @@ __device__ __forceinline__ void flash(const AttentionParams& p) {
         __syncthreads();
     }
 
-    const int valid = extent(p).valid;  // read again: a register less in the loop
+    const int valid = p.step ? extent(p).valid - m0 : rows_here;  // read again: a register less in the loop
     // Through this warp's own rows of Q, so that a row leaves in 16-byte stores.
 #pragma unroll
     for (int i = 0; i < MT; i++)
@@ -200,7 +204,7 @@ __device__ __forceinline__ void flash(const AttentionParams& p) {
         for (int r = 0; r < 2; r++) {
             const int row = w0 + i * 16 + 8 * r + g;
             const float sum = quad_sum(l[i][r]);
-            const float inv = sum > 0.f && m0 + row < valid ? 1.f / sum : 0.f;
+            const float inv = sum > 0.f && row < valid ? 1.f / sum : 0.f;
 #pragma unroll
             for (int d = 0; d < D / 8; d++) {
                 const uint32_t pair = pack2<T>(o[i][d][2 * r] * inv, o[i][d][2 * r + 1] * inv);
@@ -221,11 +225,11 @@ __device__ __forceinline__ void flash(const AttentionParams& p) {
 }
 
 // The number of CTAs is what shared memory allows on 9.0 (227 KB); the 128-row tiles need all 255 registers.
-EXPORT(flash_d64_m64_bf16, AttentionParams, FLASH_THREADS, 3, flash<__nv_bfloat16, 64, 1>)
-EXPORT(flash_d64_m64_f16, AttentionParams, FLASH_THREADS, 3, flash<__half, 64, 1>)
-EXPORT(flash_d64_m128_bf16, AttentionParams, FLASH_THREADS, 2, flash<__nv_bfloat16, 64, 2>)
-EXPORT(flash_d64_m128_f16, AttentionParams, FLASH_THREADS, 2, flash<__half, 64, 2>)
-EXPORT(flash_d128_m64_bf16, AttentionParams, FLASH_THREADS, 2, flash<__nv_bfloat16, 128, 1>)
-EXPORT(flash_d128_m64_f16, AttentionParams, FLASH_THREADS, 2, flash<__half, 128, 1>)
-EXPORT(flash_d128_m128_bf16, AttentionParams, FLASH_THREADS, 2, flash<__nv_bfloat16, 128, 2>)
-EXPORT(flash_d128_m128_f16, AttentionParams, FLASH_THREADS, 2, flash<__half, 128, 2>)
+EXPORT(flash_d64_m64_bf16, BatchParams, FLASH_THREADS, 3, flash<__nv_bfloat16, 64, 1>)
+EXPORT(flash_d64_m64_f16, BatchParams, FLASH_THREADS, 3, flash<__half, 64, 1>)
+EXPORT(flash_d64_m128_bf16, BatchParams, FLASH_THREADS, 2, flash<__nv_bfloat16, 64, 2>)
+EXPORT(flash_d64_m128_f16, BatchParams, FLASH_THREADS, 2, flash<__half, 64, 2>)
+EXPORT(flash_d128_m64_bf16, BatchParams, FLASH_THREADS, 2, flash<__nv_bfloat16, 128, 1>)
+EXPORT(flash_d128_m64_f16, BatchParams, FLASH_THREADS, 2, flash<__half, 128, 1>)
+EXPORT(flash_d128_m128_bf16, BatchParams, FLASH_THREADS, 2, flash<__nv_bfloat16, 128, 2>)
+EXPORT(flash_d128_m128_f16, BatchParams, FLASH_THREADS, 2, flash<__half, 128, 2>)

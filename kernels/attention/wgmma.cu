@@ -7,11 +7,13 @@
 // BN keys goes around in the order K0 K1 V0 K2 V1 ..: a consumer asks for S of tile i and for P·V of tile i - 1, then
 // makes P of tile i while the second product runs. Consumers take turns: they ask one after the other, so that the
 // softmax of one falls under the products of the others. m, l, O, S in registers in f32; p is rounded to T16.
-// Persistent: CTA c takes the tiles (query rows, head, sequence) c, 2·grid - 1 - c, 2·grid + c, ..; causal tiles go
-// longest first, so that long and short ones meet. Loads of the next tile run under the end of the last.
-// Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows: their scores
-// are masked, their values overwritten with zeros in shared memory. Rows from valid_rows on and rows without a key
-// give 0.
+// Persistent: CTA c takes the tiles (query rows, head, sequence) c, 2·grid - 1 - c, 2·grid + c, ..; causal tiles, and those
+// of sequences of different lengths, go longest first, so that long and short ones meet. Loads of the next tile run under
+// the end of the last.
+// Keys from the end of the sequence on are zeros (the map ends there); in a cache they are stale rows, and of sequences
+// of different lengths, which are one to the maps, rows of the next: their scores are masked, their values overwritten with
+// zeros in shared memory, so what is no number in one sequence stays there. Rows from valid_rows on and rows without a
+// key give 0.
 // A bias is one more step of the first product: three idle warps of the producer split bias / scale into three bf16 that
 // sum to it exactly, beside each other in a row of 16 columns per key, zeros else; the other operand is ones, so it does
 // not matter where in its row a part lies. All 24 bits of the bias count; scale >= 2^-60. In a pair two CTAs of a cluster
@@ -27,11 +29,13 @@
 #include "common/ptx.cuh"
 
 struct FlashParams {
-    TensorMap q;  // {64, T, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
-    TensorMap k;  // {64, keys of a sequence (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
+    TensorMap q;  // {64, rows, D / 64, H, batch}, box {64, 64, D / 64, 1, 1}, swizzle 128 B
+    TensorMap k;  // {64, rows (cache: S_max), D / 64, G, batch}, box {64, BN, D / 64, 1, 1}
     TensorMap v;  // the same
     AttentionParams a;
+    Lengths lengths;
 };
+__device__ __forceinline__ bool alike(const FlashParams& p) { return p.lengths.tiles == 0; }
 
 enum class Bias { none, operand, operand_pair };
 
@@ -58,9 +62,11 @@ struct Flash {
     static_assert(D == 64 || CONSUMERS == 2, "registers");
 };
 
-// BM query rows of one head of one sequence, and the tiles of keys that any of them sees.
+// BM query rows of one head of one sequence, and the tiles of keys that any of them sees. Row i of the sequence is row
+// row0 + i of sequence `seq` of the maps: either of the two is 0.
 struct Work {
-    int m0, head, seq, key0, blocks;
+    Extent e;
+    int m0, head, seq, row0, key0, blocks;
 };
 
 // The works of this CTA in order. Rows that hold no token come last and see no tile.
@@ -69,34 +75,46 @@ struct Schedule {
     int heads, tiles, whole, valid_tiles, units, base, unit;
     bool causal;
 
-    __device__ __forceinline__ Schedule(const AttentionParams& p, const Extent& e) {
+    __device__ __forceinline__ Schedule(const FlashParams& params, const Extent& e) {
+        const AttentionParams& p = params.a;
         heads = int(p.heads * p.batch);
-        tiles = (int(p.rows) + F::BM - 1) / F::BM;
+        tiles = alike(params) ? (int(p.rows) + F::BM - 1) / F::BM : int(params.lengths.tiles);
         valid_tiles = (e.valid + F::BM - 1) / F::BM;
         // A last tile that leaves consumers idle is a short one.
         whole = F::CONSUMERS > 1 && tiles > 1 && uint32_t(int(p.rows) % F::BM - 1) < 64 ? tiles - 1 : tiles;
+        if (!alike(params)) whole = 0;  // the order is that of `tile_of`
         units = tiles * heads;
         causal = p.mask == MASK_CAUSAL;
         base = 0, unit = int(blockIdx.x) / (F::PAIR ? 2 : 1);
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
     __device__ __forceinline__ void next() {
-        // Rounds run forth and back.
-        const int grid = int(gridDim.x) / (F::PAIR ? 2 : 1), at = unit - base;
-        base += grid, unit = base + grid - 1 - at;
+        if constexpr (F::PAIR) {
+            unit = units;  // there is one
+        } else {
+            // Rounds run forth and back.
+            const int grid = int(gridDim.x), at = unit - base;
+            base += grid, unit = base + grid - 1 - at;
+        }
     }
-    __device__ __forceinline__ Work get(const AttentionParams& p, const Extent& e) const {
+    __device__ __forceinline__ Work get(const FlashParams& params, const Extent& e) const {
+        const AttentionParams& p = params.a;
         Work w;
         // Causal: the longest first, the heads of a group side by side, for they share keys in the L2. Else the tiles of
         // a head side by side, and the short ones last.
         const bool by_rows = causal || unit >= whole * heads;
         const int at = by_rows ? unit / heads : unit % whole, head = by_rows ? unit % heads : unit / whole;
+        w.e = e;
         w.m0 = (causal && at < valid_tiles ? valid_tiles - 1 - at : at) * F::BM;
-        w.head = head % int(p.heads), w.seq = head / int(p.heads);
+        w.head = head % int(p.heads), w.seq = head / int(p.heads), w.row0 = 0;
+        if (!alike(params)) {
+            const RowTile tile = tile_of(params.lengths, at, F::BM, causal);
+            w.e = {0, tile.rows, tile.rows}, w.m0 = tile.m0, w.row0 = int(tile.row0);
+        }
         w.key0 = w.blocks = 0;
-        if (w.m0 < e.valid) {
-            w.key0 = first_key(p, e.pos + w.m0) / F::BN * F::BN;
-            const int end = end_key(p, e.pos + min(w.m0 + F::BM, e.valid) - 1, e.keys);
+        if (w.m0 < w.e.valid) {
+            w.key0 = first_key(p, w.e.pos + w.m0) / F::BN * F::BN;
+            const int end = end_key(p, w.e.pos + min(w.m0 + F::BM, w.e.valid) - 1, w.e.keys);
             w.blocks = max(end - w.key0 + F::BN - 1, 0) / F::BN;
             if constexpr (F::PAIR) {
                 const int half = (w.blocks + 1) / 2;
@@ -129,21 +147,21 @@ struct Shared {
 template <class F>
 __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
     const Extent e = extent_before_wait(p.a);
-    Schedule<F> schedule(p.a, e);
+    Schedule<F> schedule(p, e);
     pdl_wait();
     pdl_trigger();
     Cursor<F::STAGES> at;
     uint32_t q_phase = 0;
     for (; schedule.more(); schedule.next()) {
-        const Work w = schedule.get(p.a, e);
+        const Work w = schedule.get(p, e);
         if (w.blocks == 0) continue;
         const int group = w.head / int(p.a.group);
         const auto load = [&](const TensorMap& map, int block) {
             const uint32_t barrier = s.full + at.stage * 8;
-            const int j0 = w.key0 + block * F::BN;
+            const int row = w.row0 + w.key0 + block * F::BN;
             mbarrier_wait(s.empty + at.stage * 8, at.phase ^ 1);
             mbarrier_expect_tx(barrier, F::STAGE_BYTES);
-            tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, j0, 0, group, w.seq);
+            tma_load_5d(s.ring + at.stage * F::STAGE_BYTES, map, barrier, 0, row, 0, group, w.seq);
             at.next();
         };
         load(p.k, 0);
@@ -152,7 +170,7 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
         mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES);
 #pragma unroll
         for (int c = 0; c < F::CONSUMERS; c++)
-            tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.m0 + 64 * c, 0, w.head, w.seq);
+            tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.row0 + w.m0 + 64 * c, 0, w.head, w.seq);
 #pragma unroll 1
         for (int i = 1; i <= w.blocks; i++) {
             if (i < w.blocks) load(p.k, i);
@@ -182,17 +200,18 @@ __device__ __forceinline__ void store_parts(uint32_t row, float x) {
 
 // Three warps: the operand of every tile of keys, in the order in which `attend` asks for them.
 template <class F>
-__device__ __forceinline__ void produce_bias(const AttentionParams& p, const Shared& s) {
+__device__ __forceinline__ void produce_bias(const FlashParams& params, const Shared& s) {
     constexpr int THREADS = 96, ROUNDS = (F::BN + THREADS - 1) / THREADS;
+    const AttentionParams& p = params.a;
     const Extent e = extent_before_wait(p);
-    Schedule<F> schedule(p, e);
+    Schedule<F> schedule(params, e);
     pdl_wait();
     pdl_trigger();
     const int thread = int(threadIdx.x) - 32;
     Cursor<F::BIAS_STAGES> at;
     for (; schedule.more(); schedule.next()) {
-        const Work w = schedule.get(p, e);
-        const float* bias = p.bias + (w.head * int(p.bias_row) + w.seq * int(p.rows) + w.key0);
+        const Work w = schedule.get(params, e);
+        const float* bias = p.bias + (w.head * int(p.bias_row) + w.seq * int(p.rows) + w.row0 + w.key0);
 #pragma unroll 1
         for (int j0 = w.key0; j0 < w.key0 + w.blocks * F::BN; j0 += F::BN, bias += F::BN) {
             // Behind the last key of the sequence follows another's, or nothing: zeros, which are masked.
@@ -200,7 +219,7 @@ __device__ __forceinline__ void produce_bias(const AttentionParams& p, const Sha
 #pragma unroll
             for (int r = 0; r < ROUNDS; r++) {
                 const int key = thread + r * THREADS;
-                x[r] = key < F::BN && j0 + key < e.keys ? __ldcg(bias + key) : 0.f;
+                x[r] = key < F::BN && j0 + key < w.e.keys ? __ldcg(bias + key) : 0.f;
             }
             const uint32_t tile = s.bias + at.stage * F::BIAS_BYTES;
             mbarrier_wait(s.bias_empty + at.stage * 8, at.phase ^ 1);
@@ -412,7 +431,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
     const uint64_t ones = wgmma_descriptor_of_16(s.ones), bias0 = wgmma_descriptor_of_16(s.bias);
-    const Extent e = extent_before_wait(p);
+    const Extent extent = extent_before_wait(p);
     pdl_wait();
     pdl_trigger();
     Cursor<F::STAGES> at;
@@ -420,8 +439,9 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     uint32_t q_phase = 0;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
 
-    for (Schedule<F> schedule(p, e); schedule.more(); schedule.next()) {
-        const Work w = schedule.get(p, e);
+    for (Schedule<F> schedule(params, extent); schedule.more(); schedule.next()) {
+        const Work w = schedule.get(params, extent);
+        const Extent& e = w.e;
         const int row0 = w.m0 + int(consumer) * 64, row = row0 + int(warp * 16 + g);  // and row + 8
         float o[D / 2] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {};
         if (w.blocks > 0) {
@@ -540,7 +560,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 pack();
             }
             const int key_last = w.key0 + (w.blocks - 1) * BN;
-            if (p.step != nullptr && key_last + BN > e.keys)
+            if ((p.step != nullptr || !alike(params)) && key_last + BN > e.keys)
                 clear_rows<F>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
             ask_output(at.stage);
             wgmma_wait<0>();
@@ -556,13 +576,15 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             if (row0 < e.valid) l[0] = trade_rows<F>(s, consumer, f, o, m, l, traded);
         }
 
+        const int rows = alike(params) ? int(p.rows) : e.valid;
         // A quad holds 32 columns of a row as words; a lane stores 8 of them.
 #pragma unroll
         for (int r = 0; r < (F::PAIR ? 1 : 2); r++) {
             const int i = row + 8 * (F::PAIR ? int(blockIdx.x % 2) : r);
             const float sum = quad_sum(l[r]), inv = 1.f / sum;
             const bool some = sum > 0.f && i < e.valid;  // else a padding row of q may have made NaN of it
-            T* out = static_cast<T*>(p.out) + ((size_t(w.seq) * p.rows + i) * p.heads + w.head) * D + t * 8;
+            T* out =
+                static_cast<T*>(p.out) + ((size_t(w.seq) * p.rows + w.row0 + i) * p.heads + w.head) * D + t * 8;
 #pragma unroll
             for (int d = 0; d < D / 32; d++) {
                 uint32_t words[4];
@@ -572,7 +594,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                     words[n] = some ? pack2<T>(y[0] * inv, y[1] * inv) : 0;
                 }
                 const uint4 vector = gather_vector(words);
-                if (i < int(p.rows)) *reinterpret_cast<uint4*>(out + d * 32) = vector;
+                if (i < rows) *reinterpret_cast<uint4*>(out + d * 32) = vector;
             }
         }
         __syncwarp();  // wgmma wants whole warps
@@ -626,7 +648,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     if (warpgroup == 0) {
         give_registers<F::PRODUCER_REGISTERS>();
         if (threadIdx.x >= 32) {
-            if constexpr (F::BIAS) produce_bias<F>(p.a, s);
+            if constexpr (F::BIAS) produce_bias<F>(p, s);
         } else if (elect_one()) {
             produce<F>(p, s);
         }

@@ -83,7 +83,7 @@ fn sequences_stay_in_fused_ops() {
             let sequences = match &node.op {
                 Op::LinearRope(op) => op.sequences,
                 Op::RopeKvAppend(op) => op.sequences,
-                Op::Attention(op) => op.batch,
+                Op::Attention(op) => op.batch.sequences(),
                 _ => n,
             };
             assert_eq!(sequences, n, "{:?}", node.op);

@@ -5,7 +5,7 @@ use super::builder::Builder;
 use super::config::{TextConfig, VisionConfig};
 use crate::core::{DType, Recipe, Result, Tensor};
 use crate::graph::Graph;
-use crate::ops::attention::{Attention, Mask, Source};
+use crate::ops::attention::{Attention, Batch, Mask, Source};
 pub use crate::ops::conv::Pixels;
 use crate::ops::conv::{Patchify, PixelShuffle, PrependClass};
 use crate::ops::elementwise::{Act, AddTable, RowScale, Unary};
@@ -156,7 +156,7 @@ fn build_on(
             scale: 1.0 / ((c / heads) as f32).sqrt(),
             mask: Mask::Full,
             source: Source::Packed,
-            batch: tiles,
+            batch: Batch::Equal(tiles),
             bias: false,
         };
         let y = b.push1(&at("attn"), attention, &[qkv])?;

@@ -5,7 +5,7 @@ use super::builder::Builder;
 use super::config::TextConfig;
 use crate::core::{DType, Result, Tensor};
 use crate::graph::Graph;
-use crate::ops::attention::{Attention, Mask, Source};
+use crate::ops::attention::{Attention, Batch, Mask, Source};
 use crate::ops::elementwise::{Act, Mul, Unary};
 use crate::ops::embed::{Embed, LastRows, Splice};
 use crate::ops::linear::Linear;
@@ -139,7 +139,7 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
             scale: 1.0 / (d as f32).sqrt(),
             mask: Mask::Causal,
             source: Source::Cache { kv_bucket: key.kv_bucket },
-            batch: sequences,
+            batch: Batch::Equal(sequences),
             bias: false,
         };
         let o = b.push1(&at("self_attn.attn"), attention, &[q, kv])?;

@@ -5,7 +5,7 @@ use super::builder::Builder;
 use super::config::{AudioConfig, TextConfig};
 use crate::core::{DType, Recipe, Result, Tensor};
 use crate::graph::Graph;
-use crate::ops::attention::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
+use crate::ops::attention::{AddKeys, Attention, Batch, KeyBias, Mask, SinTable, Source};
 use crate::ops::conv::{Cmvn, Conv1d, Conv2d};
 use crate::ops::elementwise::{Act, Add, Scale, Unary};
 use crate::ops::embed::{LastRows, Recent, RowsAt};
@@ -358,7 +358,7 @@ fn position_scores(b: &mut Builder, cfg: &AudioConfig, n: usize, p: Tensor) -> R
 fn attention(cfg: &AudioConfig, mask: Mask) -> Attention {
     let (heads, source, scale) = (cfg.num_attention_heads, Source::Packed, score_scale(cfg));
     let head_dim = cfg.hidden_size / heads;
-    Attention { heads, kv_heads: heads, head_dim, scale, mask, source, batch: 1, bias: true }
+    Attention { heads, kv_heads: heads, head_dim, scale, mask, source, batch: Batch::Equal(1), bias: true }
 }
 
 /// From encoder frames to rows of the language model; `ends`: zero frames follow.

@@ -1,13 +1,13 @@
 //! Cases of the attention family: ragged lengths, tile edges, every mask, source and head dim; and the shapes of the
 //! models.
 
-use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
+use super::{AddKeys, Attention, Batch, KeyBias, Mask, SinTable, Source};
 use crate::core::DType;
 use crate::ops::{Case, Fill};
 
 fn op(heads: usize, kv_heads: usize, head_dim: usize, mask: Mask, source: Source) -> Attention {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    Attention { heads, kv_heads, head_dim, scale, mask, source, batch: 1, bias: false }
+    Attention { heads, kv_heads, head_dim, scale, mask, source, batch: Batch::Equal(1), bias: false }
 }
 
 fn name(op: &Attention) -> String {
@@ -27,13 +27,32 @@ fn separate(t: usize, op: Attention) -> Case<Attention> {
 
 /// `batch` sequences of `t` rows; `bias` fills the per-key bias.
 fn packed(t: usize, batch: usize, bias: Option<(&str, Fill)>, op: Attention) -> Case<Attention> {
-    let op = Attention { batch, bias: bias.is_some(), ..op };
+    let op = Attention { batch: Batch::Equal(batch), bias: bias.is_some(), ..op };
     let (h, rows, cols) = (op.heads, batch * t, (op.heads + 2 * op.kv_heads) * op.head_dim);
     let tag = bias.map_or(String::new(), |(tag, _)| format!("_{tag}"));
     let case = Case::new(format!("packed_b{batch}_t{t}_{}{tag}", name(&op)), op);
     let case = case.act(&[rows, cols]);
     match bias {
         Some((_, fill)) => case.act_f32(&[h, rows], fill),
+        None => case,
+    }
+}
+
+/// Sequences of these lengths, from one tensor or three as `op` says; `bias` fills the per-key bias.
+fn lengths(lengths: &[usize], bias: Option<(&str, Fill)>, op: Attention) -> Case<Attention> {
+    let op = Attention { batch: Batch::Lengths(lengths.to_vec()), bias: bias.is_some(), ..op };
+    let (h, g, d, t) = (op.heads, op.kv_heads, op.head_dim, lengths.iter().sum());
+    let first: Vec<String> = lengths.iter().take(5).map(usize::to_string).collect();
+    let tag = bias.map_or(String::new(), |(tag, _)| format!("_{tag}"));
+    let name = format!("lengths{}_{}_t{t}_{}{tag}", lengths.len(), first.join("_"), name(&op));
+    let case = match op.source {
+        Source::Separate => {
+            Case::new(format!("separate_{name}"), op).act(&[t, h * d]).act(&[t, g * d]).act(&[t, g * d])
+        }
+        _ => Case::new(name, op).act(&[t, (h + 2 * g) * d]),
+    };
+    match bias {
+        Some((_, fill)) => case.act_f32(&[h, t], fill),
         None => case,
     }
 }
@@ -63,7 +82,7 @@ fn caches(
 ) -> Case<Attention> {
     let ((t, pos, valid), (h, g, d)) = (rows, heads);
     let one = cache(t, pos, valid, sizes, heads);
-    let op = Attention { batch, ..one.op };
+    let op = Attention { batch: Batch::Equal(batch), ..one.op };
     Case::new(format!("b{batch}_{}", one.name), op)
         .act(&[batch * t, h * d])
         .state(&[2, batch * g, sizes.1, d], Fill::Uniform { centre: 0.0, scale: 1.0 })
@@ -176,6 +195,7 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     }
 
     biased(&mut all);
+    of_lengths(&mut all);
 
     let lm = (28, 4, 128);
     for s in [128, 512, 1024, 2048, 4096, 8192, 16384] {
@@ -189,6 +209,10 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     for t in [249, 749] {
         all.push(packed(t, 1, Some(("bias", bias)), vit()).bench());
     }
+    // Three sounds, and three long sequences, at once.
+    all.push(lengths(&[749, 249, 125], Some(("bias", bias)), vit()).bench());
+    all.push(lengths(&[1000, 2000, 4096], None, vit()).bench());
+    all.push(lengths(&[1000, 2000, 4096], None, op(28, 4, 128, Mask::Causal, Source::Packed)).bench());
     // A bias for more keys than there are: a table that serves sequences of every length.
     for (t, keys, op) in [
         (3, 7, op(2, 2, 64, Mask::Full, Source::Packed)),
@@ -263,6 +287,66 @@ fn biased(all: &mut Vec<Case<Attention>>) {
     all.push(bias_table(321, 333, uniform(0.0, 2.0), full(24, 64)));
     all.push(bias_table(749, 1023, uniform(0.0, 2.0), full(3, 64)));
     all.push(bias_table(249, 251, uniform(0.0, 2.0), op(3, 1, 64, Mask::Full, Source::Packed)));
+}
+
+/// Sequences of different lengths: around the edges of tiles of 64, 128 and 192 rows and of 64, 96 and 128 keys, single
+/// rows, none, more than a launch takes.
+fn of_lengths(all: &mut Vec<Case<Attention>>) {
+    let bias = Some(("bias", Fill::Uniform { centre: 0.0, scale: 2.0 }));
+    let packed = |heads: (usize, usize, usize), mask| op(heads.0, heads.1, heads.2, mask, Source::Packed);
+    let chunk = |size, left| Mask::Chunk { size, left };
+    let masks = [Mask::Full, Mask::Causal, chunk(50, 1), chunk(16, -1)];
+
+    let short: &[usize] = &[1, 63, 64, 65, 190];
+    let long: &[usize] = &[127, 400, 1, 129, 128, 0, 257];
+    for mask in masks {
+        for heads in [(2, 2, 64), (7, 1, 128)] {
+            all.push(lengths(short, None, packed(heads, mask)));
+            all.push(lengths(long, None, packed(heads, mask)));
+        }
+        all.push(lengths(&[31, 0, 1, 5], None, packed((2, 1, 40), mask)));
+        // So many tiles that those of 192 rows are fewer rounds, of one and of several to a CTA.
+        all.push(lengths(&[191, 192, 193, 500, 1, 95, 96, 97], None, packed((12, 12, 64), mask)));
+        let several = [192, 191, 190, 150, 400, 140, 130, 129, 180, 185, 135];
+        all.push(lengths(&several, None, packed((20, 5, 64), mask)));
+        all.push(lengths(&[385, 1, 300, 290, 130], None, packed((20, 4, 128), mask)));
+    }
+    for mask in [Mask::Full, chunk(50, 1)] {
+        for (heads, rows) in [
+            ((3, 3, 64), &[64, 250, 63, 65, 1][..]),
+            ((10, 10, 64), &[250, 63, 65, 1, 64]),
+            ((7, 7, 64), &[191, 300, 193, 250, 192]),
+            ((20, 20, 64), &[191, 300, 193, 250, 192]),
+            ((3, 3, 128), &[127, 300, 131, 1, 64]),
+            ((3, 1, 24), &[9, 1, 30]),
+        ] {
+            all.push(lengths(rows, bias, packed(heads, mask)));
+        }
+    }
+    // So many that the portable kernel takes 128 rows at once.
+    let many = [256, 384, 383, 255, 127, 380, 250, 128, 381];
+    for (heads, bias) in
+        [((16, 16, 64), None), ((16, 16, 64), bias), ((16, 4, 128), None), ((16, 16, 128), bias)]
+    {
+        all.push(lengths(&many, bias, packed(heads, Mask::Full)));
+    }
+    // Hidden keys, over a sequence of one tile of keys and of several.
+    for (tag, fill) in [
+        ("some_keys", Fill::Uniform { centre: -2e38, scale: 3e38 }),
+        ("no_key", Fill::Bits(f32::NEG_INFINITY.to_bits())),
+    ] {
+        all.push(lengths(&[301, 40, 129], Some((tag, fill)), packed((3, 3, 64), Mask::Full)));
+    }
+    for mask in [Mask::Full, Mask::Causal] {
+        let separate = |(h, g, d)| op(h, g, d, mask, Source::Separate);
+        all.push(lengths(&[400, 65, 129], None, separate((2, 2, 64))));
+        all.push(lengths(&[66, 1, 200], None, separate((4, 2, 128))));
+        // More sequences than a launch takes; all alike, which is an equal batch.
+        let many: Vec<usize> = (0..70).map(|n| 1 + n * 37 % 190).collect();
+        all.push(lengths(&many, None, packed((4, 2, 64), mask)));
+        all.push(lengths(&many, bias.filter(|_| mask == Mask::Full), packed((2, 2, 128), mask)));
+        all.push(lengths(&[70, 70, 70], None, packed((2, 2, 64), mask)));
+    }
 }
 
 /// As [`packed`], one sequence, with a bias for `keys` keys.

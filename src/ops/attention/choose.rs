@@ -1,8 +1,9 @@
 //! Which kernel runs an attention. Pure, so it is tested without a GPU; the numbers behind the constants belong into
 //! `kernels/attention/LADDER.md`.
 
+use super::lengths::{Sequence, groups};
 use super::wgmma::SMALLEST_SCALE;
-use super::{Attention, Mask, Source};
+use super::{Attention, Batch, Mask, Source};
 
 /// Streaming multiprocessors of an H100 or H200. On a smaller GPU the same grids only take more waves.
 const SMS: usize = 132;
@@ -66,22 +67,44 @@ pub(super) enum Launches {
     Once(Attention, usize),
     /// For every sequence of the cache.
     Each(Attention, usize),
+    /// For groups of sequences of different lengths, each with the attention of these alone.
+    Groups(Vec<(Attention, Vec<Sequence>)>),
 }
 
 impl Attention {
     /// For `rows` rows in all. One row of each of B sequences is one row with B times the heads: q is the same in memory,
-    /// and so are the heads of the cache.
+    /// and so are the heads of the cache. Lengths that are all the same are an equal batch.
     pub(super) fn launches(&self, rows: usize) -> Launches {
-        match self.source {
-            Source::Cache { .. } if self.batch > 1 && rows == self.batch => {
-                let (heads, kv_heads) = (self.batch * self.heads, self.batch * self.kv_heads);
-                Launches::Once(Attention { heads, kv_heads, batch: 1, ..self.clone() }, 1)
+        match (&self.batch, self.source) {
+            (Batch::Equal(n), Source::Cache { .. }) if *n > 1 && rows == *n => {
+                let (heads, kv_heads) = (n * self.heads, n * self.kv_heads);
+                Launches::Once(Attention { heads, kv_heads, ..self.with(Batch::Equal(1)) }, 1)
             }
-            Source::Cache { .. } if self.batch > 1 => {
-                Launches::Each(Attention { batch: 1, ..self.clone() }, rows / self.batch)
+            (Batch::Equal(n), Source::Cache { .. }) if *n > 1 => {
+                Launches::Each(self.with(Batch::Equal(1)), rows / n)
             }
-            _ => Launches::Once(self.clone(), rows),
+            (Batch::Equal(_), _) => Launches::Once(self.clone(), rows),
+            (Batch::Lengths(lengths), _) => match lengths.split_first() {
+                Some((first, rest)) if rest.iter().all(|n| n == first) => {
+                    Launches::Once(self.with(Batch::Equal(lengths.len())), rows)
+                }
+                _ => {
+                    let of = |group: Vec<Sequence>| {
+                        (self.with(Batch::Lengths(group.iter().map(|s| s.rows).collect())), group)
+                    };
+                    Launches::Groups(groups(lengths).into_iter().map(of).collect())
+                }
+            },
         }
+    }
+
+    fn with(&self, batch: Batch) -> Attention {
+        Attention { batch, ..self.clone() }
+    }
+
+    /// Tiles of `tile` query rows, of all heads and sequences, for `t` rows in all.
+    pub(super) fn tiles(&self, t: usize, tile: usize) -> usize {
+        self.heads * self.batch.rows(t).iter().map(|rows| rows.div_ceil(tile)).sum::<usize>()
     }
 }
 
@@ -189,7 +212,8 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
 fn on_hopper(op: &Attention, t: usize) -> Wanted {
     let keys = match op.source {
         Source::Cache { kv_bucket } => kv_bucket,
-        _ => t / op.batch,
+        // Most of the work is the longest sequence's.
+        _ => op.batch.rows(t).into_iter().max().unwrap_or(0),
     };
     let chunks = matches!(op.mask, Mask::Chunk { .. });
     let enough = if op.bias { WGMMA_KEYS_WITH_BIAS } else { WGMMA_KEYS };
@@ -212,25 +236,27 @@ fn portable(op: &Attention, t: usize) -> Choice {
             Choice::Decode { tiles, splits }
         }
         _ => {
-            let rows = t / op.batch;
-            let (small, large) = (flash_time(op, rows, 64), flash_time(op, rows, 128));
+            let (small, large) = (flash_time(op, t, 64), flash_time(op, t, 128));
             Choice::Flash { rows: if small < large { 64 } else { 128 } }
         }
     }
 }
 
-/// Time of the flash kernel with tiles of `tile` rows, in (row, key) pairs of one SM. Tiles of 64 rows load every K
-/// and V fragment for half as many products: 5/4 of the time per pair (an estimate).
-fn flash_time(op: &Attention, rows: usize, tile: usize) -> usize {
-    let heads = op.heads * op.batch;
-    let work = |first: usize| tile * op.mask.keys((first + tile).min(rows).max(1) - 1, rows).len();
-    let tiles = || (0..rows).step_by(tile).map(work);
-    let longest = tiles().max().unwrap_or(0);
-    let time = match op.mask {
+/// Time of the flash kernel with tiles of `tile` rows for `t` in all, in (row, key) pairs of one SM. Tiles of 64 rows load
+/// every K and V fragment for half as many products: 5/4 of the time per pair (an estimate).
+fn flash_time(op: &Attention, t: usize, tile: usize) -> usize {
+    let of_sequence = |rows: usize| {
+        let work = move |first: usize| tile * op.mask.keys((first + tile).min(rows) - 1, rows).len();
+        (0..rows).step_by(tile).map(work)
+    };
+    let tiles: Vec<usize> = op.batch.rows(t).into_iter().flat_map(of_sequence).collect();
+    let longest = tiles.iter().copied().max().unwrap_or(0);
+    let alike = matches!(op.batch, Batch::Equal(_)) && op.mask != Mask::Causal;
+    let time = match alike {
+        true => longest * (op.heads * tiles.len()).div_ceil(SMS),
         // Long tiles first: the short ones fill the gaps. The longest ends alone on its SM, at 3/5 of the rate of two:
         // at S = 1024 tiles of 128 rows took 56 us on an H200, this share of the time predicts 53, and 36 for 64 rows.
-        Mask::Causal => (longest * 5 / 3).max(heads * tiles().sum::<usize>() / SMS),
-        _ => longest * (heads * rows.div_ceil(tile)).div_ceil(SMS),
+        false => (longest * 5 / 3).max(op.heads * tiles.iter().sum::<usize>() / SMS),
     };
     if tile == 64 { time * 5 / 4 } else { time }
 }
@@ -238,6 +264,7 @@ fn flash_time(op: &Attention, rows: usize, tile: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::OpDef;
 
     fn cache(heads: usize, kv_heads: usize, head_dim: usize, kv_bucket: usize) -> Attention {
         Attention {
@@ -247,12 +274,13 @@ mod tests {
             scale: 0.1,
             mask: Mask::Causal,
             source: Source::Cache { kv_bucket },
-            batch: 1,
+            batch: Batch::Equal(1),
             bias: false,
         }
     }
 
     fn vit(batch: usize) -> Attention {
+        let batch = Batch::Equal(batch);
         Attention { mask: Mask::Full, source: Source::Packed, batch, ..cache(16, 16, 64, 0) }
     }
 
@@ -310,11 +338,14 @@ mod tests {
     #[test]
     fn a_row_of_each_sequence_is_a_row_with_all_heads() {
         let of = |sequences: usize, bucket| {
-            let op = Attention { batch: sequences, ..cache(28, 4, 128, bucket) };
+            let op = cache(28, 4, 128, bucket).with(Batch::Equal(sequences));
             let Launches::Once(all, 1) = op.launches(sequences) else {
                 panic!("{:?}", op.launches(sequences))
             };
-            assert_eq!((all.heads, all.kv_heads, all.batch), (28 * sequences, 4 * sequences, 1));
+            assert_eq!(
+                (all.heads, all.kv_heads, &all.batch),
+                (28 * sequences, 4 * sequences, &Batch::Equal(1))
+            );
             choose(&all, 1, 90, Switches::default())
         };
         let cluster = |clusters, stages| Choice::DecodeCluster { tiles: 1, clusters, stages };
@@ -323,14 +354,65 @@ mod tests {
         assert_eq!([1, 2, 3, 8, 16].map(|b| of(b, 8192)), [4, 2, 1, 1, 1].map(|n| cluster(n, 2)));
         assert_eq!(of(2, 32768), Choice::DecodeOnce { tiles: 1, splits: 16 });
         assert_eq!(of(8, 32768), cluster(1, 2));
-        let many = Attention { batch: 17, ..cache(28, 4, 128, 512) };
+        let many = cache(28, 4, 128, 512).with(Batch::Equal(17));
         let Launches::Once(many, rows) = many.launches(17) else { panic!() };
         assert_eq!(choose(&many, rows, 90, Switches::default()), Choice::Decode { tiles: 1, splits: 1 });
         // Anything else with a cache goes sequence by sequence; without one nothing changes.
-        let op = Attention { batch: 3, ..cache(28, 4, 128, 512) };
+        let op = cache(28, 4, 128, 512).with(Batch::Equal(3));
         assert_eq!(op.launches(60), Launches::Each(cache(28, 4, 128, 512), 20));
         assert_eq!(vit(4).launches(4), Launches::Once(vit(4), 4));
         assert_eq!(cache(2, 1, 64, 512).launches(5), Launches::Once(cache(2, 1, 64, 512), 5));
+    }
+
+    #[test]
+    fn lengths_go_in_groups_unless_they_are_alike() {
+        let of = |lengths: &[usize]| vit(1).with(Batch::Lengths(lengths.to_vec()));
+        assert_eq!(of(&[9; 5]).launches(45), Launches::Once(vit(5), 45));
+        assert_eq!(of(&[45]).launches(45), Launches::Once(vit(1), 45));
+        let Launches::Groups(groups) = of(&[3, 0, 8, 4]).launches(15) else { panic!() };
+        let sequence = |row0, rows| Sequence { row0, rows };
+        let sorted = vec![sequence(3, 8), sequence(11, 4), sequence(0, 3)];
+        assert_eq!(groups, [(of(&[8, 4, 3]), sorted)]);
+        let many: Vec<usize> = (1..=70).collect();
+        let Launches::Groups(groups) = of(&many).launches(70 * 71 / 2) else { panic!() };
+        assert_eq!(groups.iter().map(|(op, _)| op.batch.sequences()).collect::<Vec<_>>(), [32, 32, 6]);
+        assert!(groups.iter().all(|(op, group)| op.batch.rows(0).iter().eq(group.iter().map(|s| &s.rows))));
+    }
+
+    #[test]
+    fn the_longest_sequence_decides() {
+        let of = |lengths: &[usize]| vit(1).with(Batch::Lengths(lengths.to_vec()));
+        let chosen = |op: &Attention, arch| choose(op, 0, arch, Switches::default());
+        assert_eq!(chosen(&of(&[300, 20, 300]), 90), Choice::Flash { rows: 64 });
+        assert_eq!(chosen(&of(&[20, 400, 20]), 90), Choice::Wgmma);
+        let audio = |lengths| Attention { bias: true, ..of(lengths) };
+        assert_eq!(chosen(&audio(&[125, 249]), 90), Choice::Wgmma);
+        assert_eq!(chosen(&audio(&[125, 190]), 90), Choice::Flash { rows: 64 });
+        // Tiles of 64 rows where the longest sequence would be left alone with larger ones.
+        assert_eq!(chosen(&of(&[1000, 100, 10]), 80), Choice::Flash { rows: 64 });
+        assert_eq!(chosen(&of(&[1000, 2000, 4096]), 80), Choice::Flash { rows: 128 });
+        assert_eq!(chosen(&Attention { head_dim: 40, ..of(&[10, 20]) }, 90), Choice::Naive);
+        // Tiles of all heads, whose last ones are short.
+        assert_eq!(of(&[1, 64, 65, 0]).tiles(130, 64), 16 * 4);
+        assert_eq!(vit(3).tiles(3 * 65, 64), 16 * 6);
+    }
+
+    #[test]
+    fn cases_of_lengths_reach_every_tile_anywhere() {
+        let cases = Attention::cases();
+        for head_dim in [64, 128] {
+            for rows in [64, 128] {
+                for bias in [false, true] {
+                    let reach = |case: &crate::ops::Case<Attention>| {
+                        let (op, t) = (&case.op, case.ins[0].shape[0]);
+                        let lengths = !case.bench && matches!(op.launches(t), Launches::Groups(_));
+                        let same = op.head_dim == head_dim && op.bias == bias;
+                        lengths && same && portable(op, t) == Choice::Flash { rows }
+                    };
+                    assert!(cases.iter().any(reach), "no case: D {head_dim}, {rows} rows, bias {bias}");
+                }
+            }
+        }
     }
 
     /// Shares of the keys in attention/decode_cluster.cu.

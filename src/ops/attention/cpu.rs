@@ -6,20 +6,19 @@ use super::{Attention, SinTable, Source};
 use crate::core::Result;
 use crate::ops::CpuIo;
 
-/// Rows of heads somewhere in a tensor: row `r` of head `h` of sequence `s` begins at `first + s·sequence + r·row + h·head`.
+/// Rows of heads somewhere in a tensor: row `r` of head `h` begins at `first + r·row + h·head`.
 #[derive(Clone, Copy)]
 struct Heads<'a> {
     data: &'a [f32],
     first: usize,
-    sequence: usize,
     row: usize,
     head: usize,
     dim: usize,
 }
 
 impl<'a> Heads<'a> {
-    fn at(&self, sequence: usize, row: usize, head: usize) -> &'a [f32] {
-        let from = self.first + sequence * self.sequence + row * self.row + head * self.head;
+    fn at(&self, row: usize, head: usize) -> &'a [f32] {
+        let from = self.first + row * self.row + head * self.head;
         &self.data[from..from + self.dim]
     }
 }
@@ -70,60 +69,93 @@ fn add_four_avx2(acc: &mut [f32], c: [f32; 4], rows: [&[f32]; 4]) -> usize {
     acc.len() * 8
 }
 
+/// One of the sequences of an attention.
+#[derive(Clone, Copy)]
+struct Sequence {
+    /// Its first row of all T.
+    row0: usize,
+    /// Position of its first row.
+    pos: usize,
+    /// Rows that are no padding.
+    valid: usize,
+    keys: usize,
+    /// Its first row of keys: in a cache as many rows follow each other as its heads have together.
+    key0: usize,
+}
+
+fn sequences(op: &Attention, t: usize, io: &CpuIo<'_>) -> Result<Vec<Sequence>> {
+    let mut end = 0;
+    let lengths = op.batch.rows(t).into_iter();
+    let with_rows = lengths.enumerate().map(|(n, rows)| {
+        let row0 = end;
+        end += rows;
+        match op.source {
+            Source::Cache { .. } => {
+                let (kv, step) = (io.ins.descs[1], io.step);
+                let (keys, s_max) = (step.kv_len as usize, kv.shape[2]);
+                if keys > s_max {
+                    crate::bail_runtime!("{}: {keys} rows in a cache of {s_max}", kv.name);
+                }
+                let valid = rows.min(step.valid_rows as usize);
+                Ok(Sequence { row0, pos: step.pos as usize, valid, keys, key0: n * op.kv_heads * s_max })
+            }
+            _ => Ok(Sequence { row0, pos: 0, valid: rows, keys: rows, key0: row0 }),
+        }
+    });
+    with_rows.collect()
+}
+
 pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
     let (h, g, d) = (op.heads, op.kv_heads, op.head_dim);
     let t = io.ins.descs[0].rows();
-    let rows = t / op.batch;
-    let step = io.step;
-    let heads = |data, first, row| Heads { data, first, sequence: rows * row, row, head: d, dim: d };
-    let (q, k, v, s_max) = match op.source {
+    let sequences = sequences(op, t, io)?;
+    let heads = |data, first, row| Heads { data, first, row, head: d, dim: d };
+    let (q, k, v) = match op.source {
         Source::Separate => {
             let (q, k, v) = (io.ins.f32s(0)?, io.ins.f32s(1)?, io.ins.f32s(2)?);
-            (heads(q, 0, h * d), heads(k, 0, g * d), heads(v, 0, g * d), rows)
+            (heads(q, 0, h * d), heads(k, 0, g * d), heads(v, 0, g * d))
         }
         Source::Packed => {
             let (qkv, row) = (io.ins.f32s(0)?, (h + 2 * g) * d);
-            (heads(qkv, 0, row), heads(qkv, h * d, row), heads(qkv, (h + g) * d, row), rows)
+            (heads(qkv, 0, row), heads(qkv, h * d, row), heads(qkv, (h + g) * d, row))
         }
         Source::Cache { .. } => {
             let (kv, s_max) = (io.ins.f32s(1)?, io.ins.descs[1].shape[2]);
-            // The heads of a sequence lie together.
-            let (head, sequence) = (s_max * d, g * s_max * d);
-            let cache = |first| Heads { data: kv, first, sequence, row: d, head, dim: d };
-            (heads(io.ins.f32s(0)?, 0, h * d), cache(0), cache(op.batch * g * s_max * d), s_max)
+            let cache = |first| Heads { data: kv, first, row: d, head: s_max * d, dim: d };
+            (heads(io.ins.f32s(0)?, 0, h * d), cache(0), cache(kv.len() / 2))
         }
     };
-    // Positions of the first query, keys of a sequence, rows of a sequence that are no padding.
-    let (pos, n, valid) = match op.source {
-        Source::Cache { .. } => (step.pos as usize, step.kv_len as usize, rows.min(step.valid_rows as usize)),
-        _ => (0, rows, rows),
-    };
-    if n > s_max {
-        crate::bail_runtime!("{}: {n} rows in a cache of {s_max}", io.ins.descs[1].name);
-    }
     let bias = match op.bias {
         true => Some((io.ins.f32s(io.ins.len() - 1)?, io.ins.extent(io.ins.len() - 1).1)),
         false => None,
     };
 
-    // Keys transposed, [batch, G, D, n]: a row of scores is a sum of D contiguous rows.
-    let mut keys = vec![0.0; op.batch * g * d * n];
-    keys.par_chunks_mut((d * n).max(1)).enumerate().for_each(|(at, keys)| {
+    // Keys of each head of each sequence transposed, [D, keys]: a row of scores is a sum of D contiguous rows.
+    let transposed = |at: usize| {
+        let Sequence { keys: n, key0, .. } = sequences[at / g];
+        let mut keys = vec![0.0; d * n];
         for j in 0..n {
-            for (i, x) in k.at(at / g, j, at % g).iter().enumerate() {
+            for (i, x) in k.at(key0 + j, at % g).iter().enumerate() {
                 keys[i * n + j] = *x;
             }
         }
-    });
+        keys
+    };
+    let keys: Vec<Vec<f32>> = (0..sequences.len() * g).into_par_iter().map(transposed).collect();
+    let most_keys = sequences.iter().map(|s| s.keys).max().unwrap_or(0);
 
     const BLOCK: usize = 4;
     let out = io.outs.f32s(0)?;
     out.fill(0.0);
     out.par_chunks_mut(BLOCK * h * d).enumerate().for_each(|(block, out)| {
-        let mut scores = vec![0.0; n];
+        let mut scores = vec![0.0; most_keys];
         for head in 0..h {
             for (r, out) in out.chunks_exact_mut(h * d).enumerate() {
-                let (seq, i) = ((block * BLOCK + r) / rows, (block * BLOCK + r) % rows);
+                let row = block * BLOCK + r;
+                // Of several that begin here the last one has rows.
+                let seq = sequences.partition_point(|s| s.row0 <= row) - 1;
+                let Sequence { row0, pos, valid, keys: n, key0 } = sequences[seq];
+                let i = row - row0;
                 if i >= valid {
                     continue;
                 }
@@ -131,11 +163,11 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
                 let seen = op.mask.keys(pos + i, n);
                 let scores = &mut scores[..seen.len()];
                 scores.fill(0.0);
-                let keys = &keys[(seq * g + kv) * d * n..];
-                add_rows(scores, q.at(seq, i, head), |c| &keys[c * n + seen.start..c * n + seen.end]);
+                let keys = &keys[seq * g + kv];
+                add_rows(scores, q.at(row, head), |c| &keys[c * n + seen.start..c * n + seen.end]);
                 match bias {
                     Some((bias, width)) => {
-                        let bias = &bias[head * width + seq * rows + seen.start..];
+                        let bias = &bias[head * width + row0 + seen.start..];
                         scores.iter_mut().zip(bias).for_each(|(s, b)| *s = *s * op.scale + b);
                     }
                     None => scores.iter_mut().for_each(|s| *s *= op.scale),
@@ -147,7 +179,7 @@ pub(super) fn attention(op: &Attention, io: &mut CpuIo<'_>) -> Result<()> {
                 scores.iter_mut().for_each(|s| *s = (*s - max).exp());
                 let sum: f32 = scores.iter().sum();
                 let out = &mut out[head * d..(head + 1) * d];
-                add_rows(out, scores, |j| v.at(seq, seen.start + j, kv));
+                add_rows(out, scores, |j| v.at(key0 + seen.start + j, kv));
                 out.iter_mut().for_each(|o| *o /= sum);
             }
         }

@@ -1,8 +1,9 @@
 //! Launchers of the attention family.
 
 use super::choose::{CLUSTER, Choice, Decoding, Launches, Switches, Wanted, choose};
+use super::lengths::{Lengths, Sequence};
 use super::wgmma::WgmmaTile;
-use super::{AddKeys, Attention, KeyBias, Mask, SinTable, Source};
+use super::{AddKeys, Attention, Batch, KeyBias, Mask, SinTable, Source};
 use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -36,20 +37,28 @@ struct AttentionParams {
     bias_row: u32,
 }
 
+/// `BatchParams` there.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct BatchParams {
+    a: AttentionParams,
+    lengths: Lengths,
+}
+
 struct Naive;
-// SAFETY: `naive` in kernels/attention/naive.cu takes one AttentionParams by value; loading compares the sizes.
+// SAFETY: `naive` in kernels/attention/naive.cu takes one BatchParams by value; loading compares the sizes.
 unsafe impl Kernel for Naive {
     const FILE: &'static str = "attention/naive";
     const SYMBOL: &'static str = "naive";
-    type Params = AttentionParams;
+    type Params = BatchParams;
 }
 
 struct Flash;
-// SAFETY: `flash_*` in kernels/attention/prefill.cu take one AttentionParams by value; loading compares the sizes.
+// SAFETY: `flash_*` in kernels/attention/prefill.cu take one BatchParams by value; loading compares the sizes.
 unsafe impl Kernel for Flash {
     const FILE: &'static str = "attention/prefill";
     const SYMBOL: &'static str = "flash";
-    type Params = AttentionParams;
+    type Params = BatchParams;
 }
 
 /// `FlashParams` of kernels/attention/wgmma.cu.
@@ -60,6 +69,7 @@ struct WgmmaParams {
     k: TensorMap,
     v: TensorMap,
     a: AttentionParams,
+    lengths: Lengths,
 }
 
 struct Wgmma;
@@ -85,6 +95,9 @@ unsafe impl Kernel for DecodeCluster {
     const SYMBOL: &'static str = "decode_cluster";
     type Params = AttentionParams;
 }
+
+/// Query rows of a CTA of `naive`.
+const NAIVE_ROWS: usize = 4;
 
 /// Slack for the kernels to align their shared memory in.
 const ALIGN_BYTES: usize = 128;
@@ -148,6 +161,11 @@ fn params(
         // More chunks than there are keys are all chunks.
         Mask::Chunk { size, left } => (2, size.min(1 << 30), left.clamp(-1, 1 << 30)),
     };
+    // Sequences of different lengths are one here, which `Lengths` divides.
+    let batch = match op.batch {
+        Batch::Equal(n) => n,
+        Batch::Lengths(_) => 1,
+    };
     Ok(AttentionParams {
         q,
         k,
@@ -160,8 +178,8 @@ fn params(
         kv_head: kv_head as u64,
         q_row: q_row as u32,
         kv_row: kv_row as u32,
-        rows: (rows / op.batch) as u32,
-        batch: op.batch as u32,
+        rows: (rows / batch) as u32,
+        batch: batch as u32,
         heads: h as u32,
         group: (h / g) as u32,
         head_dim: d as u32,
@@ -185,11 +203,13 @@ fn switches() -> Result<Switches> {
 }
 
 /// Rows of heads as a tensor of five dimensions, 64 columns, rows, the 64s of a head, heads, sequences; a box is
-/// `box_rows` rows of one head. Reads behind the last row of a sequence give zeros.
+/// `box_rows` rows of one head. Reads behind the last row of a sequence give zeros, but sequences of different lengths are
+/// one here.
 struct HeadRows {
     ptr: DevicePtr,
     rows: usize,
     heads: usize,
+    sequences: usize,
     /// Elements from one row, head, sequence to the next.
     strides: [usize; 3],
 }
@@ -198,16 +218,24 @@ impl HeadRows {
     fn map(&self, dtype: DType, op: &Attention, box_rows: usize) -> Result<TensorMap> {
         let parts = op.head_dim / 64;
         let [row, head, sequence] = self.strides;
-        let dims = [64, self.rows, parts, self.heads, op.batch].map(|x| x as u64);
+        let dims = [64, self.rows, parts, self.heads, self.sequences].map(|x| x as u64);
         let strides = [row, 64, head, sequence].map(|x| (x * dtype.bytes()) as u64);
         let boxes = [64, box_rows, parts, 1, 1].map(|x| x as u32);
         TensorMap::encode(dtype, self.ptr, &dims, &strides, &boxes, Swizzle::B128, L2Promotion::B128)
     }
 }
 
-fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionParams) -> Result<WgmmaParams> {
+fn wgmma_params(
+    op: &Attention,
+    io: &GpuIo<'_>,
+    tile: WgmmaTile,
+    a: AttentionParams,
+    lengths: Lengths,
+) -> Result<WgmmaParams> {
     let (rows, q_row, kv_row) = (a.rows as usize, a.q_row as usize, a.kv_row as usize);
-    let q = HeadRows { ptr: a.q, rows, heads: op.heads, strides: [q_row, op.head_dim, rows * q_row] };
+    let sequences = a.batch as usize;
+    let q =
+        HeadRows { ptr: a.q, rows, heads: op.heads, sequences, strides: [q_row, op.head_dim, rows * q_row] };
     let keys = match op.source {
         Source::Cache { .. } => io.ins[1].desc.shape[2],
         _ => rows,
@@ -216,60 +244,78 @@ fn wgmma_params(op: &Attention, io: &GpuIo<'_>, tile: WgmmaTile, a: AttentionPar
         ptr,
         rows: keys,
         heads: op.kv_heads,
+        sequences,
         strides: [kv_row, a.kv_head as usize, rows * kv_row],
     };
     let dtype = io.outs[0].desc.dtype;
     let k = kv(a.k).map(dtype, op, tile.keys)?;
-    Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, a })
+    Ok(WgmmaParams { q: q.map(dtype, op, 64)?, k, v: kv(a.v).map(dtype, op, tile.keys)?, a, lengths })
 }
 
 impl CudaOp for Attention {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let rows = io.outs[0].rows();
+        if rows == 0 {
+            return Ok(());
+        }
         match self.launches(rows) {
-            Launches::Once(op, rows) => op.launch_rows(l, io, (rows, 0)),
+            Launches::Once(op, rows) => op.launch_rows(l, io, (rows, 0), &[]),
             Launches::Each(op, rows) => {
-                (0..self.batch).try_for_each(|sequence| op.launch_rows(l, io, (rows, sequence)))
+                (0..self.batch.sequences()).try_for_each(|n| op.launch_rows(l, io, (rows, n), &[]))
+            }
+            Launches::Groups(groups) => {
+                groups.iter().try_for_each(|(op, group)| op.launch_rows(l, io, (rows, 0), group))
             }
         }
     }
 }
 
 impl Attention {
-    /// Records the kernel for the `t` rows of `sequence`, and of those after it if there is a batch without a cache.
-    fn launch_rows(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>, (t, sequence): (usize, usize)) -> Result<()> {
+    /// Records the kernel for the `t` rows of `sequence`, and of those after it if there is a batch without a cache; of
+    /// sequences of different lengths for the rows of `group` among `t` in all.
+    fn launch_rows(
+        &self,
+        l: &mut Launcher<'_>,
+        io: &GpuIo<'_>,
+        (t, sequence): (usize, usize),
+        group: &[Sequence],
+    ) -> Result<()> {
         let mut p = params(self, l, io, (t, sequence))?;
         let (d, dtype) = (self.head_dim, io.outs[0].desc.dtype);
-        if t == 0 {
-            return Ok(());
-        }
+        let lengths = |tile| Lengths::new(group, tile, self.mask == Mask::Causal);
         let switches = switches()?;
         let choice = choose(self, t, l.device.arch(), switches);
         match choice {
             Choice::Naive => {
-                let grid = [p.rows.div_ceil(4), p.heads, p.batch];
+                let rows = self.batch.rows(t);
+                let most = rows.iter().copied().max().unwrap_or(0);
+                let grid = [most.div_ceil(NAIVE_ROWS), self.heads, rows.len()].map(|n| n as u32);
+                let p = BatchParams { a: p, lengths: lengths(NAIVE_ROWS) };
                 // SAFETY: infer() fixed the extents of q, k, v, bias and out, the planner put them in live memory; a
                 // cache has the heads of all sequences, of which launches() names this one, and its keys end at kv_len,
-                // which the engine keeps within S_max.
+                // which the engine keeps within S_max; sequences of different lengths are parts of the T rows, as infer()
+                // saw to, and a CTA reads and writes rows of its own alone.
                 unsafe { l.launch::<Naive>(dtype, Geometry::grid(grid), &p) }
             }
             Choice::Flash { rows } => {
-                let ctas = (p.rows as usize).div_ceil(rows) * self.heads * self.batch;
+                let ctas = self.tiles(t, rows);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(flash_smem_bytes(rows, d));
-                // SAFETY: as for the plain kernel; a CTA reads and writes rows below p.rows of its sequence alone, and
+                let p = BatchParams { a: p, lengths: lengths(rows) };
+                // SAFETY: as for the plain kernel; every CTA has a tile of the table that lengths() made for this size, and
                 // choose() names instances that exist.
                 unsafe { l.launch_variant::<Flash>(&format!("_d{d}_m{rows}"), dtype, geometry, &p) }
             }
             Choice::Wgmma => {
-                let (rows, sms) = (p.rows as usize, l.device.sm_count());
-                let tile = WgmmaTile::choose(self, rows, sms);
-                let ctas = tile.ctas(self, rows, sms);
+                let sms = l.device.sm_count();
+                let tile = WgmmaTile::choose(self, t, sms);
+                let ctas = tile.ctas(self, t, sms);
                 let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
                 let geometry = geometry.cluster(tile.sharing as u32);
-                let p = wgmma_params(self, io, tile, p)?;
-                // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, a bias is read below p.rows of
-                // its sequence, rows at or beyond p.rows are not written, choose() names instances that exist, and ctas()
-                // gives those that share keys a cluster for every tile.
+                let p = wgmma_params(self, io, tile, p, lengths(tile.rows()))?;
+                // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, where those behind the end of a
+                // sequence may see rows of another, which it does not use; a bias is read below the rows of its sequence,
+                // rows beyond are not written, choose() names instances that exist, and ctas() gives those that share keys
+                // a cluster for every tile.
                 unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
             }
             Choice::Decode { tiles, splits } | Choice::DecodeOnce { tiles, splits } => {

@@ -7,6 +7,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(any(feature = "cuda", test))]
+mod lengths;
+#[cfg(any(feature = "cuda", test))]
 mod wgmma;
 mod whale;
 
@@ -56,19 +58,54 @@ pub enum Source {
     Cache { kv_bucket: usize },
 }
 
+/// The sequences that the T rows of an attention are, one after another: a row sees keys of its own alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Batch {
+    /// This many, T / n rows each.
+    Equal(usize),
+    /// Of these lengths, T together; a sequence may have no rows. Not with a cache, where one step holds for all.
+    Lengths(Vec<usize>),
+}
+
+impl Batch {
+    /// How many sequences.
+    pub fn sequences(&self) -> usize {
+        match self {
+            Batch::Equal(n) => *n,
+            Batch::Lengths(lengths) => lengths.len(),
+        }
+    }
+
+    /// Rows of each sequence, of `t` in all.
+    pub fn rows(&self, t: usize) -> Vec<usize> {
+        match self {
+            Batch::Equal(n) => vec![t / n; *n],
+            Batch::Lengths(lengths) => lengths.clone(),
+        }
+    }
+
+    /// Whether `t` rows are such sequences.
+    fn fits(&self, t: usize) -> bool {
+        match self {
+            Batch::Equal(n) => *n > 0 && t.is_multiple_of(*n),
+            Batch::Lengths(lengths) => !lengths.is_empty() && lengths.iter().sum::<usize>() == t,
+        }
+    }
+}
+
 /// `out_i = Σ_j p_ij v_j`, `p_i = softmax_j(scale · q_i·k_j + bias_j)` over the keys that the mask lets through.
 /// Query head h reads kv head `h / (heads / kv_heads)`. Scores, softmax and sums in f32, one rounding (on the GPU p
 /// is rounded to the activation type as an operand of the second product).
 ///
 /// | source | ins | keys |
 /// | --- | --- | --- |
-/// | Separate | q `[T, H·D]`, k `[T, G·D]`, v `[T, G·D]` | the T / batch rows of the query's sequence |
+/// | Separate | q `[T, H·D]`, k `[T, G·D]`, v `[T, G·D]` | the rows of the query's sequence |
 /// | Packed | qkv `[T, (H + 2G)·D]` | the same |
-/// | Cache | q `[T, H·D]`, kv state `[2, batch·G, S_max, D]` | row i of a sequence is position `step.pos + i`; its cache up to there |
+/// | Cache | q `[T, H·D]`, kv state `[2, n·G, S_max, D]` of `Equal(n)` | row i of a sequence is position `step.pos + i`; its cache up to there |
 ///
-/// With `bias`, one more input, f32 `[H, T]`, or of one sequence `[H, R >= T]`: it is added to the scaled score of key j. A bias of -inf hides a key; a
-/// row that sees no key gives 0. With a cache, rows of a sequence from `step.valid_rows` on give 0; the other sources know
-/// no padding rows. outs: `[T, H·D]`.
+/// With `bias`, one more input, f32 `[H, T]`, or of one sequence `[H, R >= T]`: column j is added to the scaled scores of the
+/// key in row j of all T. A bias of -inf hides a key; a row that sees no key gives 0. With a cache, rows of a sequence from
+/// `step.valid_rows` on give 0; the other sources know no padding rows. outs: `[T, H·D]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Attention {
     pub heads: usize,
@@ -77,24 +114,24 @@ pub struct Attention {
     pub scale: f32,
     pub mask: Mask,
     pub source: Source,
-    /// Independent sequences of T / batch rows each.
-    pub batch: usize,
+    pub batch: Batch,
     pub bias: bool,
 }
 
 impl Attention {
     /// (query, key) pairs of one head, at the end of the bucket for a cache.
     fn pairs(&self, t: usize, s_max: usize) -> u64 {
-        let rows = t / self.batch;
-        let (pos, n) = match self.source {
-            Source::Cache { kv_bucket } => {
-                let n = kv_bucket.min(s_max).max(rows);
-                (n - rows, n)
-            }
-            _ => (0, rows),
+        let of_sequence = |rows: usize| {
+            let (pos, n) = match self.source {
+                Source::Cache { kv_bucket } => {
+                    let n = kv_bucket.min(s_max).max(rows);
+                    (n - rows, n)
+                }
+                _ => (0, rows),
+            };
+            (0..rows).map(|i| self.mask.keys(pos + i, n).len() as u64).sum::<u64>()
         };
-        let one: u64 = (0..rows).map(|i| self.mask.keys(pos + i, n).len() as u64).sum();
-        one * self.batch as u64
+        self.batch.rows(t).into_iter().map(of_sequence).sum()
     }
 
     fn wants(&self) -> String {
@@ -103,8 +140,14 @@ impl Attention {
             Source::Separate => format!("q [T, {}], k and v [T, {}] of q's type", h * d, g * d),
             Source::Packed => format!("qkv [T, {}]", (h + 2 * g) * d),
             Source::Cache { .. } => {
-                let (cols, all) = (h * d, self.batch * g);
-                format!("q [T, {cols}], kv [2, {all}, S_max, {d}] of q's type, a causal mask and no bias")
+                let (cols, all) = (h * d, self.batch.sequences() * g);
+                let equal = match self.batch {
+                    Batch::Equal(_) => "",
+                    Batch::Lengths(_) => ", sequences of equal length (one step holds for all)",
+                };
+                format!(
+                    "q [T, {cols}], kv [2, {all}, S_max, {d}] of q's type{equal}, a causal mask and no bias"
+                )
             }
         };
         let bias = if self.bias {
@@ -112,12 +155,19 @@ impl Attention {
         } else {
             String::new()
         };
-        format!("{ins}{bias}; T % {} = 0, and {h} query heads on {g} kv heads", self.batch)
+        let rows = match &self.batch {
+            Batch::Equal(n) => format!("T % {n} = 0"),
+            Batch::Lengths(lengths) => {
+                let sum: usize = lengths.iter().sum();
+                format!("T = {sum}, the rows of {} sequences", lengths.len())
+            }
+        };
+        format!("{ins}{bias}; {rows}, and {h} query heads on {g} kv heads")
     }
 
     fn fits(&self, ins: &[&Desc]) -> bool {
         let (h, g, d) = (self.heads, self.kv_heads, self.head_dim);
-        if h * g * d * self.batch == 0 || h % g != 0 || matches!(self.mask, Mask::Chunk { size: 0, .. }) {
+        if h * g * d == 0 || h % g != 0 || matches!(self.mask, Mask::Chunk { size: 0, .. }) {
             return false;
         }
         let (data, bias) = match (ins, self.bias) {
@@ -137,18 +187,21 @@ impl Attention {
                 let dims = kv.shape.dims();
                 is(q, h * d)
                     && kv.dtype == q.dtype
-                    && matches!(dims, [2, heads, _, dim] if *heads == self.batch * g && *dim == d)
+                    && matches!(dims, [2, heads, _, dim] if *heads == self.batch.sequences() * g && *dim == d)
+                    && matches!(self.batch, Batch::Equal(_))
                     && (self.mask == Mask::Causal && !self.bias)
             }
             _ => false,
         };
         let bias_fits = bias.is_none_or(|b| match b.shape.dims() {
             [heads, keys] => {
-                *heads == h && b.dtype == DType::F32 && (*keys == t || self.batch == 1 && *keys > t)
+                *heads == h
+                    && b.dtype == DType::F32
+                    && (*keys == t || self.batch.sequences() == 1 && *keys > t)
             }
             _ => false,
         });
-        fits && bias_fits && t % self.batch == 0
+        fits && bias_fits && self.batch.fits(t)
     }
 }
 
@@ -168,7 +221,8 @@ impl OpDef for Attention {
         let (s_max, read_bytes) = match self.source {
             Source::Cache { kv_bucket } => {
                 let s_max = ins[1].shape[2];
-                let row_bytes = 2 * self.batch * self.kv_heads * self.head_dim * ins[1].dtype.bytes();
+                let row_bytes =
+                    2 * self.batch.sequences() * self.kv_heads * self.head_dim * ins[1].dtype.bytes();
                 (s_max, ins[0].bytes() + (kv_bucket.min(s_max) * row_bytes) as u64)
             }
             _ => (0, ins.iter().map(|d| d.bytes()).sum()),

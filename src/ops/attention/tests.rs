@@ -95,7 +95,7 @@ fn packed_batches_groups_and_bias() {
             scale: 0.3,
             mask,
             source: Source::Packed,
-            batch,
+            batch: Batch::Equal(batch),
             bias: true,
         };
         let out = &run(&op, Step::default(), &[(&[t, cols], &x), (&[h, t], &bias)])[0];
@@ -136,7 +136,7 @@ fn cache_reads_nothing_behind_kv_len_and_pads_with_zeros() {
         scale: 0.35,
         mask: Mask::Causal,
         source: Source::Cache { kv_bucket: 32 },
-        batch: 1,
+        batch: Batch::Equal(1),
         bias: false,
     };
     let out = &run(&op, Step::rows(pos, valid, 0), &[(&[t, h * d], &q), (&[2, g, s_max, d], &kv)])[0];
@@ -286,7 +286,7 @@ fn a_batch_with_a_cache_is_its_sequences_one_by_one() {
         scale: 0.4,
         mask: Mask::Causal,
         source: Source::Cache { kv_bucket: s },
-        batch,
+        batch: Batch::Equal(batch),
         bias: false,
     };
     for (rows, pos, valid) in [(1, 0, 1), (1, 12, 1), (1, 6, 0), (3, 7, 3), (6, 4, 5)] {
@@ -312,4 +312,99 @@ fn a_batch_with_a_cache_is_its_sequences_one_by_one() {
     let (q, kv) = (desc(DType::F32, &[b, h * d]), desc(DType::F32, &[2, b * g, s, d]));
     let cost = op(b).cost(&[&q, &kv], &[&q]);
     assert_eq!(cost.read_bytes, (b * h * d + 2 * b * g * s * d) as u64 * 4);
+}
+
+/// Rows of sequences of different lengths, and every sequence by itself: the same to the bit, a bias too.
+#[test]
+fn sequences_of_different_lengths_are_these_one_by_one() {
+    let (h, g, d) = (4, 2, 8);
+    let cols = (h + 2 * g) * d;
+    let lengths = [7, 1, 0, 12, 7, 5, 0];
+    let t = lengths.iter().sum();
+    let (x, bias) = (noise(t * cols, 9), noise(h * t, 10));
+    for mask in
+        [Mask::Full, Mask::Causal, Mask::Chunk { size: 3, left: 1 }, Mask::Chunk { size: 2, left: -1 }]
+    {
+        for with_bias in [false, true] {
+            let op = |batch, source| {
+                let (heads, kv_heads, head_dim, scale) = (h, g, d, 0.3);
+                Attention { heads, kv_heads, head_dim, scale, mask, source, batch, bias: with_bias }
+            };
+            let batch = || Batch::Lengths(lengths.to_vec());
+            let qkv = |from: usize, rows: usize, first: usize, heads: usize| -> Vec<f32> {
+                let rows = x[from * cols..][..rows * cols].chunks_exact(cols);
+                rows.flat_map(|row| row[first * d..][..heads * d].to_vec()).collect()
+            };
+            let (packed_shape, bias_shape, wide, narrow) = ([t, cols], [h, t], [t, h * d], [t, g * d]);
+            let mut ins: Vec<(&[usize], &[f32])> = vec![(&packed_shape, &x)];
+            let (q, k, v) = (qkv(0, t, 0, h), qkv(0, t, h, g), qkv(0, t, h + g, g));
+            let mut parts: Vec<(&[usize], &[f32])> = vec![(&wide, &q), (&narrow, &k), (&narrow, &v)];
+            if with_bias {
+                ins.push((&bias_shape, &bias));
+                parts.push((&bias_shape, &bias));
+            }
+            let all = &run(&op(batch(), Source::Packed), Step::default(), &ins)[0];
+            assert_eq!(all, &run(&op(batch(), Source::Separate), Step::default(), &parts)[0]);
+
+            let mut first = 0;
+            for rows in lengths {
+                let shape = [rows, cols];
+                let of_one: Vec<f32> =
+                    bias.chunks_exact(t).flat_map(|b| b[first..first + rows].to_vec()).collect();
+                let of_one_shape = [h, rows];
+                let mut ins: Vec<(&[usize], &[f32])> = vec![(&shape, &x[first * cols..][..rows * cols])];
+                if with_bias {
+                    ins.push((&of_one_shape, &of_one));
+                }
+                if rows > 0 {
+                    let one = &run(&op(Batch::Equal(1), Source::Packed), Step::default(), &ins)[0];
+                    assert_eq!(
+                        &all[first * h * d..][..rows * h * d],
+                        one,
+                        "{mask:?}: {rows} rows from {first}"
+                    );
+                }
+                first += rows;
+            }
+        }
+    }
+    // Where all are alike, an equal batch.
+    let op = |batch| {
+        let (mask, source) = (Mask::Causal, Source::Packed);
+        Attention { heads: h, kv_heads: g, head_dim: d, scale: 0.3, mask, source, batch, bias: false }
+    };
+    let of = |batch| run(&op(batch), Step::default(), &[(&[t, cols], &x)]).remove(0);
+    assert_eq!(of(Batch::Equal(4)), of(Batch::Lengths(vec![t / 4; 4])));
+}
+
+#[test]
+fn lengths_are_those_of_all_rows_and_of_no_cache() {
+    let op = |source, lengths: &[usize]| Attention {
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 64,
+        scale: 0.1,
+        mask: Mask::Causal,
+        source,
+        batch: Batch::Lengths(lengths.to_vec()),
+        bias: false,
+    };
+    let packed = desc(DType::BF16, &[196, 384]);
+    for lengths in [&[196][..], &[100, 0, 96], &[1; 196]] {
+        op(Source::Packed, lengths).infer(&[&packed]).unwrap();
+    }
+    for (lengths, wants) in [
+        (&[][..], "T = 0, the rows of 0 sequences, and"),
+        (&[100, 95], "T = 195, the rows of 2 sequences, and"),
+        (&[100, 96, 1], "T = 197, the rows of 3 sequences, and"),
+    ] {
+        let message = op(Source::Packed, lengths).infer(&[&packed]).unwrap_err().to_string();
+        assert!(message.contains(wants) && message.contains("got t [196, 384] bf16"), "{message}");
+    }
+    let (q, kv) = (desc(DType::BF16, &[4, 128]), desc(DType::BF16, &[2, 4, 30, 64]));
+    let message = op(Source::Cache { kv_bucket: 30 }, &[2, 2]).infer(&[&q, &kv]).unwrap_err().to_string();
+    assert!(message.contains("sequences of equal length (one step holds for all)"), "{message}");
+    let three = op(Source::Packed, &[4, 1, 2]);
+    let (qkv, out) = (desc(DType::BF16, &[7, 384]), desc(DType::BF16, &[7, 128]));
+    assert_eq!(three.cost(&[&qkv], &[&out]).flops, 4 * 2 * 64 * (10 + 1 + 3));
 }

@@ -51,14 +51,14 @@ impl WgmmaTile {
     const D128: WgmmaTile = WgmmaTile::new("_d128_c2", 128, [2, 128, 5]);
     const D128_BIAS: WgmmaTile = WgmmaTile::with_bias("_d128_c2_bias", 128, [2, 128, 5]);
 
-    /// For sequences of `rows` rows. At head dim 64 a tile of 128 rows takes two thirds of the time of one of 192, and is
+    /// For `t` rows in all. At head dim 64 a tile of 128 rows takes two thirds of the time of one of 192, and is
     /// better where the rounds on the SMs come out so.
-    pub fn choose(op: &Attention, rows: usize, sm_count: usize) -> WgmmaTile {
-        let time = |tile: &WgmmaTile| tile.tiles(op, rows).div_ceil(sm_count) * tile.consumers;
+    pub fn choose(op: &Attention, t: usize, sm_count: usize) -> WgmmaTile {
+        let time = |tile: &WgmmaTile| tile.tiles(op, t).div_ceil(sm_count) * tile.consumers;
         let better = |[small, large]: [WgmmaTile; 2]| if time(&small) < time(&large) { small } else { large };
         match (op.head_dim, op.bias) {
             (64, false) => better(Self::D64),
-            (64, true) => Self::with_bias_for(op, rows, sm_count),
+            (64, true) => Self::with_bias_for(op, t, sm_count),
             (_, false) => Self::D128,
             (_, true) => Self::D128_BIAS,
         }
@@ -66,14 +66,19 @@ impl WgmmaTile {
 
     /// Two CTAs share the keys of 64 rows, or of 192, where all of them run at once; between the two there is a CTA for 64
     /// rows. Microseconds at 249 / 749 rows of 16 heads on an H200: 5.3 / 14.8, 7.0 / 11.1, 6.0 / 12.2.
-    fn with_bias_for(op: &Attention, rows: usize, sm_count: usize) -> WgmmaTile {
+    fn with_bias_for(op: &Attention, t: usize, sm_count: usize) -> WgmmaTile {
         let [short, long] = Self::D64_BIAS_PAIRS;
-        let at_once = |tile: WgmmaTile| tile.tiles(op, rows) * tile.sharing <= sm_count;
+        let at_once = |tile: WgmmaTile| tile.tiles(op, t) * tile.sharing <= sm_count;
         [short, Self::D64_BIAS, long].into_iter().find(|tile| at_once(*tile)).unwrap_or(Self::D64_BIAS)
     }
 
-    fn tiles(&self, op: &Attention, rows: usize) -> usize {
-        rows.div_ceil(64 * self.consumers) * op.heads * op.batch
+    /// Query rows.
+    pub fn rows(&self) -> usize {
+        64 * self.consumers
+    }
+
+    fn tiles(&self, op: &Attention, t: usize) -> usize {
+        op.tiles(t, self.rows())
     }
 
     /// CTAs on an SM at once.
@@ -90,8 +95,8 @@ impl WgmmaTile {
     }
 
     /// CTAs to launch: as many as run at once, each takes its share of the tiles; of those that share keys all.
-    pub fn ctas(&self, op: &Attention, rows: usize, sm_count: usize) -> usize {
-        let tiles = self.tiles(op, rows);
+    pub fn ctas(&self, op: &Attention, t: usize, sm_count: usize) -> usize {
+        let tiles = self.tiles(op, t);
         if self.sharing > 1 { tiles * self.sharing } else { tiles.min(sm_count * self.ctas_per_sm()) }
     }
 }
@@ -99,14 +104,20 @@ impl WgmmaTile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::attention::{Mask, Source};
+    use crate::ops::attention::choose::Launches;
+    use crate::ops::attention::{Batch, Mask, Source};
     use crate::ops::{Case, OpDef};
 
     const SMS: usize = 132;
 
     fn attention(heads: usize, kv_heads: usize, head_dim: usize, batch: usize, bias: bool) -> Attention {
-        let (mask, source) = (Mask::Full, Source::Packed);
+        let (mask, source, batch) = (Mask::Full, Source::Packed, Batch::Equal(batch));
         Attention { heads, kv_heads, head_dim, scale: 0.1, mask, source, batch, bias }
+    }
+
+    fn lengths(heads: usize, head_dim: usize, lengths: &[usize], bias: bool) -> Attention {
+        let batch = Batch::Lengths(lengths.to_vec());
+        Attention { batch, ..attention(heads, heads, head_dim, 1, bias) }
     }
 
     #[test]
@@ -130,9 +141,16 @@ mod tests {
             (attention(2, 2, 128, 1, true), 70, "_d128_c2_bias", 2),
             (lm(), 512, "_d128_c2", 112),
             (lm(), 4096, "_d128_c2", SMS),
+            // 12, 4 and 2 tiles of 64 rows, or 4, 2 and 1 of 192; 4 and 2, or 2 and 1; 8, 16 and 32 of 128.
+            (lengths(16, 64, &[749, 249, 125], true), 1123, "_d64_c1_bias", 2 * SMS),
+            (lengths(16, 64, &[249, 125], true), 374, "_d64_c1_bias", 96),
+            (lengths(16, 64, &[300, 249], true), 549, "_d64_c3_bias_pair", 128),
+            (lengths(4, 64, &[249, 0, 125], true), 374, "_d64_c1_bias_pair", 48),
+            (lengths(28, 128, &[1000, 2000, 4096], false), 7096, "_d128_c2", SMS),
         ] {
-            let tile = WgmmaTile::choose(&op, rows, SMS);
-            assert_eq!((tile.name, tile.ctas(&op, rows, SMS)), (name, ctas), "{rows}: {tile:?}");
+            let t = if let Batch::Equal(n) = op.batch { n * rows } else { rows };
+            let tile = WgmmaTile::choose(&op, t, SMS);
+            assert_eq!((tile.name, tile.ctas(&op, t, SMS)), (name, ctas), "{rows}: {tile:?}");
             assert_eq!(op.bias, tile.bias);
         }
         let all = WgmmaTile::D64.iter().chain(&WgmmaTile::D64_BIAS_PAIRS);
@@ -151,14 +169,48 @@ mod tests {
             for chunks in [false, true] {
                 let reach = |case: &Case<Attention>| {
                     let op = &case.op;
-                    let rows = case.ins[0].shape[0] / op.batch;
                     let masked = matches!(op.mask, Mask::Chunk { .. });
                     let fits = !case.bench && op.bias && op.head_dim == 64 && masked == chunks;
-                    fits && WgmmaTile::choose(op, rows, SMS) == tile
+                    fits && WgmmaTile::choose(op, case.ins[0].shape[0], SMS) == tile
                 };
                 let count = cases.iter().filter(|case| reach(case)).count();
                 assert!(count > 0, "no case, chunks {chunks}: {tile:?}");
             }
+        }
+    }
+
+    /// With every mask, and where a CTA takes one tile or several.
+    #[test]
+    fn cases_of_lengths_reach_every_tile() {
+        let cases = Attention::cases();
+        let [c2, c3] = WgmmaTile::D64;
+        let [short, long] = WgmmaTile::D64_BIAS_PAIRS;
+        let without = [c2, c3, WgmmaTile::D128].map(|tile| (tile, Mask::Causal));
+        let with = [short, WgmmaTile::D64_BIAS, long, WgmmaTile::D128_BIAS].map(|tile| (tile, Mask::Full));
+        for (tile, mask) in without.into_iter().chain(with) {
+            let reach = |case: &&Case<Attention>| {
+                let op = &case.op;
+                let lengths = matches!(op.launches(case.ins[0].shape[0]), Launches::Groups(_));
+                let runs = !case.bench && lengths && matches!(op.head_dim, 64 | 128);
+                runs && WgmmaTile::choose(op, case.ins[0].shape[0], SMS) == tile
+            };
+            let reached: Vec<&Case<Attention>> = cases.iter().filter(reach).collect();
+            for is_there in [
+                reached.iter().any(|c| c.op.mask == Mask::Full),
+                reached.iter().any(|c| c.op.mask == mask),
+                reached.iter().any(|c| matches!(c.op.mask, Mask::Chunk { .. })),
+            ] {
+                assert!(is_there, "{tile:?}: {:?}", reached.iter().map(|c| &c.name).collect::<Vec<_>>());
+            }
+        }
+        for tile in [c3, WgmmaTile::D64_BIAS, WgmmaTile::D128] {
+            let several = |case: &Case<Attention>| {
+                let (op, t) = (&case.op, case.ins[0].shape[0]);
+                let lengths =
+                    !case.bench && matches!(op.batch, Batch::Lengths(_)) && op.head_dim == tile.head_dim;
+                lengths && WgmmaTile::choose(op, t, SMS) == tile && tile.ctas(op, t, SMS) < tile.tiles(op, t)
+            };
+            assert!(cases.iter().any(several), "no CTA with several tiles: {tile:?}");
         }
     }
 

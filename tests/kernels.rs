@@ -11,14 +11,15 @@ use std::sync::Arc;
 
 use vivace::core::{DType, Desc, HostData, HostTensor, Place, Recipe, Result, Shape, Step};
 use vivace::engine::{DeviceChoice, open_backend};
-use vivace::exec::cases::{Bound, CaseTypes, work};
+use vivace::exec::cases::{Bound, CaseTypes, values, work};
 use vivace::exec::cpu::Cpu;
 use vivace::exec::{Backend, Lane};
 use vivace::graph::Graph;
+use vivace::ops::attention::{self, Batch};
 use vivace::ops::elementwise::Add;
 use vivace::ops::embed::Embed;
 use vivace::ops::norm::RmsNorm;
-use vivace::ops::{Case, Op};
+use vivace::ops::{Case, Fill, Op};
 use vivace::plan::plan;
 use vivace::weights::{Info, Source, SynthSource, pack};
 
@@ -198,6 +199,50 @@ fn every_kernel_matches_its_reference() {
     println!("{checked} cases checked; most of the budget: {:.2} in {}", most.0, most.1);
     assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
     assert!(checked > 0, "VIVACE_CASES={wanted}, shard {shard}/{shards}: no such case");
+}
+
+/// Tiles of keys go past the end of a sequence, into the rows of the next: what is no number in one sequence of a batch must
+/// reach no other, and change no bit there.
+#[test]
+fn what_is_no_number_stays_in_its_sequence() {
+    let Some(mut gpu) = gpu() else { return };
+    let mut checked = 0;
+    for mut case in Op::all_cases() {
+        let Op::Attention(op) = case.op.clone() else { continue };
+        let Batch::Lengths(lengths) = &op.batch else { continue };
+        if case.bench || op.source != attention::Source::Packed {
+            continue;
+        }
+        let row_width = case.ins[0].shape.cols();
+        // Every second sequence, from the second on.
+        let spoilt: Vec<bool> =
+            lengths.iter().enumerate().flat_map(|(n, rows)| vec![n % 2 == 1; *rows]).collect();
+        let clean = run_once(gpu.as_mut(), &case);
+        let HostData::F32(mut x) = values(&case, 0, &case.ins[0], DType::BF16) else {
+            panic!("{}", case.name)
+        };
+        for (row, _) in x.chunks_exact_mut(row_width).zip(&spoilt).filter(|(_, spoilt)| **spoilt) {
+            row.fill(f32::NAN);
+        }
+        case.ins[0].fill = Fill::Words(x.iter().map(|x| x.to_bits()).collect::<Vec<_>>().leak());
+        let with_nan = run_once(gpu.as_mut(), &case);
+        let width = op.heads * op.head_dim;
+        for (row, (a, b)) in clean.chunks_exact(width).zip(with_nan.chunks_exact(width)).enumerate() {
+            let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(spoilt[row] || same, "{}: row {row} differs", case.name);
+        }
+        checked += 1;
+    }
+    println!("{checked} cases checked");
+    assert!(checked > 0);
+}
+
+/// The first output of a case in bf16.
+fn run_once(gpu: &mut dyn Backend, case: &Case<Op>) -> Vec<f32> {
+    let bound = Bound::new(gpu, case, CaseTypes::device(DType::BF16), 1).unwrap();
+    let outs = bound.run(gpu, case).unwrap();
+    bound.release(gpu);
+    outs[0].data.f32s().to_vec()
 }
 
 /// Work of a case, by its op's own count; what breaks its shape rule shows when it runs.

@@ -93,7 +93,7 @@ __device__ __forceinline__ void norm(const NormParams& p) {
         for (int i = 0; i < NORM_VECTORS; i++) {
             const uint32_t at = lane + i * GROUP;
             if (at < vectors) {
-Float8 sum = unpack<T>(x[i]);
+                Float8 sum = unpack<T>(x[i]);
                 const Float8 add = unpack<T>(r[i]);
 #pragma unroll
                 for (int j = 0; j < 8; j++) sum.v[j] += add.v[j];
@@ -108,7 +108,7 @@ Float8 sum = unpack<T>(x[i]);
 #pragma unroll
         for (int i = 0; i < NORM_VECTORS; i++) {
             if (lane + i * GROUP < vectors) {
-const Float8 v = unpack<T>(x[i]);
+                const Float8 v = unpack<T>(x[i]);
 #pragma unroll
                 for (int j = 0; j < 8; j++) sum += v.v[j];
             }
@@ -119,7 +119,7 @@ const Float8 v = unpack<T>(x[i]);
 #pragma unroll
     for (int i = 0; i < NORM_VECTORS; i++) {
         if (lane + i * GROUP < vectors) {
-const Float8 v = unpack<T>(x[i]);
+                const Float8 v = unpack<T>(x[i]);
 #pragma unroll
             for (int j = 0; j < 8; j++) squares += (v.v[j] - mean) * (v.v[j] - mean);
         }
@@ -131,7 +131,7 @@ const Float8 v = unpack<T>(x[i]);
     for (int i = 0; i < NORM_VECTORS; i++) {
         const uint32_t at = lane + i * GROUP;
         if (at < vectors) {
-Float8 v = unpack<T>(x[i]);
+            Float8 v = unpack<T>(x[i]);
             const Float8 w = unpack<T>(gain[i]);
 #pragma unroll
             for (int j = 0; j < 8; j++) v.v[j] = (v.v[j] - mean) * rstd * w.v[j];

@@ -55,9 +55,12 @@ unsafe impl Kernel for SampleKernel {
     type Params = SampleKernelParams;
 }
 
-/// Chunks per row and logits per chunk: few rows are spread over the chip, one CTA per SM.
+/// CTAs on an SM: its 2048 threads.
+const ARG_CTAS: usize = 8;
+
+/// Chunks per row and logits per chunk: few rows are spread over the chip.
 fn chunks(rows: usize, limit: usize, sm_count: usize) -> (usize, usize) {
-    let n = (sm_count / rows.max(1)).clamp(1, limit.div_ceil(ARG_CHUNK).max(1));
+    let n = (ARG_CTAS * sm_count / rows.max(1)).clamp(1, limit.div_ceil(ARG_CHUNK).max(1));
     (n, limit.div_ceil(n))
 }
 
@@ -132,11 +135,12 @@ mod tests {
     fn chunks_cover_the_row() {
         assert_eq!(chunks(1, 151665, 132), (75, 2023));
         assert_eq!(chunks(1, 515, 132), (1, 515));
-        assert_eq!(chunks(3, 151665, 132), (44, 3447));
-        assert_eq!(chunks(200, 151665, 132), (1, 151665));
+        assert_eq!(chunks(3, 151665, 132), (75, 2023));
+        assert_eq!(chunks(16, 151665, 132), (66, 2298));
+        assert_eq!(chunks(200, 151665, 132), (5, 30333));
         for (rows, limit) in [(1, 1), (17, 2049), (5, 151643)] {
             let (n, chunk) = chunks(rows, limit, 132);
-            assert!(n * chunk >= limit && n * rows <= 132.max(rows), "{rows} {limit}: {n} of {chunk}");
+            assert!(n * chunk >= limit && n * rows <= (8 * 132).max(rows), "{rows} {limit}: {n} of {chunk}");
         }
     }
 }

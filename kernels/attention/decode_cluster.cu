@@ -2,11 +2,12 @@
 // decode_cluster:  out_i = Σ_j p_ij v_j,  p_i = softmax_{j <= pos+i}(scale·q_i·k_j)          as decode.cu, in clusters
 // q, out [T, H·D] of T16, k and v [G, S_max, D] of T16; D = 64 or 128; any group H/G; scale > 0; pos, kv_len from Step
 //
-// The T·H/G queries of a kv head are rows of m16 tiles. grid = (8·clusters, row tiles, G), clusters of 8 along x. A CTA
+// The T·H/G queries of a kv head are rows of m16 tiles. grid = (CTAS·clusters, row tiles, G), clusters of 8, or of 4 or 2
+// where kv heads are many, along x. A CTA
 // takes an equal share of kv_len in blocks of 16 keys, its 4 warps every fourth block, each with a cp.async ring of its
 // own. Rows of the cache before pos are older than this run: their copies start before the predecessor has ended.
 // The warps merge through shared memory; row r then goes from all CTAs of the cluster into the shared memory of CTA
-// r % 8, which adds the 8 parts in order. With one working cluster it writes the result, else m, l and O in f32, and of
+// r % CTAS, which adds the parts in order. With one working cluster it writes the result, else m, l and O in f32, and of
 // the CTAs with its rank the last one (a counter, left at zero) adds the clusters in order: the same inputs give the
 // same bits. Rows from valid_rows on give 0; keys from kv_len on are zeros in shared memory.
 // moves 4·G·D·kv_len bytes: bandwidth-bound from 16384 keys, latency-bound below.
@@ -17,7 +18,7 @@
 #include "common/hopper.cuh"
 #include "common/ptx.cuh"
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS, KEYS = 16, CTAS = 8, ROWS = 16 / CTAS, MOST_CLUSTERS = 8;
+constexpr int WARPS = 4, THREADS = 32 * WARPS, KEYS = 16, MOST_CLUSTERS = 8;
 
 // Weights of parts of a softmax by their (maximum · log2 e, sum); returns the common maximum and the sum.
 template <int N>
@@ -39,10 +40,10 @@ __device__ __forceinline__ float2 weigh(const float2 (&part)[N], float (&weight)
 // Dynamic shared memory: the rings, 16 KB·STAGES (D = 64) or 32 KB·STAGES (D = 128), which the merge of the warps
 // reuses, and which is larger than one stage; then the parts of the cluster, O [ROWS][CTAS][D] and (m, l)
 // [ROWS][CTAS]. 128 bytes to align.
-template <class T, int D, int STAGES>
+template <class T, int D, int STAGES, int CTAS>
 __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     static_assert(D == 64 || D == 128);
-    constexpr int CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8, STEP = KEYS * WARPS;
+    constexpr int ROWS = 16 / CTAS, CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8, STEP = KEYS * WARPS;
     constexpr uint32_t TILE_BYTES = KEYS * D * 2, RING_BYTES = STAGES * 2 * TILE_BYTES;
     constexpr uint32_t PART_BYTES = 16 * (PITCH + 2) * sizeof(float);
     constexpr uint32_t WARP_BYTES = RING_BYTES > PART_BYTES ? RING_BYTES : PART_BYTES;
@@ -65,7 +66,7 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
         pdl_trigger();
         return;
     }
-    const int rows_here = min(16, pairs - p0), mine = (rows_here - rank + CTAS - 1) / CTAS;  // rows rank, rank + 8
+    const int rows_here = min(16, pairs - p0), mine = (rows_here - rank + CTAS - 1) / CTAS;  // rows rank, rank + CTAS, ..
     if (threadIdx.x == 0) {
         mbarrier_init(smem_addr(&arrived), 1);
         fence_mbarrier_init();
@@ -257,13 +258,18 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     }
 }
 
-#define EXPORT_CLUSTER_OF(T, name, D, STAGES)                                                     \
-    EXPORT(decode_cluster_d##D##_s##STAGES##_##name, AttentionParams, THREADS, 2, decode_cluster<T, D, STAGES>)
-#define EXPORT_CLUSTER(D, STAGES)                    \
-    EXPORT_CLUSTER_OF(__nv_bfloat16, bf16, D, STAGES) \
-    EXPORT_CLUSTER_OF(__half, f16, D, STAGES)
+#define EXPORT_CLUSTER_OF(T, name, D, STAGES, CTAS)                                                          \
+    EXPORT(decode_cluster_d##D##_s##STAGES##_c##CTAS##_##name, AttentionParams, THREADS, 2,                  \
+           decode_cluster<T, D, STAGES, CTAS>)
+#define EXPORT_CLUSTER(D, STAGES, CTAS)                    \
+    EXPORT_CLUSTER_OF(__nv_bfloat16, bf16, D, STAGES, CTAS) \
+    EXPORT_CLUSTER_OF(__half, f16, D, STAGES, CTAS)
 
-EXPORT_CLUSTER(64, 1)
-EXPORT_CLUSTER(64, 4)
-EXPORT_CLUSTER(128, 1)
-EXPORT_CLUSTER(128, 2)
+EXPORT_CLUSTER(64, 1, 8)
+EXPORT_CLUSTER(64, 4, 8)
+EXPORT_CLUSTER(64, 4, 4)
+EXPORT_CLUSTER(64, 4, 2)
+EXPORT_CLUSTER(128, 1, 8)
+EXPORT_CLUSTER(128, 2, 8)
+EXPORT_CLUSTER(128, 2, 4)
+EXPORT_CLUSTER(128, 2, 2)

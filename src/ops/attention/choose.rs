@@ -12,8 +12,8 @@ const DECODE_ROWS: usize = 8;
 /// Keys of a split: 4 warps of one block of 16 each.
 const SPLIT_KEYS: usize = 64;
 
-/// CTAs of a cluster of `attention/decode_cluster.cu`, and its most clusters for a kv head and row tile.
-pub(super) const CLUSTER: usize = 8;
+/// The most CTAs of a cluster of `attention/decode_cluster.cu`, and its most clusters for a kv head and row tile.
+const CLUSTER: usize = 8;
 const MOST_CLUSTERS: usize = 8;
 /// Keys up to which one cluster is enough: more cost a round trip through global memory. One and four of them take 4.6
 /// and 5.1 us at 2048 keys, 10.2 and 8.5 at 8192 (with three blocks of keys in a ring).
@@ -24,10 +24,6 @@ const ONE_CLUSTER_KEYS: usize = 2048;
 const WGMMA_KEYS: usize = 384;
 /// The same with a bias per key: 5.3 against 6.0 us at 249 rows, 11.1 against 17.9 at 749.
 const WGMMA_KEYS_WITH_BIAS: usize = 192;
-/// CTAs in clusters, one cluster for a kv head, up to which these are ahead of splits: two to an SM run at once (180
-/// registers a thread at D = 128), and a second round of them is predicted to be as fast as splits and their merge (64
-/// kv heads at 512 keys: 2 x 2.9 us; 128 CTAs with 256 keys each and their merge 8).
-const MOST_CLUSTER_CTAS: usize = 4 * SMS;
 /// Heads up to which the row below holds: it was measured with 4.
 const ONCE_HEADS: usize = 8;
 /// Keys from which one row's splits that are merged at once (`attention/decode.cu`) are ahead of clusters: 22.4 against
@@ -53,10 +49,11 @@ pub(super) enum Choice {
         tiles: usize,
         splits: usize,
     },
-    /// `attention/decode_cluster.cu`, sm_90a: `clusters` of 8 CTAs instead of splits, `stages` of 16 keys in a warp's ring.
+    /// `attention/decode_cluster.cu`, sm_90a: `clusters` of `ctas` instead of splits, `stages` of 16 keys in a warp's ring.
     DecodeCluster {
         tiles: usize,
         clusters: usize,
+        ctas: usize,
         stages: usize,
     },
 }
@@ -145,20 +142,29 @@ impl Decoding {
         kv_bucket: usize,
         arch: u32,
     ) -> Option<Choice> {
-        let room = SMS / (CLUSTER * tiles * op.kv_heads);
+        let (room, ctas) = (SMS / (CLUSTER * tiles * op.kv_heads), cluster_ctas(tiles * op.kv_heads));
         let clusters = match self {
             Decoding::Split => return None,
             Decoding::Once => return Some(Choice::DecodeOnce { tiles, splits: splits.min(32) }),
             // An image for 90a runs on 9.0 and on nothing newer.
             Decoding::Clusters(_) if arch != 90 => return None,
             Decoding::Clusters(Some(count)) => count,
-            Decoding::Clusters(None) if CLUSTER * tiles * op.kv_heads > MOST_CLUSTER_CTAS => return None,
+            Decoding::Clusters(None) if ctas * tiles * op.kv_heads > SMS => return None,
             Decoding::Clusters(None) if kv_bucket <= ONE_CLUSTER_KEYS => 1,
             Decoding::Clusters(None) => room.clamp(1, MOST_CLUSTERS),
         };
-        let stages = cluster_stages(op.head_dim, kv_bucket.div_ceil(clusters * CLUSTER));
-        Some(Choice::DecodeCluster { tiles, clusters, stages })
+        let stages = match ctas {
+            CLUSTER => cluster_stages(op.head_dim, kv_bucket.div_ceil(clusters * CLUSTER)),
+            _ => cluster_stages(op.head_dim, usize::MAX),
+        };
+        Some(Choice::DecodeCluster { tiles, clusters, ctas, stages })
     }
+}
+
+/// CTAs of a cluster where there are `heads` kv heads and row tiles: no more than find an SM each, as two on one SM wait for
+/// each other and more of them have more to merge.
+fn cluster_ctas(heads: usize) -> usize {
+    [CLUSTER, 4].into_iter().find(|ctas| ctas * heads <= SMS).unwrap_or(2)
 }
 
 /// Blocks of 16 keys in the ring of a warp, for `share` keys of a CTA: one where each of its 4 warps has one, else 64 KB of
@@ -299,12 +305,12 @@ mod tests {
         {
             assert_eq!(
                 decode(&lm(bucket), 1, "cluster"),
-                Choice::DecodeCluster { tiles: 1, clusters, stages }
+                Choice::DecodeCluster { tiles: 1, clusters, ctas: 8, stages }
             );
             // Merged at once where that was measured ahead.
             let default = match bucket {
                 32768 => Choice::DecodeOnce { tiles: 1, splits: 32 },
-                _ => Choice::DecodeCluster { tiles: 1, clusters, stages },
+                _ => Choice::DecodeCluster { tiles: 1, clusters, ctas: 8, stages },
             };
             assert_eq!(choose(&lm(bucket), 1, 90, Switches::default()), default);
             assert_eq!(decode(&lm(bucket), 1, "split"), portable(&lm(bucket), 1));
@@ -312,15 +318,15 @@ mod tests {
         }
         assert_eq!(
             decode(&lm(256), 1, "cluster/3"),
-            Choice::DecodeCluster { tiles: 1, clusters: 3, stages: 1 }
+            Choice::DecodeCluster { tiles: 1, clusters: 3, ctas: 8, stages: 1 }
         );
         assert_eq!(
             decode(&lm(8192), 8, "cluster"),
-            Choice::DecodeCluster { tiles: 4, clusters: 1, stages: 2 }
+            Choice::DecodeCluster { tiles: 4, clusters: 1, ctas: 8, stages: 2 }
         );
         assert_eq!(
             decode(&cache(7, 1, 128, 8192), 1, "cluster"),
-            Choice::DecodeCluster { tiles: 1, clusters: 8, stages: 2 }
+            Choice::DecodeCluster { tiles: 1, clusters: 8, ctas: 8, stages: 2 }
         );
         assert_eq!(decode(&lm(512), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 8 });
         assert_eq!(decode(&lm(32768), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 32 });
@@ -348,12 +354,16 @@ mod tests {
             );
             choose(&all, 1, 90, Switches::default())
         };
-        let cluster = |clusters, stages| Choice::DecodeCluster { tiles: 1, clusters, stages };
-        assert_eq!([1, 2, 8, 16].map(|b| of(b, 512)), [cluster(1, 1); 4]);
+        let of_ctas = |ctas, clusters, stages| Choice::DecodeCluster { tiles: 1, clusters, ctas, stages };
+        let cluster = |clusters, stages| of_ctas(8, clusters, stages);
+        assert_eq!([1, 2, 4].map(|b| of(b, 512)), [cluster(1, 1); 3]);
+        // Smaller ones where kv heads are many.
+        assert_eq!([5, 8, 16].map(|b| of(b, 512)), [of_ctas(4, 1, 2), of_ctas(4, 1, 2), of_ctas(2, 1, 2)]);
         // Several clusters for a head where SMs would be idle.
-        assert_eq!([1, 2, 3, 8, 16].map(|b| of(b, 8192)), [4, 2, 1, 1, 1].map(|n| cluster(n, 2)));
+        assert_eq!([1, 2, 3].map(|b| of(b, 8192)), [4, 2, 1].map(|n| cluster(n, 2)));
+        assert_eq!([8, 16].map(|b| of(b, 8192)), [4, 2].map(|ctas| of_ctas(ctas, 1, 2)));
         assert_eq!(of(2, 32768), Choice::DecodeOnce { tiles: 1, splits: 16 });
-        assert_eq!(of(8, 32768), cluster(1, 2));
+        assert_eq!(of(8, 32768), of_ctas(4, 1, 2));
         let many = cache(28, 4, 128, 512).with(Batch::Equal(17));
         let Launches::Once(many, rows) = many.launches(17) else { panic!() };
         assert_eq!(choose(&many, rows, 90, Switches::default()), Choice::Decode { tiles: 1, splits: 1 });
@@ -419,11 +429,16 @@ mod tests {
     #[test]
     fn clusters_share_all_keys_and_the_first_ones_work() {
         for clusters in 1..=MOST_CLUSTERS {
-            for keys in (0..3000usize).chain([8191, 8192, 32768]) {
-                let splits = clusters * CLUSTER;
+            for (keys, ctas) in
+                (0..3000usize).chain([8191, 8192, 32768]).flat_map(|n| [8, 4, 2].map(|c| (n, c)))
+            {
+                let splits = clusters * ctas;
                 let share = keys.div_ceil(splits).next_multiple_of(16).max(16);
-                let working = keys.div_ceil(share * CLUSTER).max(1);
-                assert!(working <= clusters && working * CLUSTER * share >= keys, "{keys} in {clusters}");
+                let working = keys.div_ceil(share * ctas).max(1);
+                assert!(
+                    working <= clusters && working * ctas * share >= keys,
+                    "{keys} in {clusters} of {ctas}"
+                );
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Launchers of the attention family.
 
-use super::choose::{CLUSTER, Choice, Decoding, Launches, Switches, Wanted, choose};
+use super::choose::{Choice, Decoding, Launches, Switches, Wanted, choose};
 use super::lengths::{Lengths, Sequence};
 use super::wgmma::WgmmaTile;
 use super::{AddKeys, Attention, Batch, KeyBias, Mask, SinTable, Source};
@@ -114,12 +114,12 @@ fn decode_smem_bytes(head_dim: usize) -> usize {
     ALIGN_BYTES + 4 * stages * 2 * 16 * head_dim * 2
 }
 
-/// Shared memory of `decode_cluster`: a ring for each of 4 warps, or 16 rows of their merge, and two rows with maximum and
-/// sum from every CTA of the cluster.
+/// Shared memory of `decode_cluster`: a ring for each of 4 warps, or 16 rows of their merge, and as many rows with maximum and
+/// sum from the CTAs of the cluster.
 fn decode_cluster_smem_bytes(head_dim: usize, stages: usize) -> usize {
     let ring = stages * 2 * 16 * head_dim * 2;
     let part = 16 * (head_dim + 8 + 2) * 4;
-    ALIGN_BYTES + 4 * ring.max(part) + 2 * CLUSTER * (head_dim + 2) * 4
+    ALIGN_BYTES + 4 * ring.max(part) + 16 * (head_dim + 2) * 4
 }
 
 /// For `rows` rows in all; with a cache those of sequence `sequence` among others.
@@ -329,16 +329,17 @@ impl Attention {
                 // there is one counter per (kv head, row tile).
                 unsafe { l.launch_variant::<Decode>(&format!("_d{d}{once}"), dtype, geometry, &p) }
             }
-            Choice::DecodeCluster { tiles, clusters, stages } => {
+            Choice::DecodeCluster { tiles, clusters, ctas, stages } => {
                 p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;
-                p.counters = l.counters(self.kv_heads * tiles * CLUSTER)?;
-                let grid = [(CLUSTER * clusters) as u32, tiles as u32, self.kv_heads as u32];
+                p.counters = l.counters(self.kv_heads * tiles * ctas)?;
+                let grid = [(ctas * clusters) as u32, tiles as u32, self.kv_heads as u32];
                 let smem_bytes = decode_cluster_smem_bytes(d, stages);
-                let geometry = Geometry::grid(grid).cluster(CLUSTER as u32).smem(smem_bytes);
+                let geometry = Geometry::grid(grid).cluster(ctas as u32).smem(smem_bytes);
+                let variant = format!("_d{d}_s{stages}_c{ctas}");
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every cluster of the grid,
                 // and there is one counter per kv head, row tile and CTA of a cluster. What it reads before its
                 // predecessor has ended, step and rows before step.pos, was written before this run.
-                unsafe { l.launch_variant::<DecodeCluster>(&format!("_d{d}_s{stages}"), dtype, geometry, &p) }
+                unsafe { l.launch_variant::<DecodeCluster>(&variant, dtype, geometry, &p) }
             }
         }
     }

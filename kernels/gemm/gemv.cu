@@ -1,57 +1,24 @@
 // gemv:    y = r + s · act(x wᵀ + b)      x [K], w [N, K], y [cols] of T16 (or f32); K % 8 == 0, sums in f32
-// skinny:  the same for x [M, K], 2 <= M <= 16, on tensor cores with w as the 16-row operand
-// *_norm:  gemv with x / sqrt(mean(x²) + eps) · gain for x, not rounded: every CTA adds up the squares beside its
-//          products, sums are of w · gain · x, and the root is a factor of theirs at the end
+// *_norm:  with x / sqrt(mean(x²) + eps) · gain for x, not rounded: every CTA adds up the squares beside its products,
+//          sums are of w · gain · x, and the root is a factor of theirs at the end
 // *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256, each in pairs: elements 0..8, D/2..D/2 + 8, 8..16,
-//          and so on. q and k are turned as by rope (rope.cu) and rounded once, q to y [M, H·D], k and v of rows below
-//          step.valid_rows to kv [2, G, S_max, D] at step.pos + m; or every row is another sequence's, at step.pos, and
-//          kv [2, M·G, S_max, D]
-// *_arg_max: gemv, and beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its
-//          largest to one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
-// Both read w once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1, and ask for their first weights
-// before they wait for the kernel before them, gemv in every other CTA. x (a few KB) comes through the L1. Sums have a
-// fixed order.
-// moves 2·N·K bytes: bandwidth-bound. Goal 92 % of the read rate (4.55 TB/s on H200) from 130 MB up, M = 8 within 1.1x
-// of M = 1
+//          and so on. q and k are turned as by rope (rope.cu) and rounded once, q to y [H·D], k and v, if the row is
+//          below step.valid_rows, to kv [2, G, S_max, D] at step.pos
+// *_arg_max: beside y the index of its largest among the first `limit`, the lowest of equals: a CTA adds its largest to
+//          one of ARG_SLOTS maxima, from which gemv_arg_max_end takes the answer, leaving them zero
+// w is read once, 16 bytes a lane, 8 to 10 loads in flight per lane, past the L1; every other CTA asks for its first
+// weights before it waits for the kernel before it. x (a few KB) comes through the L1. Sums have a fixed order.
+// moves 2·N·K bytes: bandwidth-bound. Goal 92 % of the read rate (4.55 TB/s on H200) from 130 MB up.
 #include "common/export.cuh"
-#include "common/mma.cuh"
 #include "common/ptx.cuh"
 #include "common/rank.cuh"
 #include "common/reduce.cuh"
 #include "common/step.cuh"
 #include "common/vec.cuh"
 #include "gemm/epilogue.cuh"
+#include "gemm/gemv.cuh"
 
-constexpr int ROPE_PAIRS = 128;  // D <= 256
 constexpr int ARG_SLOTS = 128;
-
-struct GemvParams {
-    static constexpr bool ROPE = false, ARG_MAX = false;
-    const void* x;
-    const void* w;
-    const void* gain;  // [K] of T16, *_norm alone
-    Epilogue e;
-    uint32_t m, n, k;
-    float eps;
-    float inv_k;  // 1 / K
-};
-
-struct GemvRopeParams {
-    static constexpr bool ROPE = true, ARG_MAX = false;
-    GemvParams product;  // of its epilogue bias and y = q
-    void* kv;
-    const Step* step;
-    uint32_t heads;
-    uint32_t kv_heads;
-    uint32_t head_dim;
-    uint32_t max_rows;  // S_max
-    float inv_freq[ROPE_PAIRS];
-    // Of more than one row, which are those of one sequence or one of each: how position and heads of the cache go on
-    // from row to row, and the heads of keys, or values, of all sequences.
-    uint32_t row_step;   // 1 or 0
-    uint32_t row_heads;  // 0 or G
-    uint32_t all_kv_heads;
-};
 
 struct GemvArgMaxParams {
     static constexpr bool ROPE = false, ARG_MAX = true;
@@ -65,51 +32,34 @@ struct GemvArgMaxEndParams {
     uint32_t* id;
 };
 
-__device__ __forceinline__ const GemvParams& product_of(const GemvParams& p) { return p; }
 __device__ __forceinline__ const GemvParams& product_of(const GemvArgMaxParams& p) { return p.product; }
-__device__ __forceinline__ const GemvParams& product_of(const GemvRopeParams& p) { return p.product; }
 
-constexpr int SKINNY_THREADS = 256, SKINNY_WARPS = SKINNY_THREADS / 32;
-
-// Weights pass through once: no L1 line, first to leave the L2. Asking for bursts of 256 bytes costs 5 % where M = 1
-// and gains 4 % where M > 1, whose lanes take 64 bytes of a row at a time.
+// Weights pass through once: no L1 line, first to leave the L2. Asking for bursts of 256 bytes costs 5 % here (and gains 4 %
+// in skinny.cu).
 // Zeros unless `there`: a predicate, not a branch, so that all loads of a step are in flight together. Not `.nc`: ptxas
 // takes such loads as free to move and sinks them below griddepcontrol.wait.
-#define LOAD_WEIGHTS_IF(name, burst)                                                                       \
-    __device__ __forceinline__ uint4 name(const uint4* p, bool there, uint64_t policy) {                   \
-        uint4 v;                                                                                           \
-        asm volatile(                                                                                      \
-            "{\n"                                                                                          \
-            ".reg .pred q;\n"                                                                              \
-            "setp.ne.u32 q, %6, 0;\n"                                                                      \
-            "mov.u32 %0, 0;\n"                                                                             \
-            "mov.u32 %1, 0;\n"                                                                             \
-            "mov.u32 %2, 0;\n"                                                                             \
-            "mov.u32 %3, 0;\n"                                                                             \
-            "@q ld.global.L1::no_allocate.L2::cache_hint" burst ".v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"    \
-            "}"                                                                                            \
-            : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)                                               \
-            : "l"(p), "l"(policy), "r"(uint32_t(there)));                                                  \
-        return v;                                                                                          \
-    }
-LOAD_WEIGHTS_IF(load_weights, "")
-LOAD_WEIGHTS_IF(load_weights_in_bursts, ".L2::256B")
+__device__ __forceinline__ uint4 load_weights(const uint4* p, bool there, uint64_t policy) {
+    uint4 v;
+    asm volatile(
+        "{\n"
+        ".reg .pred q;\n"
+        "setp.ne.u32 q, %6, 0;\n"
+        "mov.u32 %0, 0;\n"
+        "mov.u32 %1, 0;\n"
+        "mov.u32 %2, 0;\n"
+        "mov.u32 %3, 0;\n"
+        "@q ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
+        "}"
+        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+        : "l"(p), "l"(policy), "r"(uint32_t(there)));
+    return v;
+}
 
 __device__ __forceinline__ uint4 load_weights(const uint4* p, uint64_t policy) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p), "l"(policy));
-    return v;
-}
-
-// Volatile: all loads of a batch go out before the first is used.
-__device__ __forceinline__ uint4 load_x(const uint4* p) {
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
     return v;
 }
 
@@ -158,35 +108,13 @@ __device__ __forceinline__ Float8 gained(const uint4& x, const uint4& gain, floa
     return v;
 }
 
-// Elements i and i + D/2 of a head of q | k | v: where they go and by which angle they are turned.
+// Before pdl_wait(): the step of a run is older than its first kernel, and is read past the L1.
 template <class T>
-struct Turn {
-    T* to = nullptr;  // the head's place in q or in the cache; null: nowhere
-    float cosine = 1.f, sine = 0.f;
-    bool turned = false;
-    // Before pdl_wait(): the step of a run is older than its first kernel, and is read past the L1. ONE: of one row.
-    template <bool ONE>
-    __device__ __forceinline__ void find(const GemvRopeParams& p, uint32_t head, uint32_t row, uint32_t i) {
-        const uint32_t in_sequence = ONE ? row : row * p.row_step, position = __ldcg(&p.step->pos) + in_sequence;
-        const uint32_t part = (head - p.heads) / p.kv_heads;
-        if (head < p.heads) {
-            to = static_cast<T*>(p.product.e.y) + (size_t(row) * p.heads + head) * p.head_dim;
-        } else if (in_sequence < __ldcg(&p.step->valid_rows) && position < p.max_rows) {
-            // Keys of all heads, then values: [2, G, S_max, D], or [2, B·G, S_max, D] with the heads of a sequence together.
-            uint32_t at = head - p.heads;
-            if (!ONE) at += part * (p.all_kv_heads - p.kv_heads) + row * p.row_heads;
-            to = static_cast<T*>(p.kv) + (size_t(at) * p.max_rows + position) * p.head_dim;
-        }
-        turned = head < p.heads || part == 0;
-        if (turned) sincosf(float(position) * p.inv_freq[i], &sine, &cosine);
-    }
-
-    __device__ __forceinline__ void put(const GemvRopeParams& p, uint32_t i, float a, float b) const {
-        if (to == nullptr) return;
-        to[i] = from_f32<T>(turned ? a * cosine - b * sine : a);
-        to[i + p.head_dim / 2] = from_f32<T>(turned ? b * cosine + a * sine : b);
-    }
-};
+__device__ __forceinline__ void find(Turn<T>& turn, const GemvRopeParams& p, uint32_t head, uint32_t i) {
+    const uint32_t pos = __ldcg(&p.step->pos);
+    turn.template place<true>(p, head, 0, pos, __ldcg(&p.step->valid_rows));
+    if (turn.turned) sincosf(float(pos) * p.inv_freq[i], &turn.sine, &turn.cosine);
+}
 
 // R sums over the warp (R a power of two): lane l gets sum l / (32 / R).
 template <int R>
@@ -288,7 +216,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
     }
     Turn<T> turn;
     if constexpr (ROPE && EARLY) {
-        if (writes) turn.template find<true>(params, blockIdx.y, 0, col);
+        if (writes) find(turn, params, blockIdx.y, col);
     }
     pdl_wait();
     pdl_trigger();
@@ -348,7 +276,7 @@ __device__ __forceinline__ void gemv(const Params& params) {
         }
         s += bias, second += second_bias;
         if constexpr (ROPE) {
-            if (!EARLY) turn.template find<true>(params, blockIdx.y, 0, col);
+            if (!EARLY) find(turn, params, blockIdx.y, col);
             turn.put(params, col, s, second);
         } else {
             const float v = (gated ? silu(s) * second : activate(e.act, s)) * scale + to_f32(residual);
@@ -384,92 +312,6 @@ __device__ __forceinline__ void arg_max_end(const GemvArgMaxEndParams& p) {
     *p.id = index_of(best);
 }
 
-// A CTA owns 16 rows of w (with rope the first and the second elements of 8 pairs); its 8 warps share K in runs of
-// 128 elements and add up through shared memory. Lane (g, t) takes 16 bytes = 8 neighbours along k of rows g and g + 8
-// and of token g: two mma steps, with k in another order than the instruction's, the same for both operands.
-// Grid: ceil(N / 16); with rope (D / 16, H + 2·G). NT blocks of 8 tokens.
-template <class T, int NT, class Params>
-__device__ __forceinline__ void skinny(const Params& params) {
-    constexpr bool ROPE = Params::ROPE;
-    constexpr int U = 4;  // blocks of 32 elements in a run: 8 loads of w in flight per lane
-    constexpr int TOKENS = 8 * NT;
-    __shared__ float part[SKINNY_WARPS][16][TOKENS];
-    const GemvParams& p = product_of(params);
-    const Epilogue& e = p.e;
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t chunks = p.k / 8;
-    uint32_t n0 = blockIdx.x * 16;
-    if constexpr (ROPE) n0 += blockIdx.y * params.head_dim;
-    const auto* w = static_cast<const uint4*>(p.w);
-    const uint4* w0 = w + size_t(min(n0 + g, p.n - 1)) * chunks;
-    const uint4* w1 = w + size_t(min(n0 + g + 8, p.n - 1)) * chunks;
-    const uint64_t policy = streaming_policy();
-
-    uint4 a[U], b[U];
-    const auto load = [&](int u, uint32_t at) {
-        const uint32_t c = at + 4 * u;
-        a[u] = load_weights_in_bursts(w0 + c, c < chunks, policy);
-        b[u] = load_weights_in_bursts(w1 + c, c < chunks, policy);
-    };
-    uint32_t at = warp * 4 * U + t;
-#pragma unroll
-    for (int u = 0; u < U; u++) load(u, at);
-    Turn<T> turn;
-    const uint32_t pair = threadIdx.x % 8, pair_token = threadIdx.x / 8;  // with rope, what this thread finishes
-    const bool turns = ROPE && pair_token < min(uint32_t(TOKENS), p.m);
-    if constexpr (ROPE) {
-        if (turns) turn.template find<false>(params, blockIdx.y, pair_token, blockIdx.x * 8 + pair);
-    }
-    pdl_wait();
-    pdl_trigger();
-
-    const auto* x = static_cast<const uint4*>(p.x);
-    float acc[NT][4] = {};
-    while (true) {
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            const uint32_t c = at + 4 * u;
-#pragma unroll
-            for (int j = 0; j < NT; j++) {
-                uint4 xs = make_uint4(0, 0, 0, 0);
-                if (c < chunks && 8 * j + g < p.m) xs = x[size_t(8 * j + g) * chunks + c];
-                mma_16816<T>(acc[j], a[u].x, b[u].x, a[u].y, b[u].y, xs.x, xs.y);
-                mma_16816<T>(acc[j], a[u].z, b[u].z, a[u].w, b[u].w, xs.z, xs.w);
-            }
-        }
-        at += SKINNY_WARPS * 4 * U;
-        if (at - t >= chunks) break;  // the same for all lanes
-#pragma unroll
-        for (int u = 0; u < U; u++) load(u, at);
-    }
-#pragma unroll
-    for (int j = 0; j < NT; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) part[warp][g + i / 2 * 8][8 * j + 2 * t + i % 2] = acc[j][i];
-    __syncthreads();
-
-    const auto total = [&](uint32_t row, uint32_t token) {
-        float sum = value_or<T>(e.bias, n0 + row, p.n, 0.f);
-#pragma unroll
-        for (int i = 0; i < SKINNY_WARPS; i++) sum += part[i][row][token];
-        return sum;
-    };
-    if constexpr (ROPE) {
-        static_assert(8 * TOKENS <= SKINNY_THREADS);
-        if (turns) turn.put(params, blockIdx.x * 8 + pair, total(pair, pair_token), total(pair + 8, pair_token));
-    } else {
-        const bool gated = e.act == ACT_SWIGLU;
-        const uint32_t width = gated ? 8 : 16;  // output columns of this CTA
-        for (uint32_t i = threadIdx.x; i < width * TOKENS; i += SKINNY_THREADS) {
-            const uint32_t row = i % width, token = i / width, col = blockIdx.x * width + row;
-            if (token >= p.m || col >= e.cols) continue;
-            const float sum = total(row, token);
-            const float v = gated ? silu(sum) * total(row + 8, token) : activate(e.act, sum);
-            put<T>(e, token, col, v, value_or<T>(e.scale, col, e.cols, 1.f));
-        }
-    }
-}
-
 using Two = Form<4, 2, 2, 4, ANY>;
 using Seven = Form<1, 7, 4, 2, EXACT>;
 using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
@@ -493,14 +335,7 @@ using Sixteen = Form<1, 16, 2, 5, ONE_BATCH>;
     EXPORT_GEMV(gemv_rope_##name, GemvRopeParams, form, ctas)      \
     EXPORT_GEMV(gemv_arg_max_##name, GemvArgMaxParams, form, ctas)
 
-#define EXPORT_SKINNY(symbol, Params, tokens, ctas)                                        \
-    EXPORT(symbol##_bf16, Params, SKINNY_THREADS, ctas, skinny<__nv_bfloat16, tokens>)     \
-    EXPORT(symbol##_f16, Params, SKINNY_THREADS, ctas, skinny<__half, tokens>)
-
 EXPORT_GEMVS(2, Two, 4)
 EXPORT_GEMVS(7, Seven, 4)
 EXPORT_GEMVS(16, Sixteen, 2)
-EXPORT_SKINNY(gemv_m8, GemvParams, 1, 3)
-EXPORT_SKINNY(gemv_m16, GemvParams, 2, 2)
-EXPORT_SKINNY(gemv_rope_m8, GemvRopeParams, 1, 3)
 EXPORT(gemv_arg_max_end_u32, GemvArgMaxEndParams, ARG_SLOTS, 1, arg_max_end)

@@ -36,22 +36,29 @@ pub unsafe trait Kernel {
     type Params: Copy;
 }
 
-/// Grid, cluster and dynamic shared memory of one launch. The block size comes from the kernel file.
+/// Grid, cluster and shared memory of one launch. The block size comes from the kernel file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     pub grid: [u32; 3],
     /// CTAs per cluster along x; 1 = none.
     pub cluster: u32,
     pub smem_bytes: u32,
+    /// Percent of an SM's memory that is to be shared memory, the rest L1; else the driver's choice.
+    pub carveout: Option<u32>,
 }
 
 impl Geometry {
     pub fn grid(grid: [u32; 3]) -> Geometry {
-        Geometry { grid, cluster: 1, smem_bytes: 0 }
+        Geometry { grid, cluster: 1, smem_bytes: 0, carveout: None }
     }
 
     pub fn smem(mut self, bytes: usize) -> Geometry {
         self.smem_bytes = bytes as u32;
+        self
+    }
+
+    pub fn carveout(mut self, percent: u32) -> Geometry {
+        self.carveout = Some(percent);
         self
     }
 
@@ -219,9 +226,9 @@ impl Launch {
 
     /// Enqueues the launch. With `pdl` the kernel may start before its predecessor has ended, and waits itself.
     pub fn enqueue(&self, stream: &Stream, pdl: bool) -> Result<()> {
-        let Geometry { grid, cluster, smem_bytes } = self.geometry;
+        let Geometry { grid, cluster, smem_bytes, carveout } = self.geometry;
         // SAFETY: all-zero attributes and configuration are valid; what matters is set below.
-        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut attributes: [sys::CUlaunchAttribute; 3] = unsafe { std::mem::zeroed() };
         let mut n = 0;
         if pdl {
             attributes[n].id =
@@ -233,6 +240,11 @@ impl Launch {
             attributes[n].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
             attributes[n].value.clusterDim =
                 sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+            n += 1;
+        }
+        if let Some(percent) = carveout {
+            attributes[n].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            attributes[n].value.sharedMemCarveout = percent;
             n += 1;
         }
         let config = sys::CUlaunchConfig {

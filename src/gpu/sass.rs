@@ -75,7 +75,7 @@ fn what_wants_wgmma_and_tma_has_them() {
         assert!(all.iter().any(|(f, ..)| *f == file), "{file} has no image");
     }
     for (file, name, code) in &all {
-        if ["gemm/mma", "attention/prefill", "attention/decode"].contains(file) {
+        if ["gemm/mma", "gemm/skinny", "attention/prefill", "attention/decode"].contains(file) {
             assert!(count(code, &HMMA) >= 4, "{file} {name}: {} HMMA", count(code, &HMMA));
         }
     }
@@ -94,7 +94,9 @@ fn no_fence_stands_between_products() {
 #[test]
 fn nothing_goes_through_local_memory_but_large_angles() {
     // sincosf reduces them by a table that it indexes.
-    let angles = |name: &str| name.starts_with("gemv_rope_") || name.starts_with("sin_table_");
+    let angles = |name: &str| {
+        name.starts_with("gemv_rope_") || name.starts_with("skinny_rope_") || name.starts_with("sin_table_")
+    };
     for (file, name, code) in hopper().iter().filter(|(_, name, _)| !angles(name)) {
         assert_eq!(count(code, &LOCAL), 0, "{file} {name}: loads and stores of local memory");
     }
@@ -113,8 +115,7 @@ fn every_kernel_waits_for_the_one_before_and_lets_the_next_begin() {
 fn weights_of_few_rows_are_asked_for_before_the_wait() {
     for (file, name, code) in &hopper() {
         let all_at_once = name.starts_with("gemv_7") || name.starts_with("gemv_rope_7");
-        let skinny = ["gemv_m8_", "gemv_m16_", "gemv_rope_m8_"].iter().any(|s| name.starts_with(s));
-        if *file == "gemm/gemv" && (all_at_once || skinny) {
+        if all_at_once || *file == "gemm/skinny" {
             // Of every other CTA of a product of one row there is a wait before it asks, too.
             let wait = code.iter().rposition(|op| ACQBULK.contains(op)).unwrap();
             let before = count(&code[..wait], &LDG);

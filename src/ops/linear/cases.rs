@@ -53,7 +53,18 @@ pub(super) fn linear() -> Vec<Case<Linear>> {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, n % 2 == 0, n == 515));
     }
     // One tile and a long K: split over K. Few rows and a long K.
-    for (t, n, k) in [(100, 72, 4864), (1, 40, 18944), (7, 24, 18944), (1, 37, 20488), (1, 3, 3584)] {
+    for (t, n, k) in [
+        (100, 72, 4864),
+        (1, 40, 18944),
+        (7, 24, 18944),
+        (2, 37, 3592),
+        (13, 80, 18944),
+        (1, 37, 20488),
+        (1, 3, 3584),
+        // More rows of w than all CTAs take at a time.
+        (3, 4400, 3584),
+        (16, 4371, 3584),
+    ] {
         all.push(case(&format!("t{t}_n{n}_k{k}"), t, n, k, true, false));
     }
     // More tiles than a GPU takes at once, few steps each: rings and turns go on from tile to tile.
@@ -147,6 +158,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         (1, 24, 18944),
         (3, 72, 592),
         (16, 66, 896),
+        (7, 4371, 3584),
+        (12, 40, 4096),
         (65, 130, 80),
         (129, 515, 592),
     ] {
@@ -160,6 +173,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         (1, 4704, 3584),
         (1, 48, 20480),
         (5, 48, 896),
+        (8, 4704, 3584),
+        (3, 48, 3592),
         (16, 80, 592),
         (17, 272, 80),
         (129, 1040, 896),
@@ -320,7 +335,11 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         batch(5, false, (1, 1), (3, 2, 48), 592, 40, 7),
         batch(7, false, (1, 0), (1, 2, 64), 3584, 50, 9),
         batch(8, false, (1, 1), (7, 1, 128), 896, 33, 32),
+        batch(9, false, (1, 1), (3, 2, 48), 592, 40, 7),
+        batch(16, false, (1, 1), (1, 2, 256), 896, 33, 32),
+        batch(16, false, (1, 0), (2, 1, 64), 3584, 33, 20),
         batch(8, false, (1, 1), (28, 4, 128), 3584, 512, 500).bench(),
+        batch(16, false, (1, 1), (28, 4, 128), 3584, 512, 500).bench(),
     ]);
     all
 }

@@ -96,8 +96,8 @@ pub(crate) enum Config {
     Naive,
     /// `gemm/gemv.cu`, M = 1.
     Gemv(Gemv),
-    /// `gemm/gemv.cu`, M = 2..=16.
-    Skinny,
+    /// `gemm/skinny.cu`, M = 2..=16.
+    Skinny(Skinny),
     /// `gemm/mma.cu`: tile and number of CTAs that share the K of a tile.
     Mma { tile: MmaTile, splits: usize },
     /// `gemm/wgmma.cu` or `gemm/wgmma_multicast.cu`, sm_90a: TMA and wgmma.
@@ -131,9 +131,57 @@ impl Gemv {
     }
 }
 
-/// Part of a kernel symbol: the instance in `gemm/gemv.cu` for 2 to 16 rows.
-pub(crate) fn few_rows_variant(rows: usize) -> &'static str {
-    if rows <= 8 { "_m8" } else { "_m16" }
+/// How `gemm/skinny.cu` multiplies 2 to 16 rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Skinny {
+    /// Part of a kernel symbol.
+    pub variant: &'static str,
+    /// CTAs that sweep over the rows of w, for each part of K.
+    pub ctas: usize,
+    pub parts: usize,
+    /// Chunks of 8 elements of K in a part.
+    pub part_chunks: usize,
+}
+
+impl Skinny {
+    /// What a CTA holds of a row of x.
+    pub const MOST_K: usize = super::FEW_ROWS_K;
+    /// Percent of an SM's memory to be shared memory: 64 KB hold every instance. An SM that ran a kernel with more keeps
+    /// that unless less is asked for, and what weights pass through on their way is the rest, the L1: a step of 8 sequences
+    /// took 4.34 ms where a product of 112 KB on its way had to do with the 28 KB that a ring left (3.88 with this).
+    pub const CARVEOUT: u32 = 28;
+    /// Rows of w that it multiplies at a time.
+    pub const UNIT: usize = 16;
+
+    pub fn choose([m, n, k]: [usize; 3], sm_count: usize) -> Skinny {
+        let chunks = (k / 8).max(1);
+        let parts = k.div_ceil(Self::MOST_K).max(1);
+        // Whole runs of 32 elements.
+        let part_chunks = chunks.div_ceil(parts).next_multiple_of(4);
+        let parts = chunks.div_ceil(part_chunks);
+        let ctas = (sm_count / parts).clamp(1, n.div_ceil(Self::UNIT).max(1));
+        Skinny { variant: if m <= 8 { "_m8" } else { "_m16" }, ctas, parts, part_chunks }
+    }
+
+    /// Words in which CTAs claim units.
+    pub fn claims(&self) -> usize {
+        2 * self.parts
+    }
+
+    /// The claims, and with parts of K one for each unit.
+    pub fn counters(&self, n: usize) -> usize {
+        self.claims() + if self.parts > 1 { n.div_ceil(Self::UNIT) } else { 0 }
+    }
+
+    /// Sums of all units for 8 or 16 rows of x, times the parts.
+    pub fn partial_bytes(&self, n: usize) -> usize {
+        let tokens = if self.variant == "_m8" { 8 } else { 16 };
+        if self.parts > 1 { n.div_ceil(Self::UNIT) * self.parts * Self::UNIT * tokens * 4 } else { 0 }
+    }
+
+    fn fits(&self, n: usize, chip: &Chip) -> bool {
+        self.partial_bytes(n) <= chip.scratch_bytes && self.counters(n) <= chip.counters
+    }
 }
 
 /// Tiles of `gemm/mma.cu`.
@@ -185,6 +233,7 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         Some(Wanted::Wgmma(plan)) if on_wgmma && bounds.allow(&plan, shape) => Some(plan),
         _ => None,
     };
+    let skinny = Skinny::choose(shape, chip.sm_count);
     match (p.m, asked) {
         _ if !p.aligned => Config::Naive,
         (1, _) if p.dense => Config::Gemv(Gemv::choose(p.k)),
@@ -193,7 +242,8 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
         (2..=16, Some(plan)) if plan.tile.bm <= 16 => Config::Wgmma(plan),
         (2..=16, _) if p.dense => match wgmma::measured(shape).filter(|plan| bounds.allow(plan, shape)) {
             Some(plan) if on_wgmma => Config::Wgmma(plan),
-            _ => Config::Skinny,
+            _ if skinny.fits(p.n, chip) => Config::Skinny(skinny),
+            _ => mma(p, chip),
         },
         (_, Some(plan)) => Config::Wgmma(plan),
         _ if on_wgmma && chip.wanted != Some(Wanted::Mma) => Config::Wgmma(wgmma::choose(shape, &bounds)),
@@ -273,6 +323,39 @@ mod tests {
         }
     }
 
+    fn is_skinny(config: Config) -> bool {
+        matches!(config, Config::Skinny(_))
+    }
+
+    #[test]
+    fn few_rows_share_out_rows_of_w_and_a_long_k() {
+        let of = |shape| {
+            let Skinny { variant, ctas, parts, part_chunks } = Skinny::choose(shape, 132);
+            (variant, ctas, parts, part_chunks)
+        };
+        assert_eq!(of([2, 37888, 3584]), ("_m8", 132, 1, 448));
+        assert_eq!(of([8, 515, 896]), ("_m8", 33, 1, 112));
+        assert_eq!(of([9, 16, 8]), ("_m16", 1, 1, 4));
+        assert_eq!(of([16, 3584, 18944]), ("_m16", 22, 6, 396));
+        for m in [2, 9] {
+            for k in (8..30000).step_by(8) {
+                let s = Skinny::choose([m, 3584, k], 132);
+                assert!(s.part_chunks <= Skinny::MOST_K / 8 && s.ctas * s.parts <= 132, "{k}: {s:?}");
+                // None is empty, none is missing.
+                assert!(
+                    (s.parts - 1) * s.part_chunks < k / 8 && s.parts * s.part_chunks >= k / 8,
+                    "{k}: {s:?}"
+                );
+            }
+        }
+        // Six parts of 224 units of 16 x 8 sums.
+        assert_eq!(Skinny::choose([8, 3584, 18944], 132).partial_bytes(3584), 6 * 224 * 512);
+        let small = Chip { scratch_bytes: 6 * 224 * 512 - 1, arch: 80, ..H200 };
+        assert!(matches!(choose(&dense(8, 3584, 18944), &small), Config::Mma { .. }));
+        let small = Chip { counters: 235, arch: 80, ..H200 };
+        assert!(matches!(choose(&dense(8, 3584, 18944), &small), Config::Mma { .. }));
+    }
+
     #[test]
     fn few_rows_go_to_the_bandwidth_kernels() {
         for (k, variant) in
@@ -284,9 +367,8 @@ mod tests {
             }
         }
         for m in 2..=16 {
-            assert_eq!(choose(&dense(m, 515, 896), &H200), Config::Skinny);
+            assert!(is_skinny(choose(&dense(m, 515, 896), &H200)));
         }
-        assert_eq!([2, 8, 9, 16].map(few_rows_variant), ["_m8", "_m8", "_m16", "_m16"]);
         let rows = Problem { dense: false, ..dense(1, 256, 640) };
         assert!(matches!(choose(&rows, &H200), Config::Mma { .. }));
     }
@@ -318,7 +400,7 @@ mod tests {
         assert_ne!(choose(&dense(9000, 4096, 1024), &chip), Config::Wgmma(plan));
         let mma = Chip { wanted: Wanted::parse("mma"), ..H200 };
         assert!(matches!(choose(&dense(300, 512, 1024), &mma), Config::Mma { .. }));
-        assert_eq!(choose(&dense(16, 512, 1024), &mma), Config::Skinny);
+        assert!(is_skinny(choose(&dense(16, 512, 1024), &mma)));
         for bad in [
             "",
             "wgmma",
@@ -362,7 +444,7 @@ mod tests {
         assert_eq!(taken("t64x16_4x1/1", wide(8)).0, "t64x16_4x1");
         for (text, p) in [("t64x64_4x2/1", wide(8)), ("t64x16_4x1/1", Problem { vectors: false, ..wide(8) })]
         {
-            assert_eq!(choose(&p, &wants(text)), Config::Skinny, "{text}");
+            assert!(is_skinny(choose(&p, &wants(text))), "{text}");
         }
         // Unasked where they were measured ahead.
         let measured = |m, n, k| match choose(&dense(m, n, k), &H200) {
@@ -371,17 +453,17 @@ mod tests {
         };
         assert_eq!(measured(1025, 1024, 4096), "t128x80_4x2");
         assert_eq!(measured(16, 3584, 3584), "t64x16_4x1");
-        assert_eq!(choose(&dense(8, 3584, 3584), &H200), Config::Skinny);
+        assert!(is_skinny(choose(&dense(8, 3584, 3584), &H200)));
         // Steps of 16 and of 8 sequences: gates and ups, and logits as f32, of the former on tiles of 64 rows.
         let gated = |m| choose(&Problem { end: End::Gated, ..dense(m, 37888, 3584) }, &H200);
         assert!(
             matches!(gated(16), Config::Wgmma(plan) if (plan.tile.name().as_str(), plan.splits) == ("d64x144_1x2", 1))
         );
         assert_eq!(gated(9), gated(16));
-        assert_eq!(gated(8), Config::Skinny);
+        assert!(is_skinny(gated(8)));
         let logits = |m| choose(&Problem { vectors: false, ..dense(m, 152_064, 3584) }, &H200);
         assert!(matches!(logits(16), Config::Wgmma(plan) if plan.tile.name() == "64x128"));
-        assert_eq!(logits(8), Config::Skinny);
+        assert!(is_skinny(logits(8)));
     }
 
     #[test]

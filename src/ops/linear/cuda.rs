@@ -1,6 +1,6 @@
 //! Launchers of the matrix products, and of the convolutions that are products (`ops::conv`).
 
-use super::choose::{Chip, Config, End, Gemv, Problem, Wishes, choose, few_rows_variant};
+use super::choose::{Chip, Config, End, Gemv, Problem, Skinny, Wishes, choose};
 use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, wgmma};
 use crate::core::asked;
 use crate::core::{DType, Result};
@@ -126,6 +126,54 @@ unsafe impl Kernel for GemvKernel {
     const FILE: &'static str = "gemm/gemv";
     const SYMBOL: &'static str = "gemv";
     type Params = GemvParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SkinnyParams {
+    product: GemvParams,
+    claims: DevicePtr,
+}
+
+struct SkinnyKernel;
+// SAFETY: `skinny_m*` in kernels/gemm/skinny.cu take one SkinnyParams by value; loading compares the sizes.
+unsafe impl Kernel for SkinnyKernel {
+    const FILE: &'static str = "gemm/skinny";
+    const SYMBOL: &'static str = "skinny";
+    type Params = SkinnyParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SkinnySplitParams {
+    product: GemvParams,
+    claims: DevicePtr,
+    counters: DevicePtr,
+    partials: DevicePtr,
+    part_chunks: u32,
+}
+
+struct SkinnySplitKernel;
+// SAFETY: `skinny_split_*` in kernels/gemm/skinny.cu take one SkinnySplitParams by value; loading compares the sizes.
+unsafe impl Kernel for SkinnySplitKernel {
+    const FILE: &'static str = "gemm/skinny";
+    const SYMBOL: &'static str = "skinny_split";
+    type Params = SkinnySplitParams;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SkinnyRopeParams {
+    rope: GemvRopeParams,
+    claims: DevicePtr,
+}
+
+struct SkinnyRopeKernel;
+// SAFETY: `skinny_rope_*` in kernels/gemm/skinny.cu take one SkinnyRopeParams by value; loading compares the sizes.
+unsafe impl Kernel for SkinnyRopeKernel {
+    const FILE: &'static str = "gemm/skinny";
+    const SYMBOL: &'static str = "skinny_rope";
+    type Params = SkinnyRopeParams;
 }
 
 struct GemvRopeKernel;
@@ -305,8 +353,8 @@ impl Product<'_> {
             self.a.desc.brief()
         );
         match config {
-            Config::Gemv(gemv) => self.launch_gemv(l, gemv.variant, gemv.rows),
-            Config::Skinny => self.launch_gemv(l, few_rows_variant(m), 16),
+            Config::Gemv(gemv) => self.launch_gemv(l, gemv),
+            Config::Skinny(skinny) => self.launch_skinny(l, skinny),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
             // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0, and
             // names a tile that there is with rotation where it is asked for.
@@ -347,13 +395,34 @@ impl Product<'_> {
         format!("{variant}{}", if self.norm.is_some() { "_norm" } else { "" })
     }
 
-    /// `rows` rows of w for a CTA.
-    fn launch_gemv(&self, l: &mut Launcher<'_>, variant: &str, rows: usize) -> Result<()> {
-        let geometry = Geometry::grid([self.w.rows().div_ceil(rows) as u32, 1, 1]);
-        let (variant, p) = (self.gemv_variant(variant), self.gemv_params());
+    fn launch_gemv(&self, l: &mut Launcher<'_>, gemv: Gemv) -> Result<()> {
+        let geometry = Geometry::grid([self.w.rows().div_ceil(gemv.rows) as u32, 1, 1]);
+        let (variant, p) = (self.gemv_variant(gemv.variant), self.gemv_params());
         // SAFETY: infer() fixed the extents of all operands and check() their types; K % 8 == 0 makes every row
         // 16-byte aligned; rows and columns beyond M and N are neither read nor written.
         unsafe { l.launch_variant::<GemvKernel>(&variant, self.a.desc.dtype, geometry, &p) }
+    }
+
+    fn launch_skinny(&self, l: &mut Launcher<'_>, skinny: Skinny) -> Result<()> {
+        let Skinny { variant, ctas, parts, part_chunks } = skinny;
+        let (dtype, n, product) = (self.a.desc.dtype, self.w.rows(), self.gemv_params());
+        let geometry = Geometry::grid([ctas as u32, parts as u32, 1]).carveout(Skinny::CARVEOUT);
+        let claims = l.counters(skinny.counters(n))?;
+        if parts == 1 {
+            let p = SkinnyParams { product, claims };
+            // SAFETY: as for gemv; the claims are zeroed words.
+            return unsafe { l.launch_variant::<SkinnyKernel>(variant, dtype, geometry, &p) };
+        }
+        let p = SkinnySplitParams {
+            product,
+            claims,
+            counters: claims.offset(skinny.claims() * size_of::<u32>()),
+            partials: l.scratch(skinny.partial_bytes(n))?,
+            part_chunks: part_chunks as u32,
+        };
+        // SAFETY: as for gemv; the parts of K cover it, scratch holds the sums of every part, and behind the claims there is
+        // a zeroed counter for every 16 rows of w.
+        unsafe { l.launch_variant::<SkinnySplitKernel>(variant, dtype, geometry, &p) }
     }
 
     fn launch_tiles(&self, l: &mut Launcher<'_>, config: Config) -> Result<()> {
@@ -439,9 +508,9 @@ impl CudaOp for LinearRope {
         crate::ensure_input!(
             angles == Some(if self.table { Angles::Table } else { Angles::Computed })
                 && (m == 1 || self.norm.is_none()),
-            "{}: LinearRope wants at most 8 rows (one with a norm) of one sequence, or one of each, or 17 or more of one \
-             and a table, of a multiple of 8 elements, and a head dim that is a multiple of 16 and at most 256 on the \
-             GPU; got {} {} of {} sequences, head dim {}",
+            "{}: LinearRope wants one row, or up to 8 of one sequence or 16, one of each, of at most 3584 elements, or 17 or \
+             more of one and a table, of a multiple of 8 elements (with a norm one row), and a head dim that is a multiple of \
+             16 and at most 256 on the GPU; got {} {} of {} sequences, head dim {}",
             y.name(),
             a.name(),
             a.desc.brief(),
@@ -478,11 +547,6 @@ impl CudaOp for LinearRope {
             return product.launch(l);
         }
         product.check()?;
-        let (variant, rows) = match m {
-            1 => (Gemv::choose(k).variant, Gemv::choose(k).rows),
-            _ => (few_rows_variant(m), 16),
-        };
-        let variant = product.gemv_variant(variant);
         let p = GemvRopeParams {
             product: product.gemv_params(),
             kv: kv.ptr,
@@ -496,12 +560,23 @@ impl CudaOp for LinearRope {
             row_heads: if self.sequences == 1 { 0 } else { self.kv_heads as u32 },
             all_kv_heads: (self.sequences * self.kv_heads) as u32,
         };
-        let heads = self.heads + 2 * self.kv_heads;
-        let geometry = Geometry::grid([(self.head_dim / rows) as u32, heads as u32, 1]);
-        // SAFETY: as for gemv; infer() fixed N = (H + 2G)·D and the cache of all sequences, which has x's type; takes()
-        // made both halves of a head whole blocks of the CTAs, the head no wider than inv_freq, and all rows those of one
-        // sequence or every row another's; rows of the cache at or beyond `max_rows` are not written.
-        unsafe { l.launch_variant::<GemvRopeKernel>(&variant, a.desc.dtype, geometry, &p) }
+        // SAFETY, of both: as for gemv; infer() fixed N = (H + 2G)·D and the cache of all sequences, which has x's type;
+        // angles() made both halves of a head whole blocks of the CTAs, the head no wider than inv_freq, K one part where
+        // there are several rows, and all rows those of one sequence or every row another's; rows of the cache at or beyond
+        // `max_rows` are not written.
+        if m == 1 {
+            let gemv = Gemv::choose(k);
+            let heads = self.heads + 2 * self.kv_heads;
+            let geometry = Geometry::grid([(self.head_dim / gemv.rows) as u32, heads as u32, 1]);
+            let variant = product.gemv_variant(gemv.variant);
+            // SAFETY: above.
+            return unsafe { l.launch_variant::<GemvRopeKernel>(&variant, a.desc.dtype, geometry, &p) };
+        }
+        let skinny = Skinny::choose([m, w.rows(), k], l.device.sm_count());
+        let geometry = Geometry::grid([skinny.ctas as u32, 1, 1]).carveout(Skinny::CARVEOUT);
+        let p = SkinnyRopeParams { rope: p, claims: l.counters(skinny.claims())? };
+        // SAFETY: above; the claims are zeroed words.
+        unsafe { l.launch_variant::<SkinnyRopeKernel>(skinny.variant, a.desc.dtype, geometry, &p) }
     }
 }
 

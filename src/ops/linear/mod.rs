@@ -89,8 +89,11 @@ impl LinearFused {
     }
 }
 
-/// Whether a product of `rows` rows over `k` elements may take the norm of its input in front of it. A CTA of the
-/// product for one row holds all of x at some time; those for more rows do not.
+/// What a CTA of the product for 2 to 16 rows holds of a row of x.
+const FEW_ROWS_K: usize = 3584;
+
+/// Whether a product of `rows` rows over `k` elements may take the norm of its input in front of it: for one row. Of 8
+/// rows that gained nothing, and of 16 it lost (kernels/gemm/LADDER.md).
 pub fn norms_in_front(rows: usize, k: usize) -> bool {
     rows == 1 && k.is_multiple_of(8)
 }

@@ -2,7 +2,7 @@
 
 use super::cases;
 use super::cpu;
-use super::multiplies;
+use super::{FEW_ROWS_K, multiplies};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::rope::{RopeKvAppend, has_pairs, is_cache, shared_out, shares};
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
@@ -36,12 +36,14 @@ pub enum Angles {
 
 impl LinearRope {
     /// How kernels for `rows` rows, of one sequence or few of one each, over `k` elements that give heads of `head_dim`
-    /// come by their angles; `None` where there are none. Of 9 to 16 rows the product and what follows are faster apart
-    /// (13.5 against 20.9 us at K = 3584).
+    /// come by their angles; `None` where there are none.
     pub fn angles(rows: usize, sequences: usize, k: usize, head_dim: usize) -> Option<Angles> {
         let fits = k.is_multiple_of(8) && has_pairs(head_dim) && head_dim <= 256;
         match rows {
-            1..=8 if fits && (sequences == 1 || sequences == rows) => Some(Angles::Computed),
+            1 if fits && sequences == 1 => Some(Angles::Computed),
+            2..=8 if fits && k <= FEW_ROWS_K && sequences == 1 => Some(Angles::Computed),
+            // All rows have the same angles.
+            2..=16 if fits && k <= FEW_ROWS_K && sequences == rows => Some(Angles::Computed),
             17.. if fits && sequences == 1 => Some(Angles::Table),
             _ => None,
         }

@@ -346,7 +346,8 @@ fn rows_decide_norm_and_rotation() {
         // A row of each sequence, not two of them.
         (8, 8, 3584, 128, Some(Angles::Computed)),
         (8, 4, 3584, 128, None),
-        (16, 16, 3584, 128, None),
+        (16, 16, 3584, 128, Some(Angles::Computed)),
+        (8, 1, 3592, 128, None),
         (32, 2, 3584, 128, None),
     ] {
         assert_eq!(LinearRope::angles(rows, sequences, k, d), takes, "{rows} of {sequences}, {k} {d}");

@@ -1,9 +1,10 @@
 //! The CUDA backend: recorded launches, run one by one or replayed as a captured graph. In one file, because every
 //! method of the trait works on the same lanes, programs and states.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{
     Backend, ExeId, Lane, Leads, Mark, MemoryUse, RowRuns, StateId, TOKENS_AT_ONCE, Ticket, Visit, Wait,
@@ -417,31 +418,26 @@ impl Backend for Cuda {
         from: &Arc<dyn Source>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        let start = Instant::now();
+        let mut seen = HashSet::new();
+        let absent: Vec<&Recipe> =
+            recipes.iter().filter(|&r| !self.weights.contains_key(r) && seen.insert(r)).collect();
         let total: u64 = recipes.iter().map(Recipe::bytes).sum();
+        let bytes: u64 = absent.iter().map(|r| r.bytes()).sum();
+        progress(total - bytes, total);
         let stream = &self.lanes[Lane::Text as usize].stream;
-        let mut uploader = Uploader::new(&self.device, &self.modules, stream);
-        let (mut done, mut sent) = (0, 0);
-        let start = std::time::Instant::now();
-        for recipe in recipes {
-            if !self.weights.contains_key(recipe) {
-                let buffer = DeviceBuffer::new(recipe.bytes() as usize, &recipe.name(), &self.meter)?;
-                uploader
-                    .upload(recipe, from.as_ref(), &buffer, &mut |bytes| progress(done + bytes, total))?;
-                self.weights.insert(recipe.clone(), buffer);
-                sent += recipe.bytes();
-            }
-            done += recipe.bytes();
-            progress(done, total);
-        }
-        let (packed, waited) = (start.elapsed(), uploader.waited());
+        let uploader = Uploader { device: &self.device, modules: &self.modules, stream, meter: &self.meter };
+        let loaded =
+            uploader.upload(&absent, from.as_ref(), &mut |done| progress(total - bytes + done, total))?;
         stream.sync()?;
-        let all = start.elapsed().as_secs_f64();
+        self.weights.extend(absent.into_iter().cloned().zip(loaded.buffers));
+        let (all, gb, waits) = (start.elapsed().as_secs_f64(), bytes as f64 / 1e9, loaded.waits);
         tracing::info!(
-            "weights: {:.2} GB in {all:.2} s, {:.1} GB/s; {:.2} s of it packing, {:.2} s waiting for the bus",
-            sent as f64 / 1e9,
-            sent as f64 / 1e9 / all.max(1e-9),
-            (packed - waited).as_secs_f64(),
-            waited.as_secs_f64()
+            "weights: {gb:.2} GB in {all:.2} s, {:.1} GB/s; {} threads waited {:.2} s for the bus, {:.2} s for memory",
+            gb / all.max(1e-9),
+            loaded.threads,
+            waits.bus.as_secs_f64(),
+            waits.memory.as_secs_f64()
         );
         Ok(())
     }

@@ -35,6 +35,10 @@ pub struct Device {
     handle: sys::CUdevice,
 }
 
+// SAFETY: the handles are plain values for the driver, whose calls may come from any thread at any time; nothing in here
+// changes before the drop.
+unsafe impl Sync for Device {}
+
 /// The oldest architecture with the asynchronous copies and tensor-core shapes that the kernels use.
 const MIN_SM: (u32, u32) = (8, 0);
 

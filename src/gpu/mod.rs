@@ -1,6 +1,7 @@
 //! The device, ignorant of ops: the only home of the CUDA driver.
 
 pub mod convert;
+mod crew;
 pub mod device;
 mod driver;
 pub mod embedded;

@@ -8,6 +8,9 @@ use crate::core::Result;
 /// A queue of work, independent of the legacy default stream.
 pub struct Stream(sys::CUstream);
 
+// SAFETY: the driver orders what several threads enqueue on one stream at a time; nothing in here changes before the drop.
+unsafe impl Sync for Stream {}
+
 impl Stream {
     pub fn new() -> Result<Stream> {
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);

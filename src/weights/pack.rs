@@ -159,6 +159,10 @@ impl<'a> Packer<'a> {
         Ok(Packer { recipe, parts })
     }
 
+    pub fn recipe(&self) -> &Recipe {
+        self.recipe
+    }
+
     /// Makes the weight's elements `first..` as `recipe.dtype`, as many as fit `out`, on this thread.
     pub fn fill(&self, first: usize, out: &mut [u8]) {
         let to = self.recipe.dtype;
@@ -175,7 +179,7 @@ impl<'a> Packer<'a> {
     }
 
     /// As [`Packer::fill`], on all threads.
-    pub fn fill_on_all_threads(&self, first: usize, out: &mut [u8]) {
+    fn fill_on_all_threads(&self, first: usize, out: &mut [u8]) {
         out.par_chunks_mut(TASK * self.recipe.dtype.bytes())
             .enumerate()
             .for_each(|(i, out)| self.fill(first + i * TASK, out));

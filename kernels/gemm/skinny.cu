@@ -81,12 +81,12 @@ __device__ __forceinline__ void finishers_sync() {
 template <int NT_, int WARPS_, int BLOCKS_, int DEPTH_>
 struct Form {
     static constexpr int NT = NT_, WARPS = WARPS_, BLOCKS = BLOCKS_, DEPTH = DEPTH_;
-    static constexpr int TOKENS = 8 * NT, THREADS = 32 * WARPS, CHUNKS = 4 * WARPS * BLOCKS;
+    static constexpr int TOKENS = 8 * NT, THREADS = 32 * WARPS;
     static constexpr int SUMS = UNIT * TOKENS;  // and as many threads to finish them
     // Rows whose angles a CTA has: of 16 rows, which are one of each sequence, all have the same.
     static constexpr int ANGLE_ROWS = NT == 1 ? 8 : 1;
-    static_assert(DEPTH <= BLOCKS);
-    static_assert(SUMS <= THREADS);
+    static_assert(32 * WARPS * BLOCKS == 3584);  // as the host has it
+    static_assert(DEPTH <= BLOCKS && SUMS <= THREADS);
 };
 
 // Grid: (CTAs, parts of K).
@@ -243,27 +243,20 @@ __device__ __forceinline__ void skinny(const Params& params) {
     if (tid == 0 && atomicAdd(claims + 1, 1u) == gridDim.x - 1) claims[0] = claims[1] = 0;
 }
 
-using Eight = Form<1, 16, 7, 7>;
+using EightRows = Form<1, 16, 7, 7>;
 #if __CUDA_ARCH__ >= 900
 using SixteenRows = Form<2, 16, 7, 4>;
 #else  // ptxas finds no room for more
 using SixteenRows = Form<2, 16, 7, 2>;
 #endif
 
-// Registers are bounded as if a CTA had whole rounds of 4 warps, one for each part of an SM.
-#define EXPORT_SKINNY(symbol, Params, form)                                                                                  \
-    EXPORT_FORM(symbol##_bf16, Params, form, __nv_bfloat16)                                                                  \
-    EXPORT_FORM(symbol##_f16, Params, form, __half)
-#define EXPORT_FORM(symbol, Params, form, T)                                                                                 \
-    extern "C" __global__ void __launch_bounds__((form::THREADS + 127) / 128 * 128, 1)                                       \
-        symbol(const __grid_constant__ Params p) {                                                                           \
-        skinny<T, form>(p);                                                                                                  \
-    }                                                                                                                        \
-    extern "C" __device__ KernelInfo symbol##_info = {sizeof(Params), form::THREADS};
+#define EXPORT_SKINNY(symbol, Params, Form)                                              \
+    EXPORT(symbol##_bf16, Params, Form::THREADS, 1, skinny<__nv_bfloat16, Form>)         \
+    EXPORT(symbol##_f16, Params, Form::THREADS, 1, skinny<__half, Form>)
 
-EXPORT_SKINNY(skinny_m8, SkinnyParams, Eight)
+EXPORT_SKINNY(skinny_m8, SkinnyParams, EightRows)
 EXPORT_SKINNY(skinny_m16, SkinnyParams, SixteenRows)
-EXPORT_SKINNY(skinny_split_m8, SkinnySplitParams, Eight)
+EXPORT_SKINNY(skinny_split_m8, SkinnySplitParams, EightRows)
 EXPORT_SKINNY(skinny_split_m16, SkinnySplitParams, SixteenRows)
-EXPORT_SKINNY(skinny_rope_m8, SkinnyRopeParams, Eight)
+EXPORT_SKINNY(skinny_rope_m8, SkinnyRopeParams, EightRows)
 EXPORT_SKINNY(skinny_rope_m16, SkinnyRopeParams, SixteenRows)

@@ -6,7 +6,6 @@
 // own and no barrier; they merge through shared memory. With one working split the CTA writes the result; else it
 // writes m, l and O in f32, and the last CTA of a row tile (a counter, left at zero) adds the splits in their order:
 // the same inputs give the same bits. Rows from valid_rows on give 0; keys from kv_len on are zeros in shared memory.
-// ONCE, for at most 32 splits: the last CTA asks for m, l and O of all splits of a row at once.
 // moves 4·G·D·kv_len bytes + 8·H·D·splits: bandwidth-bound from 8192 keys, latency-bound below.
 // Goal: 85 % of the read rate at 32768 keys; 5-6 us at 2048.
 #include "attention/params.cuh"
@@ -18,7 +17,7 @@
 constexpr int DECODE_WARPS = 4, DECODE_THREADS = 32 * DECODE_WARPS, KEYS = 16;
 
 // Shared memory: the rings, 16 KB·STAGES (D = 64) or 32 KB·STAGES (D = 128); the merge reuses them. 128 bytes to align.
-template <class T, int D, bool ONCE>
+template <class T, int D>
 __device__ __forceinline__ void decode(const AttentionParams& p) {
     static_assert(D == 64 || D == 128);
     constexpr int STAGES = D == 64 ? 4 : 3, CHUNKS = D / 8, PER_LANE = D / 32, PITCH = D + 8;
@@ -183,71 +182,40 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
     if (!is_last) return;
     __threadfence();
     if (threadIdx.x == 0) p.counters[tile] = 0;
-    if constexpr (ONCE) {
-        for (int r = warp; r < min(16, pairs - p0); r += DECODE_WARPS) {
-            // Lane s weighs split s.
-            const float2 ml = lane < working ? __ldcg(ml_split + lane * 16 + r) : make_float2(-INFINITY, 0.f);
-            float part[32][PER_LANE] = {}, x[PER_LANE] = {};
-#pragma unroll
-            for (int s = 0; s < 32; s++) {
-                const float* from = o_split + (s * 16 + r) * D + lane * PER_LANE;
-                if (s < working) {
-                    if constexpr (PER_LANE == 4) {
-                        const float4 got = __ldcg(reinterpret_cast<const float4*>(from));
-                        part[s][0] = got.x, part[s][1] = got.y, part[s][2] = got.z, part[s][3] = got.w;
-                    } else {
-                        const float2 got = __ldcg(reinterpret_cast<const float2*>(from));
-                        part[s][0] = got.x, part[s][1] = got.y;
-                    }
-                }
+    for (int r = warp; r < min(16, pairs - p0); r += DECODE_WARPS) {
+        float high = -INFINITY;
+        for (int s = lane; s < working; s += 32) high = fmaxf(high, __ldcg(ml_split + s * 16 + r).x);
+        high = warp_max(high);
+        const float ref = high == -INFINITY ? 0.f : high;
+        float x[PER_LANE] = {}, l_all = 0.f;
+        for (int s0 = 0; s0 < working; s0 += 32) {
+            float weight = 0.f;
+            if (s0 + lane < working) {
+                const float2 ml = __ldcg(ml_split + (s0 + lane) * 16 + r);
+                weight = exp2_approx(ml.x - ref);
+                l_all += ml.y * weight;
             }
-            const float high = warp_max(ml.x), weight = exp2_approx(ml.x - (high == -INFINITY ? 0.f : high));
-#pragma unroll
-            for (int s = 0; s < 32; s++) {
-                const float w = __shfl_sync(0xffffffffu, weight, s);
-#pragma unroll
-                for (int i = 0; i < PER_LANE; i++) x[i] += part[s][i] * w;
-            }
-            write(p0 + r, x, warp_sum(ml.y * weight));
-        }
-    } else {
-        for (int r = warp; r < min(16, pairs - p0); r += DECODE_WARPS) {
-            float high = -INFINITY;
-            for (int s = lane; s < working; s += 32) high = fmaxf(high, __ldcg(ml_split + s * 16 + r).x);
-            high = warp_max(high);
-            const float ref = high == -INFINITY ? 0.f : high;
-            float x[PER_LANE] = {}, l_all = 0.f;
-            for (int s0 = 0; s0 < working; s0 += 32) {
-                float weight = 0.f;
-                if (s0 + lane < working) {
-                    const float2 ml = __ldcg(ml_split + (s0 + lane) * 16 + r);
-                    weight = exp2_approx(ml.x - ref);
-                    l_all += ml.y * weight;
-                }
-                const int n = min(32, working - s0);
+            const int n = min(32, working - s0);
 #pragma unroll 8
-                for (int s = 0; s < n; s++) {
-                    const float* from = o_split + ((s0 + s) * 16 + r) * D + lane * PER_LANE;
-                    const float w = __shfl_sync(0xffffffffu, weight, s);
-                    if constexpr (PER_LANE == 4) {
-                        const float4 part = __ldcg(reinterpret_cast<const float4*>(from));
-                        x[0] += part.x * w, x[1] += part.y * w, x[2] += part.z * w, x[3] += part.w * w;
-                    } else {
-                        const float2 part = __ldcg(reinterpret_cast<const float2*>(from));
-                        x[0] += part.x * w, x[1] += part.y * w;
-                    }
+            for (int s = 0; s < n; s++) {
+                const float* from = o_split + ((s0 + s) * 16 + r) * D + lane * PER_LANE;
+                const float w = __shfl_sync(0xffffffffu, weight, s);
+                if constexpr (PER_LANE == 4) {
+                    const float4 part = __ldcg(reinterpret_cast<const float4*>(from));
+                    x[0] += part.x * w, x[1] += part.y * w, x[2] += part.z * w, x[3] += part.w * w;
+                } else {
+                    const float2 part = __ldcg(reinterpret_cast<const float2*>(from));
+                    x[0] += part.x * w, x[1] += part.y * w;
                 }
             }
-            write(p0 + r, x, warp_sum(l_all));
         }
+        write(p0 + r, x, warp_sum(l_all));
     }
 }
 
-#define EXPORT_DECODE(d, name, once)                                                                        \
-    EXPORT(decode_d##d##name##_bf16, AttentionParams, DECODE_THREADS, 2, decode<__nv_bfloat16, d, once>)     \
-    EXPORT(decode_d##d##name##_f16, AttentionParams, DECODE_THREADS, 2, decode<__half, d, once>)
+#define EXPORT_DECODE(d)                                                                      \
+    EXPORT(decode_d##d##_bf16, AttentionParams, DECODE_THREADS, 2, decode<__nv_bfloat16, d>)  \
+    EXPORT(decode_d##d##_f16, AttentionParams, DECODE_THREADS, 2, decode<__half, d>)
 
-EXPORT_DECODE(64, , false)
-EXPORT_DECODE(128, , false)
-EXPORT_DECODE(64, _once, true)
-EXPORT_DECODE(128, _once, true)
+EXPORT_DECODE(64)
+EXPORT_DECODE(128)

@@ -24,11 +24,9 @@ const ONE_CLUSTER_KEYS: usize = 2048;
 const WGMMA_KEYS: usize = 384;
 /// The same with a bias per key: 5.3 against 6.0 us at 249 rows, 11.1 against 17.9 at 749.
 const WGMMA_KEYS_WITH_BIAS: usize = 192;
-/// Heads up to which the row below holds: it was measured with 4.
-const ONCE_HEADS: usize = 8;
-/// Keys from which one row's splits that are merged at once (`attention/decode.cu`) are ahead of clusters: 22.4 against
-/// 24.6 to 26.2 us at 32768, where 10.1 and 8.5 are taken at 8192.
-const ONCE_KEYS: usize = 32768;
+/// Keys from which half as many CTAs again as SMs, in six clusters for each of 4 kv heads, are ahead of one on each: 8.1
+/// against 9.6 us at 8192 keys, 20.6 against 26.9 at 32768, where a token takes 3.90 ms for 3.95 (seven: 3.98).
+const MANY_CLUSTERS_KEYS: usize = 8192;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Choice {
@@ -41,11 +39,6 @@ pub(super) enum Choice {
     Wgmma,
     /// `tiles` of 16 (row, query head) pairs for each kv head, `splits` of the keys.
     Decode {
-        tiles: usize,
-        splits: usize,
-    },
-    /// The same, at most 32 splits, merged at once.
-    DecodeOnce {
         tiles: usize,
         splits: usize,
     },
@@ -112,11 +105,10 @@ pub(super) struct Switches {
     pub decode: Option<Decoding>,
 }
 
-/// What `VIVACE_DECODE` asks for: `split` or `once`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
+/// What `VIVACE_DECODE` asks for: `split`, or on Hopper `cluster`, or `cluster/N` with this many clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decoding {
     Split,
-    Once,
     Clusters(Option<usize>),
 }
 
@@ -124,7 +116,6 @@ impl Decoding {
     pub fn parse(text: &str) -> Option<Decoding> {
         match text {
             "split" => Some(Decoding::Split),
-            "once" => Some(Decoding::Once),
             "cluster" => Some(Decoding::Clusters(None)),
             _ => {
                 let count = text.strip_prefix("cluster/")?.parse().ok()?;
@@ -133,19 +124,13 @@ impl Decoding {
         }
     }
 
-    /// For `tiles` of rows and `splits` of the keys of `kv_heads` heads; `None` where there would be too many clusters.
-    fn choose(
-        self,
-        op: &Attention,
-        tiles: usize,
-        splits: usize,
-        kv_bucket: usize,
-        arch: u32,
-    ) -> Option<Choice> {
-        let (room, ctas) = (SMS / (CLUSTER * tiles * op.kv_heads), cluster_ctas(tiles * op.kv_heads));
+    /// For `tiles` of rows; `None` where there would be too many clusters.
+    fn choose(self, op: &Attention, tiles: usize, kv_bucket: usize, arch: u32) -> Option<Choice> {
+        let ctas = cluster_ctas(tiles * op.kv_heads);
+        let wanted = if kv_bucket >= MANY_CLUSTERS_KEYS { SMS * 3 / 2 } else { SMS };
+        let room = wanted / (CLUSTER * tiles * op.kv_heads);
         let clusters = match self {
             Decoding::Split => return None,
-            Decoding::Once => return Some(Choice::DecodeOnce { tiles, splits: splits.min(32) }),
             // An image for 90a runs on 9.0 and on nothing newer.
             Decoding::Clusters(_) if arch != 90 => return None,
             Decoding::Clusters(Some(count)) => count,
@@ -202,13 +187,8 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
             _ => choice,
         },
         (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
-            let few = tiles == 1 && op.kv_heads <= ONCE_HEADS;
-            let ahead = match arch == 90 && few && kv_bucket >= ONCE_KEYS {
-                true => Decoding::Once,
-                false => Decoding::Clusters(None),
-            };
-            let decode = wanted.decode.unwrap_or(ahead);
-            decode.choose(op, tiles, splits, kv_bucket, arch).unwrap_or(choice)
+            let decode = wanted.decode.unwrap_or(Decoding::Clusters(None));
+            decode.choose(op, tiles, kv_bucket, arch).unwrap_or(choice)
         }
         _ => choice,
     }
@@ -301,18 +281,14 @@ mod tests {
         };
         let lm = |bucket| cache(28, 4, 128, bucket);
         for (bucket, clusters, stages) in
-            [(256, 1, 1), (512, 1, 1), (2048, 1, 2), (4096, 4, 2), (32768, 4, 2)]
+            [(256, 1, 1), (512, 1, 1), (2048, 1, 2), (4096, 4, 2), (8192, 6, 2), (32768, 6, 2)]
         {
             assert_eq!(
                 decode(&lm(bucket), 1, "cluster"),
                 Choice::DecodeCluster { tiles: 1, clusters, ctas: 8, stages }
             );
-            // Merged at once where that was measured ahead.
-            let default = match bucket {
-                32768 => Choice::DecodeOnce { tiles: 1, splits: 32 },
-                _ => Choice::DecodeCluster { tiles: 1, clusters, ctas: 8, stages },
-            };
-            assert_eq!(choose(&lm(bucket), 1, 90, Switches::default()), default);
+            let default = choose(&lm(bucket), 1, 90, Switches::default());
+            assert_eq!(default, Choice::DecodeCluster { tiles: 1, clusters, ctas: 8, stages });
             assert_eq!(decode(&lm(bucket), 1, "split"), portable(&lm(bucket), 1));
             assert_eq!(choose(&lm(bucket), 1, 80, Switches::default()), portable(&lm(bucket), 1));
         }
@@ -328,14 +304,12 @@ mod tests {
             decode(&cache(7, 1, 128, 8192), 1, "cluster"),
             Choice::DecodeCluster { tiles: 1, clusters: 8, ctas: 8, stages: 2 }
         );
-        assert_eq!(decode(&lm(512), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 8 });
-        assert_eq!(decode(&lm(32768), 1, "once"), Choice::DecodeOnce { tiles: 1, splits: 32 });
         // More heads than clusters are good for; another chip; a prefill.
         assert_eq!(decode(&cache(96, 96, 64, 512), 1, "cluster"), portable(&cache(96, 96, 64, 512), 1));
         let wanted = Switches { prefill: None, decode: Decoding::parse("cluster") };
         assert_eq!(choose(&lm(512), 1, 80, wanted), portable(&lm(512), 1));
         assert_eq!(decode(&lm(256), 64, "cluster"), portable(&lm(256), 64));
-        for bad in ["", "clusters", "cluster/", "cluster/0", "cluster/9", "once/1"] {
+        for bad in ["", "clusters", "cluster/", "cluster/0", "cluster/9", "once"] {
             assert_eq!(Decoding::parse(bad), None, "{bad}");
         }
     }
@@ -360,9 +334,10 @@ mod tests {
         // Smaller ones where kv heads are many.
         assert_eq!([5, 8, 16].map(|b| of(b, 512)), [of_ctas(4, 1, 2), of_ctas(4, 1, 2), of_ctas(2, 1, 2)]);
         // Several clusters for a head where SMs would be idle.
-        assert_eq!([1, 2, 3].map(|b| of(b, 8192)), [4, 2, 1].map(|n| cluster(n, 2)));
+        assert_eq!([1, 2, 3].map(|b| of(b, 4096)), [4, 2, 1].map(|n| cluster(n, 2)));
+        assert_eq!([1, 2, 3, 4].map(|b| of(b, 8192)), [6, 3, 2, 1].map(|n| cluster(n, 2)));
         assert_eq!([8, 16].map(|b| of(b, 8192)), [4, 2].map(|ctas| of_ctas(ctas, 1, 2)));
-        assert_eq!(of(2, 32768), Choice::DecodeOnce { tiles: 1, splits: 16 });
+        assert_eq!(of(2, 32768), cluster(3, 2));
         assert_eq!(of(8, 32768), of_ctas(4, 1, 2));
         let many = cache(28, 4, 128, 512).with(Batch::Equal(17));
         let Launches::Once(many, rows) = many.launches(17) else { panic!() };
@@ -514,7 +489,7 @@ mod tests {
         let one_row = choose(&cache(28, 4, 128, 2048), 1, 90, Switches::default());
         assert!(matches!(one_row, Choice::DecodeCluster { .. }), "{one_row:?}");
         let long = |t, arch| choose(&cache(28, 4, 128, 32768), t, arch, Switches::default());
-        assert_eq!(long(1, 90), Choice::DecodeOnce { tiles: 1, splits: 32 });
+        assert_eq!(long(1, 90), Choice::DecodeCluster { tiles: 1, clusters: 6, ctas: 8, stages: 2 });
         assert!(matches!(long(4, 90), Choice::DecodeCluster { .. } | Choice::Decode { .. }));
         assert!(matches!(long(1, 80), Choice::Decode { .. }));
         let tiny = Attention { bias: true, scale: SMALLEST_SCALE / 2.0, ..vit(1) };

@@ -194,11 +194,7 @@ fn params(
 fn switches() -> Result<Switches> {
     Ok(Switches {
         prefill: asked("VIVACE_ATTENTION", Wanted::parse, "mma or wgmma")?,
-        decode: asked(
-            "VIVACE_DECODE",
-            Decoding::parse,
-            "split, once, cluster or cluster/N with N from 1 to 8",
-        )?,
+        decode: asked("VIVACE_DECODE", Decoding::parse, "split, cluster or cluster/N with N from 1 to 8")?,
     })
 }
 
@@ -318,8 +314,7 @@ impl Attention {
                 // a cluster for every tile.
                 unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
             }
-            Choice::Decode { tiles, splits } | Choice::DecodeOnce { tiles, splits } => {
-                let once = if matches!(choice, Choice::DecodeOnce { .. }) { "_once" } else { "" };
+            Choice::Decode { tiles, splits } => {
                 let parts = self.kv_heads * tiles * splits;
                 p.partial = l.scratch(parts * 16 * (d + 2) * 4)?;
                 p.counters = l.counters(self.kv_heads * tiles)?;
@@ -327,7 +322,7 @@ impl Attention {
                 let geometry = Geometry::grid(grid).smem(decode_smem_bytes(d));
                 // SAFETY: as for the plain kernel; scratch holds 16 rows of D + 2 floats for every CTA of the grid, and
                 // there is one counter per (kv head, row tile).
-                unsafe { l.launch_variant::<Decode>(&format!("_d{d}{once}"), dtype, geometry, &p) }
+                unsafe { l.launch_variant::<Decode>(&format!("_d{d}"), dtype, geometry, &p) }
             }
             Choice::DecodeCluster { tiles, clusters, ctas, stages } => {
                 p.partial = l.scratch(self.kv_heads * tiles * clusters * 16 * (d + 2) * 4)?;

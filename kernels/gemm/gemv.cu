@@ -63,6 +63,16 @@ __device__ __forceinline__ uint4 load_weights(const uint4* p, uint64_t policy) {
     return v;
 }
 
+// Volatile: all loads of a batch go out before the first is used.
+__device__ __forceinline__ uint4 load_x(const uint4* p) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t pair);
 template <>

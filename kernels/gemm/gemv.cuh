@@ -1,4 +1,4 @@
-// What the products of one row (gemv.cu) and of few (skinny.cu) share: their parameters, loads, and where q, k and v go.
+// What the products of one row (gemv.cu) and of few (skinny.cu) share: their parameters, and where q, k and v go.
 #pragma once
 #include "common/ptx.cuh"
 #include "common/step.cuh"
@@ -36,16 +36,6 @@ struct GemvRopeParams {
 
 __device__ __forceinline__ const GemvParams& product_of(const GemvParams& p) { return p; }
 __device__ __forceinline__ const GemvParams& product_of(const GemvRopeParams& p) { return p.product; }
-
-// Volatile: all loads of a batch go out before the first is used.
-__device__ __forceinline__ uint4 load_x(const uint4* p) {
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
 
 // Elements i and i + D/2 of a head of q | k | v: where they go and by which angle they are turned.
 template <class T>

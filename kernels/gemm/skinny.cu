@@ -14,7 +14,6 @@
 #include "common/mma.cuh"
 #include "common/ptx.cuh"
 #include "common/step.cuh"
-#include "common/vec.cuh"
 #include "gemm/epilogue.cuh"
 #include "gemm/gemv.cuh"
 
@@ -59,6 +58,7 @@ __device__ __forceinline__ void ask(uint4& v, const uint4* p, int at, int left, 
         : "l"(p), "l"(policy), "r"(at), "r"(left));
 }
 
+// The same of x, by the L1.
 __device__ __forceinline__ void ask_x(uint4& v, const uint4* p, int at, int left) {
     asm volatile(
         "{\n"

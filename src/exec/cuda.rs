@@ -324,6 +324,12 @@ impl Cuda {
         Ok(())
     }
 
+    /// As with `VIVACE_PDL=0`: every kernel begins when the one before it has ended.
+    #[cfg(test)]
+    pub(crate) fn one_after_another(self) -> Cuda {
+        Cuda { pdl: false, ..self }
+    }
+
     fn enqueue(&self, exe: &Exe) -> Result<()> {
         let stream = &self.lane(exe.lane).stream;
         // The first kernel follows a copy, not a kernel.

@@ -307,6 +307,49 @@ mod tests {
         }
     }
 
+    /// Logits of a prompt, of steps after it and of steps of a batch, to the bit, with kernels that begin before the one
+    /// before them has ended and without.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_computes_the_same_bits_with_overlapping_kernels() {
+        use crate::exec::cuda::Cuda;
+        let required = std::env::var_os("VIVACE_REQUIRE_GPU").is_some_and(|v| v != "0");
+        if let Err(why) = Cuda::open(0) {
+            assert!(!required, "a GPU is required: {why}");
+            println!("no GPU: nothing checked ({why})");
+            return;
+        }
+        let bits = |model: &mut Model, exe, logits| {
+            let logits = model.backend.read(exe, logits).unwrap();
+            logits.data.f32s().iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        let all = |overlapping: bool, n: usize| {
+            let cuda = Cuda::open(0).unwrap();
+            let cuda = if overlapping { cuda } else { cuda.one_after_another() };
+            let mut model = model_on(Box::new(cuda), DType::BF16, Fusion::on());
+            let (exe, io) = model.run_ids(&PROMPT, 0, 0, Head::Greedy).unwrap();
+            let mut all = vec![bits(&mut model, exe, io.logits.unwrap())];
+            for step in 0..STEPS {
+                let (exe, io) = model.run_token(PROMPT.len() + step, step, Head::Greedy).unwrap();
+                all.push(bits(&mut model, exe, io.logits.unwrap()));
+            }
+            model.open_batch(n, PROMPT.len() + STEPS).unwrap();
+            model.branch(PROMPT.len()).unwrap();
+            model.set_batch_tokens((0..n).map(|i| (i * 31 + 7) as u32).collect()).unwrap();
+            for step in 0..STEPS {
+                let (exe, io) = model.run_batch(PROMPT.len() + step, step, Head::Greedy).unwrap();
+                all.push(bits(&mut model, exe, io.logits.unwrap()));
+            }
+            all
+        };
+        for n in [8, 16] {
+            let (overlapping, apart) = (all(true, n), all(false, n));
+            for (at, (a, b)) in overlapping.iter().zip(&apart).enumerate() {
+                assert!(a == b, "run {at}, then a batch of {n}: other bits where kernels overlap");
+            }
+        }
+    }
+
     #[test]
     fn a_batch_is_used_again_while_it_is_large_enough() {
         let mut model = model(Fusion::on());

@@ -186,7 +186,7 @@ pub(super) fn choose(op: &Attention, t: usize, arch: u32, wanted: Switches) -> C
             Wanted::Wgmma if !op.bias || op.scale >= SMALLEST_SCALE => Choice::Wgmma,
             _ => choice,
         },
-        (Choice::Decode { tiles, splits }, Source::Cache { kv_bucket }) => {
+        (Choice::Decode { tiles, .. }, Source::Cache { kv_bucket }) => {
             let decode = wanted.decode.unwrap_or(Decoding::Clusters(None));
             decode.choose(op, tiles, kv_bucket, arch).unwrap_or(choice)
         }

@@ -146,10 +146,6 @@ pub(crate) struct Skinny {
 impl Skinny {
     /// What a CTA holds of a row of x.
     pub const MOST_K: usize = super::FEW_ROWS_K;
-    /// Percent of an SM's memory to be shared memory: 64 KB hold every instance. An SM that ran a kernel with more keeps
-    /// that unless less is asked for, and what weights pass through on their way is the rest, the L1: a step of 8 sequences
-    /// took 4.34 ms where a product of 112 KB on its way had to do with the 28 KB that a ring left (3.88 with this).
-    pub const CARVEOUT: u32 = 28;
     /// Rows of w that it multiplies at a time.
     pub const UNIT: usize = 16;
 

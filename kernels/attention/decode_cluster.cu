@@ -3,9 +3,9 @@
 // q, out [T, H·D] of T16, k and v [G, S_max, D] of T16; D = 64 or 128; any group H/G; scale > 0; pos, kv_len from Step
 //
 // The T·H/G queries of a kv head are rows of m16 tiles. grid = (CTAS·clusters, row tiles, G), clusters of 8, or of 4 or 2
-// where kv heads are many, along x. A CTA
-// takes an equal share of kv_len in blocks of 16 keys, its 4 warps every fourth block, each with a cp.async ring of its
-// own. Rows of the cache before pos are older than this run: their copies start before the predecessor has ended.
+// where kv heads are many, along x. A CTA takes an equal share of kv_len in blocks of 16 keys, its 4 warps every fourth
+// block, each with a cp.async ring of its own. Rows of the cache before pos are older than this run: their copies start
+// before the predecessor has ended.
 // The warps merge through shared memory; row r then goes from all CTAs of the cluster into the shared memory of CTA
 // r % CTAS, which adds the parts in order. With one working cluster it writes the result, else m, l and O in f32, and of
 // the CTAs with its rank the last one (a counter, left at zero) adds the clusters in order: the same inputs give the

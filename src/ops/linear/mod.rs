@@ -48,8 +48,8 @@ impl LinearAct {
 }
 
 /// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end. With `norm`, an epsilon,
-/// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32 as well; on a GPU that is for few
-/// rows, see [`norms_in_front`].
+/// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32 as well; on a GPU that is for one
+/// row, see [`norms_in_front`].
 ///
 /// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`; outs:
 /// y `[T, M]` with M = N, or N / 2 after SwiGLU. r may share memory with y, unless it is a table: see `table_at`.

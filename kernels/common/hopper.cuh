@@ -290,14 +290,17 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
 #define WGMMA_ANY(TYPE)                                                                           \
     if constexpr (N == 16) WGMMA(16, TYPE, 8, "8", "9", "10");                                    \
     if constexpr (N == 64) WGMMA(64, TYPE, 32, "32", "33", "34");                                 \
+    if constexpr (N == 72) WGMMA(72, TYPE, 36, "36", "37", "38");                                 \
     if constexpr (N == 80) WGMMA(80, TYPE, 40, "40", "41", "42");                                 \
     if constexpr (N == 96) WGMMA(96, TYPE, 48, "48", "49", "50");                                 \
     if constexpr (N == 104) WGMMA(104, TYPE, 52, "52", "53", "54");                               \
     if constexpr (N == 112) WGMMA(112, TYPE, 56, "56", "57", "58");                               \
+    if constexpr (N == 120) WGMMA(120, TYPE, 60, "60", "61", "62");                               \
     if constexpr (N == 128) WGMMA(128, TYPE, 64, "64", "65", "66");                               \
     if constexpr (N == 136) WGMMA(136, TYPE, 68, "68", "69", "70");                               \
     if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                               \
     if constexpr (N == 152) WGMMA(152, TYPE, 76, "76", "77", "78");                               \
+    if constexpr (N == 160) WGMMA(160, TYPE, 80, "80", "81", "82");                               \
     if constexpr (N == 176) WGMMA(176, TYPE, 88, "88", "89", "90");                               \
     if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                               \
     if constexpr (N == 208) WGMMA(208, TYPE, 104, "104", "105", "106");                           \
@@ -314,7 +317,7 @@ struct IsBf16<__nv_bfloat16> {
 };
 
 __host__ __device__ constexpr bool wgmma_takes(int n) {
-    for (int width : {16, 64, 80, 96, 104, 112, 128, 136, 144, 152, 176, 192, 208, 224, 256})
+    for (int width : {16, 64, 72, 80, 96, 104, 112, 120, 128, 136, 144, 152, 160, 176, 192, 208, 224, 256})
         if (n == width) return true;
     return false;
 }

@@ -20,13 +20,13 @@
 #include "gemm/columns.cuh"
 #include "gemm/rope.cuh"
 
-template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA_, int CB_>
+template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA_, int CB_, int CK_ = 1>
 struct GridTile {
     static constexpr bool TURNED = TURNED_;
     static constexpr int CONSUMERS = CONSUMERS_, HALVES = HALVES_, STAGES = STAGES_, BK = 64;
     // Rows of the operand that a warpgroup takes 64 of at a time, and of the other.
     static constexpr int A = 64 * CONSUMERS * HALVES, B = B_;
-    static constexpr int CA = CA_, CB = CB_, CTAS = CA * CB;
+    static constexpr int CA = CA_, CB = CB_, CK = CK_, CTAS = CA * CB * CK;
     static constexpr int BM = TURNED ? B : A, BN = TURNED ? A : B;
     static constexpr int CM = TURNED ? CB : CA, CN = TURNED ? CA : CB;
     static constexpr int A_BYTES = A * BK * 2, B_BYTES = B * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
@@ -40,16 +40,38 @@ struct GridTile {
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
 };
 
+// What a CTA finishes of a tile whose K it shares: B columns, of which the last CTA may have less. The sums that come from
+// all CTAs lie where the ring was.
+template <class Tile>
+struct PartOf : Tile {
+    static constexpr int B = (Tile::B + 16 * Tile::CK - 1) / (16 * Tile::CK) * 16, BN = B, COLUMNS = (BN + 31) / 32 * 32;
+    static constexpr int VECTORS = Tile::HALVES * B / 8;
+    static_assert(!Tile::TURNED && Tile::CK * VECTORS * Tile::CONSUMERS * 128 * 16 <= Tile::STAGES * Tile::STAGE_BYTES);
+};
+template <class Tile, int CK = Tile::CK>
+struct Finished {
+    using Part = PartOf<Tile>;
+};
+template <class Tile>
+struct Finished<Tile, 1> {
+    using Part = Tile;
+};
+
 // This CTA's place in its cluster, and the ranks of those that it shares operands with.
 template <class Tile>
 struct Place {
-    uint32_t a, b;
+    uint32_t a, b, k;
 
     __device__ __forceinline__ Place() {
+        constexpr uint32_t SHARING = Tile::CA * Tile::CB;
         const uint32_t rank = Tile::CTAS == 1 ? 0 : cluster_rank();
-        a = rank % Tile::CA, b = rank / Tile::CA;
+        k = Tile::CK == 1 ? 0 : rank / SHARING;
+        a = rank % Tile::CA, b = (rank - k * SHARING) / Tile::CA;
     }
-    __device__ __forceinline__ uint32_t rank(uint32_t at_a, uint32_t at_b) const { return at_b * Tile::CA + at_a; }
+    __device__ __forceinline__ uint32_t rank(uint32_t at_a, uint32_t at_b, uint32_t at_k) const {
+        return (at_k * Tile::CB + at_b) * Tile::CA + at_a;
+    }
+    __device__ __forceinline__ uint32_t rank(uint32_t at_a, uint32_t at_b) const { return rank(at_a, at_b, k); }
     // Those with the same tile of A lie along b, those with the same tile of B along a.
     __device__ __forceinline__ bool fills_a(uint32_t slot) const { return slot % Tile::CB == b; }
     __device__ __forceinline__ bool fills_b(uint32_t slot) const { return slot % Tile::CA == a; }
@@ -85,17 +107,19 @@ struct GridSchedule {
     __device__ __forceinline__ Unit get(const WgmmaParams& p, const Place<Tile>& place) const {
         constexpr uint32_t ROWS = Tile::BM * Tile::CM, COLS = Tile::BN * Tile::CN;
         constexpr uint32_t GROUP = 2048 / ROWS > 0 ? 2048 / ROWS : 1;
-        const uint32_t id = unit / p.splits, split = unit % p.splits;
+        const uint32_t id = unit / p.splits;
+        const uint32_t split = Tile::CK > 1 ? place.k : unit % p.splits, splits = Tile::CK > 1 ? Tile::CK : p.splits;
         const uint32_t top = id / (GROUP * cols) * GROUP, rest = id % (GROUP * cols);
         const uint32_t height = min(GROUP, rows - top);
         const uint32_t row = top + rest % height, col = rest / height;
         const uint32_t m = Tile::TURNED ? place.b : place.a, n = Tile::TURNED ? place.a : place.b;
         // Never empty while splits <= steps.
         return {row * ROWS + m * Tile::BM, col * COLS + n * Tile::BN, id * Tile::CTAS + place.rank(place.a, place.b),
-                split, split * steps / p.splits, (split + 1) * steps / p.splits};
+                split, split * steps / splits, (split + 1) * steps / splits};
     }
     // Steps of all that this CTA has to do.
-    __device__ __forceinline__ uint32_t all_steps(const WgmmaParams& p) const {
+    __device__ __forceinline__ uint32_t all_steps(const WgmmaParams& p, const Place<Tile>& place) const {
+        if constexpr (Tile::CK > 1) return (place.k + 1) * steps / Tile::CK - place.k * steps / Tile::CK;
         uint32_t sum = 0;
 #pragma unroll 1
         for (uint32_t u = unit; u < units; u += gridDim.x / Tile::CTAS) {
@@ -107,9 +131,9 @@ struct GridSchedule {
 };
 
 // Barriers of slot s at s · 8: `full` of what has come here; `empty_a` and `empty_b` of what all have given back that
-// share with this CTA an operand that it fills.
+// share with this CTA an operand that it fills. `joined`, of consumer c at c · 8: of the sums of its part that have come.
 struct GridRing {
-    uint32_t slots, full, empty_a, empty_b;
+    uint32_t slots, full, empty_a, empty_b, joined;
 };
 
 // An operand of a step to all CTAs of `to`, where each barrier counts what arrives.
@@ -303,11 +327,11 @@ struct TurnAngles<Tile, NoRope> {
 };
 
 // The same where rows of x are the operand of 64 rows: a warp has 16 of them at a time and goes its way alone, in turns of
-// 64 rows of w. `columns` are those of the tile, from n0 on.
+// 64 rows of w. `columns` are those of the tile, from n0 on; it ends before n_end.
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                  const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                                 const T* columns, uint32_t row0, uint32_t n0) {
+                                                 const T* columns, uint32_t row0, uint32_t n0, uint32_t n_end) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
@@ -315,7 +339,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
     constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 32 / UNITS, PASSES = 16 / ROWS_A_PASS;
     const Epilogue& e = p.e;
     const uint32_t lane = threadIdx.x % 32, unit = lane % UNITS, t = lane % 4;
-    const uint32_t end = min((n0 + Tile::BN) >> HALVED, e.cols);
+    const uint32_t end = min(n_end >> HALVED, e.cols);
     const bool adds = e.residual != nullptr;
     const auto each_vector = [&](int turn, auto&& act) {
         const uint32_t col = ((n0 + turn % TURNS * 64) >> HALVED) + unit * 8;
@@ -416,28 +440,28 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                               const T* columns, const Unit& u, uint32_t consumer) {
+                                               const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
     const uint32_t mine = consumer * 64 * Tile::HALVES, warp = threadIdx.x / 32 % 4;
     if constexpr (Tile::TURNED)
         finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, u.m0, u.n0 + mine, mine, consumer);
     else
         finish_direct_as<T, Tile, ACT>(acc, p, rope, angles, staging + warp * (16 * 128), columns,
-                                       u.m0 + mine + warp * 16, u.n0);
+                                       u.m0 + mine + warp * 16, u.n0, n_end);
 }
 
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                             const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                            const T* columns, const Unit& u, uint32_t consumer) {
-    if constexpr (Rope::ON) return finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, consumer);
+                                            const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
+    if constexpr (Rope::ON) return finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
     else if (p.e.act == ACT_SWIGLU)
-        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
     else if (p.e.act == ACT_GELU)
-        finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
     else if (p.e.act == ACT_RELU)
-        finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
     else
-        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, consumer);
+        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
 }
 
 // Asks the L2 for the residual under this warpgroup's part of the tile, a line a thread.
@@ -460,10 +484,54 @@ struct Joined {
     static constexpr int JOIN_BATCH = divisor_up_to(CONSUMERS == 3 ? 4 : 8, BN / 8);
 };
 
-// One warpgroup: its rows of A of every tile of its CTA.
+// `mine`: the columns of this CTA's part, of its consumer's rows, of the sums of all CTAs that share the tile's K, added in
+// the order of K. What one thread holds of them the same thread of the others gets, 16 bytes at a time.
+template <class Tile, class Part>
+__device__ __forceinline__ void join_parts(const float (&acc)[Tile::HALVES][Tile::B / 2],
+                                           float (&mine)[Tile::HALVES][Part::B / 2], const Place<Tile>& place,
+                                           const GridRing& ring, uint32_t consumer) {
+    constexpr uint32_t BLOCKS = Part::B / 8, PITCH = 128 * 16;
+    const auto slot = [&](uint32_t part) {
+        return ring.slots + (part * Tile::CONSUMERS + consumer) * (Part::VECTORS * PITCH) + threadIdx.x % 128 * 16;
+    };
+    // Nobody reads a ring any more, and nothing is on its way to one.
+    cluster_arrive(false);
+    cluster_wait();
+#pragma unroll
+    for (uint32_t part = 0; part < Tile::CK; part++) {
+        const uint32_t to = place.rank(place.a, place.b, part), here = slot(place.k);
+        const uint32_t there = cluster_address(here, to), barrier = cluster_address(ring.joined + consumer * 8, to);
+#pragma unroll
+        for (uint32_t i = 0; i < Part::VECTORS; i++) {
+            const uint32_t half = i / BLOCKS, block = part * BLOCKS + i % BLOCKS;
+            if (block >= Tile::B / 8) continue;
+            const float* v = acc[half] + 4 * block;
+            if (part == place.k)
+                store_shared(here + i * PITCH, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                                                         __float_as_uint(v[3])));
+            else
+                cluster_store(there + i * PITCH, v[0], v[1], v[2], v[3], barrier);
+        }
+    }
+    cluster_mbarrier_wait(ring.joined + consumer * 8, 0);
+#pragma unroll
+    for (uint32_t i = 0; i < Part::VECTORS; i++) {
+        float* v = mine[i / BLOCKS] + 4 * (i % BLOCKS);
+#pragma unroll
+        for (uint32_t part = 0; part < Tile::CK; part++) {
+            const uint4 x = load_shared(slot(part) + i * PITCH);
+            const float sums[4] = {__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w)};
+#pragma unroll
+            for (int j = 0; j < 4; j++) v[j] = part == 0 ? sums[j] : v[j] + sums[j];
+        }
+    }
+}
+
+// One warpgroup: its rows of A of every tile of its CTA, or of one tile in a part of K.
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& rope, const GridRing& ring,
                                              uint32_t consumer, uint32_t staging, T* columns) {
+    using Part = typename Finished<Tile>::Part;
     constexpr uint32_t MINE = 64 * Tile::HALVES;
     const uint64_t a0 = wgmma_descriptor(ring.slots + consumer * MINE * 128);
     const uint64_t b0 = wgmma_descriptor(ring.slots + Tile::A_BYTES);
@@ -474,19 +542,21 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
     Cursor<Tile> at;
     GridSchedule<Tile> schedule(p);
     // Steps after which a slot is filled again.
-    uint32_t refilled = schedule.all_steps(p);
+    uint32_t refilled = schedule.all_steps(p, place);
     refilled -= min(refilled, uint32_t(Tile::STAGES));
     const auto done_with = [&](uint32_t slot) {
         if (refilled > 0) refilled--, give_back<Tile>(place, ring, slot);
     };
     for (; schedule.more(); schedule.next()) {
-        const Unit u = schedule.get(p, place);
-        const Columns<T, Tile> ahead(p.e, p.n, u.n0);
+        Unit u = schedule.get(p, place);
+        const uint32_t n_end = u.n0 + Tile::BN;
+        if constexpr (Tile::CK > 1) u.n0 += place.k * Part::B;
+        const Columns<T, Part> ahead(p.e, p.n, u.n0);
         if constexpr (Tile::TURNED)
             ask_residual_turned<T, Tile>(p, u.m0, u.n0 + consumer * MINE);
         else
-            ask_residual<T, Tile>(p, u.m0 + consumer * MINE + warp * 16, u.n0);
-        TurnAngles<Tile, Rope> angles;
+            ask_residual<T, Part>(p, u.m0 + consumer * MINE + warp * 16, u.n0);
+        TurnAngles<Part, Rope> angles;
         angles.ask(rope, p, u.m0 + consumer * MINE + warp * 16, u.n0, 0);
 
         float acc[Tile::HALVES][Tile::B / 2];
@@ -513,11 +583,19 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         done_with(before);
         // The warps have all read the columns of the tile before: they have multiplied since.
         ahead.keep(columns);
-        if constexpr (Tile::HALVES == 1) {
-            if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
+        if constexpr (Tile::CK > 1) {
+            // A cluster has one tile.
+            float mine[Tile::HALVES][Part::B / 2];
+            join_parts<Tile, Part>(acc, mine, place, ring, consumer);
+            consumer_barrier<Tile::CONSUMERS>(consumer);
+            return finish_grid<T, Part>(mine, p, rope, angles, staging, columns, u, n_end, consumer);
+        } else {
+            if constexpr (Tile::HALVES == 1) {
+                if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
+            }
+            consumer_barrier<Tile::CONSUMERS>(consumer);
+            finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
         }
-        consumer_barrier<Tile::CONSUMERS>(consumer);
-        finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, u, consumer);
     }
 }
 
@@ -526,11 +604,12 @@ template <class T, class Tile, class Rope>
 __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope) {
     extern __shared__ uint4 dynamic[];
     __shared__ alignas(8) uint64_t full_[Tile::STAGES], empty_a_[Tile::STAGES], empty_b_[Tile::STAGES];
+    __shared__ alignas(8) uint64_t joined_[Tile::CK > 1 ? Tile::CONSUMERS : 1];
     __shared__ alignas(128) uint4 staging[Tile::CONSUMERS][Tile::STAGING_BYTES / 16];
     __shared__ alignas(16) T columns[Tile::CONSUMERS][2 * Tile::COLUMNS];
     // The same places in all CTAs, which run the same kernel.
     const GridRing ring = {(smem_address(dynamic) + 1023) & ~1023u, smem_address(full_), smem_address(empty_a_),
-                           smem_address(empty_b_)};
+                           smem_address(empty_b_), smem_address(joined_)};
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         prefetch_tensor_map(p.x);
@@ -539,6 +618,15 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope)
             mbarrier_init(ring.full + s * 8, 1);
             mbarrier_init(ring.empty_a + s * 8, Tile::CONSUMERS * Tile::CB);
             mbarrier_init(ring.empty_b + s * 8, Tile::CONSUMERS * Tile::CA);
+        }
+        if constexpr (Tile::CK > 1) {
+            // What comes for a consumer's rows from the others that share K.
+            constexpr int PART = PartOf<Tile>::B;
+            const int first = cluster_rank() / (Tile::CA * Tile::CB) * PART, width = min(max(Tile::B - first, 0), PART);
+            for (int c = 0; c < Tile::CONSUMERS; c++) {
+                mbarrier_init(ring.joined + c * 8, 1);
+                mbarrier_expect_tx(ring.joined + c * 8, (Tile::CK - 1) * width * (64 * Tile::HALVES * 4));
+            }
         }
         fence_mbarrier_init();
     }
@@ -581,6 +669,12 @@ __device__ __forceinline__ void gemm_multicast_rope(const WgmmaRopeParams& p) {
                    halves, rows_b, stages, ca, cb)
 #define EXPORT_TURNED(...) EXPORT_GRID(gemm_multicast, WgmmaParams, t, true, __VA_ARGS__)
 #define EXPORT_DIRECT(...) EXPORT_GRID(gemm_multicast, WgmmaParams, d, false, __VA_ARGS__)
+#define EXPORT_SHARED(kernel, Params, rows_a, rows_b, stages, ca, cb, ck, consumers, halves)                             \
+    static_assert(rows_a == 64 * consumers * halves);                                                              \
+    EXPORT_GRID_OF(kernel, Params, __nv_bfloat16, bf16, d##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck, false,  \
+                   consumers, halves, rows_b, stages, ca, cb, ck)                                                  \
+    EXPORT_GRID_OF(kernel, Params, __half, f16, d##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck, false, consumers, \
+                   halves, rows_b, stages, ca, cb, ck)
 #define EXPORT_ROPE(...) EXPORT_GRID(gemm_multicast_rope, WgmmaRopeParams, d, false, __VA_ARGS__)
 
 EXPORT_TURNED(64, 16, 21, 4, 1, 1, 1)
@@ -612,3 +706,16 @@ EXPORT_ROPE(64, 96, 10, 2, 4, 1, 1)
 EXPORT_ROPE(128, 80, 8, 2, 4, 2, 1)
 EXPORT_ROPE(128, 144, 6, 2, 1, 2, 1)
 EXPORT_ROPE(128, 192, 5, 2, 1, 2, 1)
+
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 64, 120, 8, 1, 2, 4, 1, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 64, 160, 6, 1, 2, 4, 1, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 120, 6, 1, 1, 4, 2, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 120, 6, 1, 2, 4, 2, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 160, 5, 1, 2, 4, 2, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 120, 6, 2, 1, 2, 2, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 160, 5, 2, 1, 2, 2, 1)
+EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 72, 8, 2, 1, 4, 2, 1)
+
+EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 64, 160, 6, 1, 2, 4, 1, 1)
+EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 128, 160, 5, 1, 2, 4, 2, 1)
+EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 128, 160, 5, 2, 1, 2, 2, 1)

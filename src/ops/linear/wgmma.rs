@@ -26,6 +26,16 @@ pub(crate) struct Grid {
     /// CTAs along the rows of A, which share B, and along those of B.
     pub ca: usize,
     pub cb: usize,
+    /// Parts of K, each with CTAs of its own; the sums are joined through shared memory.
+    pub ck: usize,
+}
+
+impl Grid {
+    /// `2x1`, `1x2x4` with parts of K.
+    fn name(&self) -> String {
+        let Grid { ca, cb, ck, .. } = self;
+        if *ck == 1 { format!("{ca}x{cb}") } else { format!("{ca}x{cb}x{ck}") }
+    }
 }
 
 /// Tiles of the two files.
@@ -48,12 +58,17 @@ const fn tile(form: Form, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
 
 /// Rows of w and of x.
 const fn turned(w: usize, x: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
-    WgmmaTile { form: Form::Grid(Grid { turned: true, ca, cb }), bm: x, bn: w, stages, ctas: 1 }
+    WgmmaTile { form: Form::Grid(Grid { turned: true, ca, cb, ck: 1 }), bm: x, bn: w, stages, ctas: 1 }
 }
 
 /// Rows of x and of w.
 const fn direct(x: usize, w: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
-    WgmmaTile { form: Form::Grid(Grid { turned: false, ca, cb }), bm: x, bn: w, stages, ctas: 1 }
+    shared(x, w, stages, [ca, cb, 1])
+}
+
+/// The same, K shared.
+const fn shared(x: usize, w: usize, stages: usize, [ca, cb, ck]: [usize; 3]) -> WgmmaTile {
+    WgmmaTile { form: Form::Grid(Grid { turned: false, ca, cb, ck }), bm: x, bn: w, stages, ctas: 1 }
 }
 
 impl WgmmaTile {
@@ -69,7 +84,7 @@ impl WgmmaTile {
         tile(Form::Cluster, 64, 128, 4),
     ];
     /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
-    pub const GRIDS: [WgmmaTile; 24] = [
+    pub const GRIDS: [WgmmaTile; 32] = [
         turned(64, 16, 21, 4, 1),
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
@@ -94,13 +109,24 @@ impl WgmmaTile {
         direct(128, 224, 4, 2, 1),
         direct(128, 256, 4, 2, 1),
         direct(192, 128, 5, 1, 2),
+        shared(64, 120, 8, [1, 2, 4]),
+        shared(64, 160, 6, [1, 2, 4]),
+        shared(128, 120, 6, [1, 1, 4]),
+        shared(128, 120, 6, [1, 2, 4]),
+        shared(128, 160, 5, [1, 2, 4]),
+        shared(128, 120, 6, [2, 1, 2]),
+        shared(128, 160, 5, [2, 1, 2]),
+        shared(128, 72, 8, [2, 1, 4]),
     ];
     /// The EXPORT_ROPE lines there: products whose sums are turned.
-    pub const ROPE: [WgmmaTile; 4] = [
+    pub const ROPE: [WgmmaTile; 7] = [
         direct(64, 96, 10, 2, 4),
         direct(128, 80, 8, 2, 4),
         direct(128, 144, 6, 2, 1),
         direct(128, 192, 5, 2, 1),
+        shared(64, 160, 6, [1, 2, 4]),
+        shared(128, 160, 5, [1, 2, 4]),
+        shared(128, 160, 5, [2, 1, 2]),
     ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
@@ -110,14 +136,14 @@ impl WgmmaTile {
         self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
     }
 
-    /// `128x256`, `cx128x128`, `t128x80_4x2`: how `VIVACE_GEMM` names it.
+    /// `128x256`, `cx128x128`, `t128x80_4x2`, `d128x120_1x2x4`: how `VIVACE_GEMM` names it.
     pub fn name(&self) -> String {
         let [bm, bn] = [self.bm, self.bn];
         match self.form {
             Form::Plain => format!("{bm}x{bn}"),
             Form::Cluster => format!("cx{bm}x{bn}"),
-            Form::Grid(Grid { turned: true, ca, cb }) => format!("t{bn}x{bm}_{ca}x{cb}"),
-            Form::Grid(Grid { turned: false, ca, cb }) => format!("d{bm}x{bn}_{ca}x{cb}"),
+            Form::Grid(grid @ Grid { turned: true, .. }) => format!("t{bn}x{bm}_{}", grid.name()),
+            Form::Grid(grid) => format!("d{bm}x{bn}_{}", grid.name()),
         }
     }
 
@@ -127,8 +153,8 @@ impl WgmmaTile {
         match self.form {
             Form::Plain => format!("_{bm}x{bn}x{stages}"),
             Form::Cluster => format!("_cluster_{bm}x{bn}x{stages}"),
-            Form::Grid(Grid { turned: true, ca, cb }) => format!("_t{bn}x{bm}x{stages}_{ca}x{cb}"),
-            Form::Grid(Grid { turned: false, ca, cb }) => format!("_d{bm}x{bn}x{stages}_{ca}x{cb}"),
+            Form::Grid(grid @ Grid { turned: true, .. }) => format!("_t{bn}x{bm}x{stages}_{}", grid.name()),
+            Form::Grid(grid) => format!("_d{bm}x{bn}x{stages}_{}", grid.name()),
         }
     }
 
@@ -143,11 +169,16 @@ impl WgmmaTile {
         fits && (vectors || !matches!(self.form, Form::Grid(_)))
     }
 
+    /// Parts of K that a cluster adds up by itself.
+    fn shares_k(&self) -> usize {
+        if let Form::Grid(grid) = self.form { grid.ck } else { 1 }
+    }
+
     /// Tiles of a cluster that shares operands below one another, and side by side.
     fn clustered(&self) -> (usize, usize) {
         match self.form {
-            Form::Grid(Grid { turned: true, ca, cb }) => (cb, ca),
-            Form::Grid(Grid { turned: false, ca, cb }) => (ca, cb),
+            Form::Grid(Grid { turned: true, ca, cb, .. }) => (cb, ca),
+            Form::Grid(Grid { turned: false, ca, cb, .. }) => (ca, cb),
             _ => (1, 1),
         }
     }
@@ -195,11 +226,12 @@ impl Plan {
     }
 
     /// CTAs to launch: as many as are resident, each takes its share of the tiles; in clusters that share K one per
-    /// unit.
+    /// part of a tile.
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
-        let units = self.tiles(m, n) * self.splits;
+        let units = self.tiles(m, n) * self.splits * self.tile.shares_k();
         match self.tile.form {
             Form::Cluster => units,
+            Form::Grid(Grid { ck: 2.., .. }) => units,
             _ => units.min(self.resident(sm_count)),
         }
     }
@@ -213,7 +245,7 @@ impl Plan {
         match self.tile.form {
             Form::Plain => 1,
             Form::Cluster => self.splits,
-            Form::Grid(g) => g.ca * g.cb,
+            Form::Grid(g) => g.ca * g.cb * g.ck,
         }
     }
 
@@ -239,6 +271,7 @@ impl Plan {
         let steps = k.div_ceil(WgmmaTile::BK).max(1);
         let parts = match self.tile.form {
             Form::Cluster => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
+            Form::Grid(Grid { ck: ck @ 2.., .. }) => 1..=usize::from(ck <= steps),
             // Of 256 rows a warpgroup has two blocks.
             Form::Grid(_) if self.tile.rows_of_a() == 256 => 1..=1,
             _ => 1..=steps,
@@ -267,13 +300,15 @@ impl Plan {
         const FINISH_ELEMENTS: f64 = 9.25;
         const FINISH_F32: f64 = 360.0;
         const CLUSTER_JOIN: f64 = 6720.0;
+        const GRID_JOIN: f64 = 2500.0;
         const JOIN: f64 = 8330.0;
         const OVERLAP_LOSS: f64 = 0.235;
 
         let WgmmaTile { bm, bn, .. } = self.tile;
         let (below, beside) = self.tile.clustered();
         let (elements, row_bytes) = ((bm * bn) as f64, 2.0 * WgmmaTile::BK as f64);
-        let units = self.tiles(m, n) * self.splits;
+        let shares_k = self.tile.shares_k();
+        let units = self.tiles(m, n) * self.splits * shares_k;
         let resident = match self.tile.form {
             Form::Cluster => resident_in_clusters(self.splits, sm_count),
             _ => self.resident(sm_count),
@@ -287,13 +322,14 @@ impl Plan {
             .max(asked * row_bytes / L2_BYTES * sharing)
             .max(STEP);
         let join = match self.splits {
+            1 if shares_k > 1 => GRID_JOIN,
             1 => 0.0,
             _ if self.tile.form == Form::Cluster => CLUSTER_JOIN,
             s => JOIN + 4.0 * elements * (s - 1) as f64 / READ_BYTES,
         };
         let by_f32 = if matches!(self.tile.form, Form::Grid(_)) { 0.0 } else { FINISH_F32 };
         let finish = FINISH + elements / FINISH_ELEMENTS + by_f32 + join;
-        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits) as f64;
+        let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits * shares_k) as f64;
         let work = units.div_ceil(resident.max(1)).max(1) as f64 * (steps * step + finish);
         let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
         work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL

@@ -549,8 +549,11 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
     };
     for (; schedule.more(); schedule.next()) {
         Unit u = schedule.get(p, place);
-        const uint32_t n_end = u.n0 + Tile::BN;
-        if constexpr (Tile::CK > 1) u.n0 += place.k * Part::B;
+        uint32_t n_end = u.n0 + Tile::BN;
+        if constexpr (Tile::CK > 1) {
+            u.n0 += place.k * Part::BN;
+            n_end = min(n_end, u.n0 + Part::BN);
+        }
         const Columns<T, Part> ahead(p.e, p.n, u.n0);
         if constexpr (Tile::TURNED)
             ask_residual_turned<T, Tile>(p, u.m0, u.n0 + consumer * MINE);

@@ -84,7 +84,7 @@ impl WgmmaTile {
         tile(Form::Cluster, 64, 128, 4),
     ];
     /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
-    pub const GRIDS: [WgmmaTile; 30] = [
+    pub const GRIDS: [WgmmaTile; 29] = [
         turned(64, 16, 21, 4, 1),
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
@@ -108,7 +108,6 @@ impl WgmmaTile {
         direct(128, 192, 5, 2, 1),
         direct(128, 224, 4, 2, 1),
         direct(128, 256, 4, 2, 1),
-        direct(192, 128, 5, 1, 2),
         shared(64, 64, 12, [1, 4, 2]),
         shared(64, 80, 10, [1, 4, 2]),
         shared(128, 64, 8, [1, 4, 2]),
@@ -396,15 +395,14 @@ const fn fastest(shape: [usize; 3], tile: &'static str, splits: usize) -> Measur
 
 /// Products that are not the fastest by themselves with these plans, but the encoders that they are a part of are, by up to
 /// 5 us a layer: a tile that its neighbours in the graph use too, or one that leaves SMs for the next kernel to wait on.
-const IN_STEP: [Measured; 9] = [
+const IN_STEP: [Measured; 8] = [
     fastest([249, 1024, 1024], "t128x64_2x4", 1),
     fastest([749, 1024, 1024], "t128x64_2x4", 1),
     fastest([249, 1024, 4096], "t128x64_2x4", 3),
     fastest([249, 3072, 1024], "t128x64_2x4", 1),
     fastest([4100, 3072, 1024], "t256x128_2x1", 1),
     fastest([249, 4096, 1024], "d128x80_2x4", 1),
-    fastest([749, 4096, 1024], "t256x96_2x1", 1),
-    fastest([1025, 4096, 1024], "t128x80_4x2", 1),
+    fastest([1025, 4096, 1024], "t256x136_2x1", 1),
     fastest([4100, 4096, 1024], "t256x128_2x1", 1),
 ];
 
@@ -450,7 +448,7 @@ const MEASURED: [Measured; 61] = [
     fastest([2048, 3584, 18944], "d128x224_2x1", 1),  // 342
     fastest([4096, 3584, 18944], "d128x224_2x1", 1),  // 684
     fastest([249, 4096, 1024], "d64x144_2x1", 1),     // 6.9
-    fastest([749, 4096, 1024], "d192x128_1x2", 1),    // 11.8
+    fastest([749, 4096, 1024], "t256x96_2x1", 1),     // 12.4
     fastest([1025, 4096, 1024], "t192x176_1x2", 1),   // 14.6
     fastest([4100, 4096, 1024], "t192x176_1x2", 1),   // 50.9
     fastest([13325, 4096, 1024], "t256x128_2x1", 1),  // 161.2

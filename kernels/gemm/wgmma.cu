@@ -1,18 +1,17 @@
 // archs: 90a
 // gemm_wgmma:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16 (or f32); K % 8 == 0, any M and N;
 //              sums in f32, one rounding
-// gemm_wgmma_cluster: the same, the K of a tile shared by the CTAs of a cluster
-// gemm_windows: that for a convolution over rows with stride 2: row m of x is rows 2m, 2m + 1, .. of a matrix [T, C],
+// gemm_windows: the same for a convolution over rows with stride 2: row m of x is rows 2m, 2m + 1, .. of a matrix [T, C],
 //              C % 64 == 0, one after another, and zeros behind its last
-// For what wgmma_multicast.cu does not take or where few tiles have a deep K. CTA = one producer warpgroup + one or two
+// For what wgmma_multicast.cu does not take. CTA = one producer warpgroup + one or two
 // consumer warpgroups of 64 rows around a ring of STAGES stages, persistent; K may be split (through memory, deterministic).
-//   cluster:   one unit per CTA. The CTAs have a part of the K of one tile each, add the sums in the order of K through
-//              each other's shared memory and share the epilogue.
+// Windows: one unit per CTA. The CTAs of a cluster have a part of the K of one tile each, add the sums in the order of K
+// through each other's shared memory and share the epilogue.
 // Epilogue: through shared memory, 32 columns at a time. Nothing in its loop waits for memory: bias and scale of the tile
 // are asked for before the product and lie in shared memory after it, the residual is asked into the L2 before the
 // product and into registers one round ahead; both vectors of a lane go together, activations are as exact as 16 bits
 // want (common/act.cuh).
-// Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: as cuBLAS with 64 to 128 rows and K = 18944 (42 us).
+// Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: as cuBLAS with outputs in f32 and of odd widths.
 #include "common/export.cuh"
 #include "gemm/columns.cuh"
 
@@ -424,23 +423,21 @@ __device__ __forceinline__ void gemm_rows(const WgmmaParams& p, const Rows& rows
     }
 }
 
-template <class T, class Tile, bool CLUSTER>
+template <class T, class Tile>
 __device__ __forceinline__ void gemm_wgmma(const WgmmaParams& p) {
-    gemm_rows<T, Tile, CLUSTER>(p, DenseRows{p.x});
+    gemm_rows<T, Tile, false>(p, DenseRows{p.x});
 }
 template <class T, class Tile>
 __device__ __forceinline__ void gemm_windows(const WindowParams& p) {
     gemm_rows<T, Tile, true>(p.g, WindowRows{p});
 }
 
-#define EXPORT_RING(name, Params, kernel, bm, bn, stages, ...)                                                  \
-    EXPORT(name##_##bm##x##bn##x##stages##_bf16, Params, (RingTile<bm, bn, stages>::THREADS),                   \
-           (RingTile<bm, bn, stages>::CTAS), kernel<__nv_bfloat16, RingTile<bm, bn, stages> __VA_ARGS__>)       \
-    EXPORT(name##_##bm##x##bn##x##stages##_f16, Params, (RingTile<bm, bn, stages>::THREADS),                    \
-           (RingTile<bm, bn, stages>::CTAS), kernel<__half, RingTile<bm, bn, stages> __VA_ARGS__>)
-#define COMMA ,
-#define EXPORT_PLAIN(bm, bn, stages) EXPORT_RING(gemm_wgmma, WgmmaParams, gemm_wgmma, bm, bn, stages, COMMA false)
-#define EXPORT_CLUSTER(bm, bn, stages) EXPORT_RING(gemm_wgmma_cluster, WgmmaParams, gemm_wgmma, bm, bn, stages, COMMA true)
+#define EXPORT_RING(name, Params, kernel, bm, bn, stages)                                      \
+    EXPORT(name##_##bm##x##bn##x##stages##_bf16, Params, (RingTile<bm, bn, stages>::THREADS),  \
+           (RingTile<bm, bn, stages>::CTAS), kernel<__nv_bfloat16, RingTile<bm, bn, stages>>)  \
+    EXPORT(name##_##bm##x##bn##x##stages##_f16, Params, (RingTile<bm, bn, stages>::THREADS),   \
+           (RingTile<bm, bn, stages>::CTAS), kernel<__half, RingTile<bm, bn, stages>>)
+#define EXPORT_PLAIN(bm, bn, stages) EXPORT_RING(gemm_wgmma, WgmmaParams, gemm_wgmma, bm, bn, stages)
 #define EXPORT_WINDOWS(bm, bn, stages) EXPORT_RING(gemm_windows, WindowParams, gemm_windows, bm, bn, stages)
 
 EXPORT_PLAIN(128, 256, 4)
@@ -448,7 +445,5 @@ EXPORT_PLAIN(128, 144, 6)
 EXPORT_PLAIN(128, 128, 6)
 EXPORT_PLAIN(64, 128, 4)
 EXPORT_PLAIN(64, 96, 5)
-EXPORT_CLUSTER(128, 128, 6)
-EXPORT_CLUSTER(64, 128, 4)
 EXPORT_WINDOWS(128, 128, 6)
 EXPORT_WINDOWS(64, 128, 4)

@@ -9,6 +9,8 @@
 //             what the SMs receive. Tiles may then be small, and enough of them to occupy all SMs without splitting K.
 //   turned:   (name t...) rows of w are the 64-row operand, rows of x the other, of which a tile may have any multiple
 //             of 8: 1025 rows are 13 tiles of 80 or 6 of 176. Else (name d...) rows of x are, and tiles are narrow in w.
+//   shared K: (name ..x2, ..x4) a cluster has CK such grids, each with a part of K, and one tile a place. In the end the
+//              CTAs of a place send one another their sums, each gets those of its part of the columns, and finishes it.
 // Who fills slot s of the ring with an operand: the CTA s % CA, or s % CB, of those that share it. It waits until all of
 // them have given the slot back; nobody gives back what nobody will fill, so no CTA is written to after its end. Every CTA
 // says how much it expects as soon as the phase before has come.

@@ -40,8 +40,8 @@ pub(crate) struct Chip {
 }
 
 /// What may be asked for instead of the choice made here, to test and to compare: `mma`, or a tile of the kernels on wgmma
-/// and the parts of K, such as `128x256/1`, `cx128x128/4` in a cluster that shares K, or `t128x80_4x2/1` and `d64x96_2x4/1` in
-/// one that shares operands. It holds for the products that have a choice between these kernels.
+/// and the parts of K, such as `128x256/1`, `t128x80_4x2/1` and `d64x96_2x4/1` in clusters that share operands, or
+/// `d128x64_1x4x2/1` in one that also shares K. It holds for the products that have a choice between these kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
@@ -421,14 +421,14 @@ mod tests {
         };
         let wide = |m| dense(m, 512, 1024);
         for (text, name, splits) in [
-            ("cx128x128/4", "cx128x128", 4),
+            ("d128x64_1x4x2/1", "d128x64_1x4x2", 1),
             ("t128x80_4x2/1", "t128x80_4x2", 1),
             ("d64x144_2x1/3", "d64x144_2x1", 3),
         ] {
             assert_eq!(taken(text, wide(300)), (name.to_owned(), splits));
         }
-        // A cluster is two to eight CTAs; a tile with two blocks of rows a warpgroup does not split K.
-        for text in ["cx128x128/1", "cx128x128/9", "t256x96_2x1/2"] {
+        // What shares K does not split it besides, nor does a tile with two blocks of rows a warpgroup.
+        for text in ["d128x64_1x4x2/2", "t256x96_2x1/2"] {
             let own = choose(&wide(300), &H200);
             assert_eq!(choose(&wide(300), &wants(text)), own, "{text}");
         }
@@ -464,13 +464,13 @@ mod tests {
 
     #[test]
     fn shapes_have_wishes_of_their_own() {
-        let wishes = Wishes::parse("300x512x1024=cx64x128/4,64x96/1").unwrap();
+        let wishes = Wishes::parse("300x512x1024=64x128/4,64x96/1").unwrap();
         let by_shape =
             |m| match choose(&dense(m, 512, 1024), &Chip { wanted: wishes.of([m, 512, 1024]), ..H200 }) {
                 Config::Wgmma(plan) => (plan.tile.name(), plan.splits),
                 other => panic!("{other:?}"),
             };
-        assert_eq!(by_shape(300), ("cx64x128".to_owned(), 4));
+        assert_eq!(by_shape(300), ("64x128".to_owned(), 4));
         assert_eq!(by_shape(301), ("64x96".to_owned(), 1));
         assert_eq!(Wishes::parse("300x512x1024=mma").unwrap().of([1, 1, 1]), None);
         for bad in

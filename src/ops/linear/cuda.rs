@@ -136,7 +136,7 @@ pub(crate) fn act_code(act: LinearAct) -> u32 {
 }
 
 fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
-    let takes = "mma, or a plan such as 128x256/1, cx128x128/4 or t128x80_4x2/1; for one shape alone \
+    let takes = "mma, or a plan such as 128x256/1, t128x80_4x2/1 or d128x64_1x4x2/1; for one shape alone \
                  MxNxK=PLAN; several of them separated by commas";
     Ok(Chip {
         sm_count: l.device.sm_count(),

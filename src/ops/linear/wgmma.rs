@@ -12,8 +12,8 @@ pub(crate) use super::choose::End;
 pub(crate) enum Form {
     /// `gemm/wgmma.cu`, each for itself.
     Plain,
-    /// The same, clusters whose CTAs have a part of K each.
-    Cluster,
+    /// The same file, for windows over rows: clusters whose CTAs have a part of K each.
+    Windows,
     /// `gemm/wgmma_multicast.cu`, clusters whose CTAs share operands.
     Grid(Grid),
 }
@@ -74,15 +74,15 @@ const fn shared(x: usize, w: usize, stages: usize, [ca, cb, ck]: [usize; 3]) -> 
 impl WgmmaTile {
     const BK: usize = 64;
     /// The EXPORT lines of `gemm/wgmma.cu`.
-    pub const PLAIN: [WgmmaTile; 7] = [
+    pub const PLAIN: [WgmmaTile; 5] = [
         tile(Form::Plain, 128, 256, 4),
         tile(Form::Plain, 128, 144, 6),
         tile(Form::Plain, 128, 128, 6),
         tile(Form::Plain, 64, 128, 4),
         tile(Form::Plain, 64, 96, 5),
-        tile(Form::Cluster, 128, 128, 6),
-        tile(Form::Cluster, 64, 128, 4),
     ];
+    /// The EXPORT_WINDOWS lines there.
+    pub const WINDOWS: [WgmmaTile; 2] = [tile(Form::Windows, 128, 128, 6), tile(Form::Windows, 64, 128, 4)];
     /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
     pub const GRIDS: [WgmmaTile; 29] = [
         turned(64, 16, 21, 4, 1),
@@ -132,12 +132,11 @@ impl WgmmaTile {
         self.stages * (self.bm + self.bn) * Self::BK * 2 + 1024
     }
 
-    /// `128x256`, `cx128x128`, `t128x80_4x2`, `d128x120_1x2x4`: how `VIVACE_GEMM` names it.
+    /// `128x256`, `t128x80_4x2`, `d128x120_1x2x4`: how `VIVACE_GEMM` names it.
     pub fn name(&self) -> String {
         let [bm, bn] = [self.bm, self.bn];
         match self.form {
-            Form::Plain => format!("{bm}x{bn}"),
-            Form::Cluster => format!("cx{bm}x{bn}"),
+            Form::Plain | Form::Windows => format!("{bm}x{bn}"),
             Form::Grid(grid @ Grid { turned: true, .. }) => format!("t{bn}x{bm}_{}", grid.name()),
             Form::Grid(grid) => format!("d{bm}x{bn}_{}", grid.name()),
         }
@@ -147,8 +146,7 @@ impl WgmmaTile {
     pub fn variant(&self) -> String {
         let [bm, bn, stages] = [self.bm, self.bn, self.stages];
         match self.form {
-            Form::Plain => format!("_{bm}x{bn}x{stages}"),
-            Form::Cluster => format!("_cluster_{bm}x{bn}x{stages}"),
+            Form::Plain | Form::Windows => format!("_{bm}x{bn}x{stages}"),
             Form::Grid(grid @ Grid { turned: true, .. }) => format!("_t{bn}x{bm}x{stages}_{}", grid.name()),
             Form::Grid(grid) => format!("_d{bm}x{bn}x{stages}_{}", grid.name()),
         }
@@ -177,11 +175,6 @@ impl WgmmaTile {
             Form::Grid(Grid { turned: false, ca, cb, .. }) => (ca, cb),
             _ => (1, 1),
         }
-    }
-
-    /// The EXPORT_WINDOWS lines of `gemm/wgmma.cu`.
-    fn takes_windows(&self) -> bool {
-        self.form == Form::Cluster
     }
 
     /// Rows of the operand that warpgroups take 64 of at a time.
@@ -226,7 +219,7 @@ impl Plan {
     pub fn grid(&self, m: usize, n: usize, sm_count: usize) -> usize {
         let units = self.tiles(m, n) * self.splits * self.tile.shares_k();
         match self.tile.form {
-            Form::Cluster => units,
+            Form::Windows => units,
             Form::Grid(Grid { ck: 2.., .. }) => units,
             _ => units.min(self.resident(sm_count)),
         }
@@ -240,14 +233,14 @@ impl Plan {
     pub fn cluster(&self) -> usize {
         match self.tile.form {
             Form::Plain => 1,
-            Form::Cluster => self.splits,
+            Form::Windows => self.splits,
             Form::Grid(g) => g.ca * g.cb * g.ck,
         }
     }
 
     /// Whether parts of K are joined through scratch memory.
     fn joins(&self) -> bool {
-        self.splits > 1 && self.tile.form != Form::Cluster
+        self.splits > 1 && self.tile.form != Form::Windows
     }
 
     /// Bytes of f32 partial sums.
@@ -266,7 +259,7 @@ impl Plan {
     pub fn fits(&self, [m, n, k]: [usize; 3], scratch_bytes: usize, counters: usize) -> bool {
         let steps = k.div_ceil(WgmmaTile::BK).max(1);
         let parts = match self.tile.form {
-            Form::Cluster => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
+            Form::Windows => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
             Form::Grid(Grid { ck: ck @ 2.., .. }) => 1..=usize::from(ck <= steps),
             // Of 256 rows a warpgroup has two blocks.
             Form::Grid(_) if self.tile.rows_of_a() == 256 => 1..=1,
@@ -306,7 +299,7 @@ impl Plan {
         let shares_k = self.tile.shares_k();
         let units = self.tiles(m, n) * self.splits * shares_k;
         let resident = match self.tile.form {
-            Form::Cluster => resident_in_clusters(self.splits, sm_count),
+            Form::Windows => resident_in_clusters(self.splits, sm_count),
             _ => self.resident(sm_count),
         };
         // Two CTAs on an SM share what it has.
@@ -320,7 +313,7 @@ impl Plan {
         let join = match self.splits {
             1 if shares_k > 1 => GRID_JOIN,
             1 => 0.0,
-            _ if self.tile.form == Form::Cluster => CLUSTER_JOIN,
+            _ if self.tile.form == Form::Windows => CLUSTER_JOIN,
             s => JOIN + 4.0 * elements * (s - 1) as f64 / READ_BYTES,
         };
         let by_f32 = if matches!(self.tile.form, Form::Grid(_)) { 0.0 } else { FINISH_F32 };
@@ -377,9 +370,8 @@ fn least(tiles: impl Iterator<Item = WgmmaTile>, shape: [usize; 3], bounds: &Bou
 
 /// How a convolution over rows with stride 2 is carried out; `None` where no plan has parts of K enough.
 pub(crate) fn of_windows(shape: [usize; 3], sm_count: usize) -> Option<Plan> {
-    let tiles = WgmmaTile::PLAIN.into_iter().filter(WgmmaTile::takes_windows);
     let bounds = Bounds { sm_count, scratch_bytes: 0, counters: 0, end: End::Plain, vectors: true };
-    Some(least(tiles, shape, &bounds)).filter(|plan| plan.tile.takes_windows() && plan.fits(shape, 0, 0))
+    Some(least(WgmmaTile::WINDOWS.into_iter(), shape, &bounds)).filter(|plan| bounds.allow(plan, shape))
 }
 
 /// A plan that was measured: the shape, the name of its tile, the parts of K.

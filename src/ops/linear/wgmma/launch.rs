@@ -120,10 +120,9 @@ pub unsafe fn launch_windows(
     let geometry = Geometry::grid([plan.grid(m, n, l.device.sm_count()) as u32, 1, 1])
         .cluster(plan.cluster() as u32)
         .smem(tile.smem_bytes());
-    let variant = format!("_{}x{}x{}", tile.bm, tile.bn, tile.stages);
     // SAFETY: the caller's promise; the maps bound all reads of x and w, the kernel checks rows and columns of
     // all else.
-    unsafe { l.launch_variant::<WindowsKernel>(&variant, x.desc.dtype, geometry, &p) }
+    unsafe { l.launch_variant::<WindowsKernel>(&tile.variant(), x.desc.dtype, geometry, &p) }
 }
 
 /// Records the product of x `[m, K]` and w `[N, K]`, with `rope` turned and shared out.

@@ -8,14 +8,13 @@ fn bounds() -> Bounds {
 
 #[test]
 fn shared_memory_fits_beside_what_the_kernel_declares() {
-    for tile in WgmmaTile::PLAIN {
+    for tile in WgmmaTile::PLAIN.into_iter().chain(WgmmaTile::WINDOWS) {
         // Staging, and bias and scale of whole chunks of 32 columns; barriers, and the 1 KiB of every resident CTA.
         let declared = tile.consumers() * (10240 + 4 * tile.bn.next_multiple_of(32)) + 256;
         assert!(tile.ctas * (tile.smem_bytes() + declared + 1024) <= 228 << 10, "{}", tile.variant());
     }
     assert_eq!(WgmmaTile::PLAIN[0].smem_bytes(), 197_632);
     assert_eq!(WgmmaTile::PLAIN[0].variant(), "_128x256x4");
-    assert_eq!(named("cx128x128").unwrap().variant(), "_cluster_128x128x6");
 }
 
 #[test]
@@ -35,6 +34,7 @@ fn grids_fit_in_shared_memory_registers_and_clusters() {
     }
     assert_eq!(named("t128x80_4x2").unwrap().variant(), "_t128x80x8_4x2");
     assert_eq!(named("d64x144_2x1").unwrap().variant(), "_d64x144x8_2x1");
+    assert_eq!(named("d128x64_1x4x2").unwrap().variant(), "_d128x64x8_1x4x2");
     let plan = |name| Plan { tile: named(name).unwrap(), splits: 1 };
     // 13 row blocks of 80 are 7 pairs; 8 column blocks of 128 are 2 fours.
     let picture = plan("t128x80_4x2");
@@ -44,6 +44,12 @@ fn grids_fit_in_shared_memory_registers_and_clusters() {
     let text = plan("d64x144_2x1");
     assert_eq!((text.tiles(128, 4608), text.tiles(65, 144), text.tiles(64, 144)), (64, 2, 2));
     assert_eq!((text.grid(128, 4608, 132), text.grid(4096, 4608, 133)), (64, 132));
+    // Four tiles beside one another share x, two parts of K their sums; each cluster is launched.
+    let shared = plan("d128x64_1x4x2");
+    assert_eq!((shared.tiles(128, 3584), shared.cluster(), shared.grid(128, 3584, 132)), (56, 8, 112));
+    assert_eq!((shared.grid(129, 3584, 132), shared.partial_bytes(128, 3584)), (224, 0));
+    let fits = |k, splits| Plan { splits, ..shared }.fits([128, 3584, k], 1 << 30, 1 << 20);
+    assert!(fits(65, 1) && !fits(64, 1) && !fits(3584, 2));
     // Splits are joined through memory, but of two blocks of 64 rows a warpgroup.
     let split = |name, splits| Plan { splits, ..plan(name) }.fits([128, 4608, 3584], 1 << 30, 1 << 20);
     assert!(split("d64x144_2x1", 2) && split("t64x64_4x2", 3) && !split("t256x96_2x1", 2));
@@ -66,7 +72,10 @@ fn tiles_are_what_the_kernels_are_built_of() {
 fn windows_share_k_in_clusters_without_scratch() {
     for (shape, clusters) in [([125, 2048, 5120], 16), ([375, 2048, 5120], 48), ([1, 256, 640], 4)] {
         let plan = of_windows(shape, SMS).unwrap();
-        assert!(plan.tile.takes_windows() && plan.tiles(shape[0], shape[1]) <= clusters, "{plan:?}");
+        assert!(
+            WgmmaTile::WINDOWS.contains(&plan.tile) && plan.tiles(shape[0], shape[1]) <= clusters,
+            "{plan:?}"
+        );
         assert_eq!(plan.partial_bytes(shape[0], shape[1]), 0);
     }
     assert_eq!(of_windows([10, 64, 64], SMS), None);
@@ -104,7 +113,7 @@ fn measured_plans_hold_around_their_rows() {
     }
     let name = |shape| measured(shape).map(|plan| plan.tile.name());
     let text = |m| name([m, 3584, 18944]);
-    assert_eq!([32, 33, 65].map(text), [None, Some("64x96".into()), Some("cx128x128".into())]);
+    assert_eq!([32, 33, 65].map(text), [None, Some("d64x64_1x4x2".into()), Some("d128x64_1x4x2".into())]);
     let picture = |m| name([m, 1024, 1024]);
     assert_eq!([1025, 1040].map(picture), [Some("t128x80_4x2".into()), Some("t128x80_4x2".into())]);
     assert_eq!([1041, 13000].map(picture), [None, None]);

@@ -13,11 +13,11 @@ use serde::Serialize;
 
 use items::{FULL_ITEMS, Item, MIXED_TEXT_TOKENS, SMALL_ITEMS, selected};
 
-use super::measure::{Meta, REPEATS, Rates, Spread, WARMUP, human_us, percent, table};
+use super::measure::{Meta, REPEATS, REST, Rates, Spread, WARMUP, human_us, percent, table};
 use super::model::Work;
 use super::{Engine, GenerateOptions, Options, Question, Session, Stage, open_backend, overlap_ms};
 use crate::core::{Cost, HostData, Result, Step};
-use crate::exec::{Ceilings, MemoryUse};
+use crate::exec::{Backend, Ceilings, MemoryUse};
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
 use crate::media::tiles::Tiles;
@@ -188,6 +188,12 @@ fn built_in(path: &str, json: &str) -> Result<Opened> {
     Ok(Opened { config, source, dir: None })
 }
 
+fn rest(backend: &dyn Backend) {
+    if backend.asynchronous() {
+        std::thread::sleep(REST);
+    }
+}
+
 struct Bench {
     engine: Engine,
     ceilings: Option<Ceilings>,
@@ -266,6 +272,7 @@ impl Bench {
         if let (Some(tensor), Some(data)) = (tensor, &input) {
             model.backend_mut().write(exe, tensor, data)?;
         }
+        rest(model.backend());
         let times = model.backend_mut().time(exe, step, WARMUP, REPEATS)?;
         Ok((Spread::of(&times), cost))
     }
@@ -313,6 +320,7 @@ impl Bench {
         let (cached, streamed) = (item != Item::FirstToken, item == Item::FirstTokenStreamed);
         let mut times_us = Vec::new();
         let mut computed = rows;
+        rest(self.engine.model.backend());
         for i in 0..WARMUP + REPEATS {
             match cached {
                 // One character of the text at its beginning, one sample of the sound.

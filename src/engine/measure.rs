@@ -1,6 +1,6 @@
 //! What every measurement shares: spread of the times, share of the device's ceilings, when and where it was made.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -11,6 +11,9 @@ use crate::exec::{Backend, Ceilings};
 pub const WARMUP: usize = 3;
 /// Timed runs.
 pub const REPEATS: usize = 20;
+/// Before each of several steps on a GPU: one that has worked at its power limit has a lower clock for a while, and what a
+/// step takes should not depend on the one before it.
+pub const REST: Duration = Duration::from_millis(500);
 
 /// Microseconds of several runs of the same work.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]

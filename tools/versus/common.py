@@ -18,6 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 WARMUP, REPEATS = 3, 20
+REST_SECONDS = 0.5
 
 
 def log(*words) -> None:
@@ -95,6 +96,13 @@ def spread(times_us: list[float], nodes: int = 1) -> dict:
         "p10_us": percentile(ordered, 0.1),
         "p90_us": percentile(ordered, 0.9),
     }
+
+
+def rest(device: torch.device) -> None:
+    """Before a step, as `vivace bench` rests: one that worked at the chip's power limit leaves a lower clock behind."""
+    if device.type != "cpu":
+        torch.cuda.synchronize()
+        time.sleep(REST_SECONDS)
 
 
 def timed(

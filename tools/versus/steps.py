@@ -32,6 +32,7 @@ from common import (
     parsed_with_limits,
     reason,
     relative,
+    rest,
     run_engine,
     spread,
     table,
@@ -185,12 +186,14 @@ class Comparison:
 
                 if graph:
                     replay, out = captured(run)
+                    rest(self.device)
                     times = timed(replay, self.device)
                     for t in out:
                         t.fill_(float("nan") if t.is_floating_point() else -1)
                     replay()
                 else:
                     repeats = 5 if self.device.type == "cpu" else self.flags.eager_repeats
+                    rest(self.device)
                     times, out = timed(run, self.device, 2, repeats), run()
             row = found.ways[name] = spread(times)
             exact = self.reference(item)

@@ -1,8 +1,8 @@
 // archs: 90a
 // gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and cols % 8 == 0, any
-//                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 192 rows of A)
+//                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 128 rows of A)
 // gemm_multicast_rope:  x wᵀ + b is q | k | v by heads, q and k are turned (rope.cuh), then all go to y and the cache
-// One producer and one to three consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with two
+// One producer and one or two consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with two
 // differences:
 //   clusters: CTAs in a grid of CA x CB neighbouring tiles. Those beside one another have an operand in common: of the
 //             copies of a stage each is made by one of them and sent to all, so that the L2 is asked for a small part of
@@ -33,11 +33,7 @@ struct GridTile {
     static constexpr int CM = TURNED ? CB : CA, CN = TURNED ? CA : CB;
     static constexpr int A_BYTES = A * BK * 2, B_BYTES = B * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
-    static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
-    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
-    // The loops at the end of a tile. Copies of their body save a few branches; but an SM that has run other kernels since
-    // fetches the code anew, more slowly than it runs it: of tiles with many sums a thread that took 7 to 14 us.
-    static constexpr int UNROLL = HALVES * B <= 80 ? 16 : 1;
+    static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 216;
     // Biases and scales of a tile, room for whole vectors; of a warpgroup 64 rows of x and of w of 16 bits on their way out.
     static constexpr int COLUMNS = (BN + 31) / 32 * 32, STAGING_BYTES = 64 * 64 * 2;
     static constexpr int STATIC_BYTES = CONSUMERS * (STAGING_BYTES + 2 * COLUMNS * 2) + 3 * STAGES * 8 + 128;
@@ -228,6 +224,16 @@ __device__ __forceinline__ uint32_t staged_at(uint32_t row, uint32_t unit) {
     return HALVED ? row * 64 + ((unit ^ (row / 2 % 4)) << 4) : row * 128 + ((unit ^ row % 8) << 4);
 }
 
+// The loops at the end of a tile. An SM that has run other kernels since fetches this code anew, more slowly than it runs
+// it: 7 to 14 us where copies of the body for many sums follow one another. So the loops stay loops, and choose the sums of
+// a turn, or in small tiles of a step. Only ends that are short and belong to tiles of which a CTA has many are copied.
+template <class Tile, Act ACT, class Rope>
+struct Loops {
+    static constexpr int COPIES = Tile::B > 96 && (ACT == ACT_NONE || ACT == ACT_RELU) && !Rope::ON ? 16 : 1;
+    // Whether the sums of a turn are chosen at once, or of a step.
+    static constexpr bool BY_TURNS = Tile::HALVES * Tile::B > 96 || Rope::ON;
+};
+
 // v = the COUNT sums of a thread from COUNT · step on, in rows of SUMS. Registers have no indices: this is a choice among
 // constants, by halves of [FIRST, LAST).
 template <int COUNT, int FIRST, int LAST, int HALVES, int SUMS>
@@ -255,7 +261,8 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
     constexpr bool HALVED = ACT == ACT_SWIGLU;
     // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
     constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
-    constexpr int STEPS = (BLOCKS + TOGETHER - 1) / TOGETHER;
+    constexpr int COPIES = Loops<Tile, ACT, NoRope>::COPIES, ROUND = Loops<Tile, ACT, NoRope>::BY_TURNS ? TURN : TOGETHER;
+    constexpr int ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
     // Vectors of a row, and of a thread: rows that are ROWS_A_PASS apart.
     constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 128 / UNITS, PASSES = 8 * TURN / ROWS_A_PASS;
     const Epilogue& e = p.e;
@@ -279,7 +286,7 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
         });
     };
     ask(0);
-#pragma unroll(Tile::UNROLL)
+#pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
         const T* biases = columns + first_column + half * 64 + warp * 16 + g;
@@ -293,10 +300,12 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
             consumer_barrier<Tile::CONSUMERS>(consumer);
             ask(turn + 1);
         }
-#pragma unroll(Tile::UNROLL)
-        for (int i = 0; i < TURN && first + i < BLOCKS; i += TOGETHER) {
-            float sums[4 * TOGETHER];
-            pick<4 * TOGETHER, 0, Tile::HALVES * STEPS>(sums, acc, half * STEPS + (first + i) / TOGETHER);
+        float sums[4 * ROUND];
+#pragma unroll(ROUND == TURN ? 16 : 1)
+        for (int i = 0; i < TURN; i += TOGETHER) {
+            if (first + i >= BLOCKS) continue;
+            if (i % ROUND == 0)
+                pick<4 * ROUND, 0, Tile::HALVES * ROUNDS>(sums, acc, half * ROUNDS + (first + i) / ROUND);
             // Of matrix lane / 8 the row lane % 8. Blocks behind the last have a place, and nobody takes them.
             const uint32_t matrix = lane / 8, row = 8 * (i + (HALVED ? matrix : matrix / 2)) + lane % 8;
             const uint32_t at = staging + staged_at<HALVED>(row, HALVED ? warp : 2 * warp + matrix % 2);
@@ -305,7 +314,7 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int h = HALVED ? 0 : j % 2;
-                const float* v = sums + 4 * (HALVED ? j : j / 2);
+                const float* v = sums + 4 * (i % ROUND + (HALVED ? j : j / 2));
                 float2 sum;
                 if constexpr (HALVED) {
                     sum.x = silu_16(v[0] + bias[0]) * (v[2] + bias[1]);
@@ -359,8 +368,8 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
     constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
-    // Blocks of a round of the inner loop: with rotation a whole turn, whose angles lie in registers.
-    constexpr int ROUND = Rope::ON ? TURN : TOGETHER, ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
+    constexpr int COPIES = Loops<Tile, ACT, Rope>::COPIES, ROUND = Loops<Tile, ACT, Rope>::BY_TURNS ? TURN : TOGETHER;
+    constexpr int ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
     constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 32 / UNITS, PASSES = 16 / ROWS_A_PASS;
     const Epilogue& e = p.e;
     const uint32_t lane = threadIdx.x % 32, unit = lane % UNITS, t = lane % 4;
@@ -386,7 +395,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
         return unpack2(*reinterpret_cast<const uint32_t*>(from + 8 * block + 2 * t), T());
     };
     ask(0);
-#pragma unroll(Tile::UNROLL)
+#pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
         __syncwarp();  // the turn before has been taken
@@ -395,32 +404,30 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             __syncwarp();
             ask(turn + 1);
         }
-#pragma unroll(Tile::UNROLL)
-        for (int i = 0; i < TURN && first + i < BLOCKS; i += ROUND) {
-            float sums[4 * ROUND];
-            pick<4 * ROUND, 0, Tile::HALVES * ROUNDS>(sums, acc, half * ROUNDS + (first + i) / ROUND);
+        float sums[4 * ROUND];
+#pragma unroll(ROUND == TURN ? 16 : 1)
+        for (int i = 0; i < TURN; i += TOGETHER) {
+            if (first + i >= BLOCKS) continue;
+            if (i % ROUND == 0)
+                pick<4 * ROUND, 0, Tile::HALVES * ROUNDS>(sums, acc, half * ROUNDS + (first + i) / ROUND);
             // Of matrix lane / 8 the row lane % 8; matrices 0 and 1 are rows 0 .. 15 of one block, 2 and 3 of the next.
             const uint32_t row = lane / 8 % 2 * 8 + lane % 8;
+            const uint32_t at = staging + staged_at<HALVED>(row, (HALVED ? i / 2 : i) + lane / 16);
             uint32_t r[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
             if constexpr (Rope::ON) {
+                float2 bias[2] = {};
+                if (e.bias != nullptr) bias[0] = two_of(columns, first + i), bias[1] = two_of(columns, first + i + 1);
 #pragma unroll
-                for (int k = 0; k < TURN; k += TOGETHER) {
-                    const int block = first + k;
-                    float2 bias[2] = {};
-                    if (e.bias != nullptr) bias[0] = two_of(columns, block), bias[1] = two_of(columns, block + 1);
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const float* v = sums + 4 * k + 2 * h;
-                        float2 a = make_float2(v[0] + bias[0].x, v[1] + bias[0].y);
-                        float2 b = make_float2(v[4] + bias[1].x, v[5] + bias[1].y);
-                        turn_pairs(a, b, angles.cs[k / 2][h]);
-                        y[h] = pack2(a, T()), y[2 + h] = pack2(b, T());
-                    }
-                    stmatrix_x4(staging + staged_at<HALVED>(row, k + lane / 16), y);
+                for (int h = 0; h < 2; h++) {
+                    const float* v = sums + 4 * (i % ROUND) + 2 * h;
+                    float2 a = make_float2(v[0] + bias[0].x, v[1] + bias[0].y);
+                    float2 b = make_float2(v[4] + bias[1].x, v[5] + bias[1].y);
+                    turn_pairs(a, b, angles.cs[i / 2][h]);
+                    y[h] = pack2(a, T()), y[2 + h] = pack2(b, T());
                 }
+                stmatrix_x4(at, y);
                 continue;
             }
-            const uint32_t at = staging + staged_at<HALVED>(row, (HALVED ? i / 2 : i) + lane / 16);
             if (adds) ldmatrix_x4(r, at);
             // One look for each vector, not one for each sum.
             float2 bias[TOGETHER] = {}, scale[2] = {{1.f, 1.f}, {1.f, 1.f}};
@@ -436,7 +443,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int block = j / 2 * (TOGETHER / 2);
-                const float* v = sums + 4 * block + 2 * (j % 2);
+                const float* v = sums + 4 * (i % ROUND + block) + 2 * (j % 2);
                 float2 sum = make_float2(v[0] + bias[block].x, v[1] + bias[block].y);
                 if constexpr (HALVED) {
                     const float2 up = make_float2(v[4] + bias[block + 1].x, v[5] + bias[block + 1].y);
@@ -511,7 +518,7 @@ __device__ __forceinline__ void ask_residual_turned(const WgmmaParams& p, uint32
 template <class Tile>
 struct Joined {
     static constexpr int BN = Tile::B, CONSUMERS = Tile::CONSUMERS;
-    static constexpr int JOIN_BATCH = divisor_up_to(CONSUMERS == 3 ? 4 : 8, BN / 8);
+    static constexpr int JOIN_BATCH = divisor_up_to(8, BN / 8);
 };
 
 // `mine`: the columns of this CTA's part, of its consumer's rows, of the sums of all CTAs that share the tile's K, added in
@@ -716,7 +723,6 @@ EXPORT_TURNED(64, 96, 10, 2, 1, 1, 1)
 EXPORT_TURNED(128, 64, 8, 2, 4, 2, 1)
 EXPORT_TURNED(128, 80, 8, 4, 2, 2, 1)
 EXPORT_TURNED(128, 128, 6, 2, 1, 2, 1)
-EXPORT_TURNED(192, 176, 4, 1, 2, 3, 1)
 EXPORT_TURNED(256, 96, 4, 2, 1, 2, 2)
 EXPORT_TURNED(256, 128, 4, 2, 1, 2, 2)
 EXPORT_TURNED(256, 136, 4, 2, 1, 2, 2)

@@ -22,13 +22,13 @@ fn grids_fit_in_shared_memory_registers_and_clusters() {
     for tile in WgmmaTile::GRIDS {
         let Form::Grid(Grid { turned, ca, cb, ck }) = tile.form else { panic!("{tile:?}") };
         let (a, b) = if turned { (tile.bn, tile.bm) } else { (tile.bm, tile.bn) };
-        // Blocks of 64 rows, one or two per warpgroup of at most three.
+        // Blocks of 64 rows, one or two per warpgroup of at most two.
         let consumers = if a == 256 { 2 } else { a / 64 };
         let halves = a / 64 / consumers;
         // A turn of the epilogue, bias and scale of the tile; barriers, and where the former begins.
         let declared = consumers * (8192 + 4 * tile.bn.next_multiple_of(32)) + 24 * tile.stages + 144;
         assert!(tile.smem_bytes() + declared <= 227 << 10, "{}", tile.variant());
-        assert!(halves * b / 2 <= [0, 104, 152, 96][consumers], "{}: sums of a thread", tile.variant());
+        assert!(halves * b / 2 <= [0, 104, 152][consumers], "{}: sums of a thread", tile.variant());
         assert!(a % 64 == 0 && b % 8 == 0 && ca * cb * ck <= WgmmaTile::MOST_CTAS_PER_CLUSTER);
         assert_eq!((tile.takes(End::Gated, true), tile.takes(End::Plain, false)), (tile.bn % 16 == 0, false));
     }

@@ -370,7 +370,8 @@ fn least(tiles: impl Iterator<Item = WgmmaTile>, shape: [usize; 3], bounds: &Bou
 /// How a convolution over rows with stride 2 is carried out; `None` where no plan has parts of K enough.
 pub(crate) fn of_windows(shape: [usize; 3], sm_count: usize) -> Option<Plan> {
     let bounds = Bounds { sm_count, scratch_bytes: 0, counters: 0, end: End::Plain, vectors: true };
-    Some(least(WgmmaTile::WINDOWS.into_iter(), shape, &bounds)).filter(|plan| bounds.allow(plan, shape))
+    Some(least(WgmmaTile::WINDOWS.into_iter(), shape, &bounds))
+        .filter(|plan| WgmmaTile::WINDOWS.contains(&plan.tile))
 }
 
 /// A plan that was measured: the shape, the name of its tile, the parts of K.

@@ -2,13 +2,13 @@
 // gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and cols % 8 == 0, any
 //                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 128 rows of A)
 // gemm_multicast_rope:  x wᵀ + b is q | k | v by heads, q and k are turned (rope.cuh), then all go to y and the cache
-// One producer and one or two consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with two
+// One producer and one or two consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with these
 // differences:
 //   clusters: CTAs in a grid of CA x CB neighbouring tiles. Those beside one another have an operand in common: of the
 //             copies of a stage each is made by one of them and sent to all, so that the L2 is asked for a small part of
 //             what the SMs receive. Tiles may then be small, and enough of them to occupy all SMs without splitting K.
 //   turned:   (name t...) rows of w are the 64-row operand, rows of x the other, of which a tile may have any multiple
-//             of 8: 1025 rows are 13 tiles of 80 or 6 of 176. Else (name d...) rows of x are, and tiles are narrow in w.
+//             of 8: 1025 rows are 13 tiles of 80 or 8 of 136. Else (name d...) rows of x are, and tiles are narrow in w.
 //   shared K: (name ..x2, ..x4) a cluster has CK such grids, each with a part of K, and one tile a place. In the end the
 //              CTAs of a place send one another their sums, each gets those of its part of the columns, and finishes it.
 // Who fills slot s of the ring with an operand: the CTA s % CA, or s % CB, of those that share it. It waits until all of

@@ -271,7 +271,7 @@ impl Plan {
 
     /// Clocks, to rank plans: rounds of tiles or memory, whichever is longer. Off by 9 % on the 450 plans that
     /// `tools/gemm-sweep` timed on an H200 and `tools/gemm-fit` found the constants from; the plan that it prefers takes
-    /// 1.5 % longer than the fastest on the geometric mean.
+    /// 1 % longer than the fastest on the geometric mean.
     fn estimate(&self, [m, n, k]: [usize; 3], sm_count: usize) -> f64 {
         // Per SM and clock: bytes that arrive in shared memory, those of them that the L2 is asked for, bytes of HBM,
         // bytes of partial sums read.

@@ -300,7 +300,6 @@ __device__ __forceinline__ void wgmma_settle(float (&d)[COUNT]) {
     if constexpr (N == 136) WGMMA(136, TYPE, 68, "68", "69", "70");                               \
     if constexpr (N == 144) WGMMA(144, TYPE, 72, "72", "73", "74");                               \
     if constexpr (N == 152) WGMMA(152, TYPE, 76, "76", "77", "78");                               \
-    if constexpr (N == 160) WGMMA(160, TYPE, 80, "80", "81", "82");                               \
     if constexpr (N == 176) WGMMA(176, TYPE, 88, "88", "89", "90");                               \
     if constexpr (N == 192) WGMMA(192, TYPE, 96, "96", "97", "98");                               \
     if constexpr (N == 208) WGMMA(208, TYPE, 104, "104", "105", "106");                           \
@@ -317,7 +316,7 @@ struct IsBf16<__nv_bfloat16> {
 };
 
 __host__ __device__ constexpr bool wgmma_takes(int n) {
-    for (int width : {16, 64, 72, 80, 96, 104, 112, 120, 128, 136, 144, 152, 160, 176, 192, 208, 224, 256})
+    for (int width : {16, 64, 72, 80, 96, 104, 112, 120, 128, 136, 144, 152, 176, 192, 208, 224, 256})
         if (n == width) return true;
     return false;
 }

@@ -22,7 +22,7 @@ fn grids_fit_in_shared_memory_registers_and_clusters() {
     for tile in WgmmaTile::GRIDS {
         let Form::Grid(Grid { turned, ca, cb, ck }) = tile.form else { panic!("{tile:?}") };
         let (a, b) = if turned { (tile.bn, tile.bm) } else { (tile.bm, tile.bn) };
-        // Blocks of 64 rows, one or two per warpgroup of at most two.
+        // One or two warpgroups, with one or two blocks of 64 rows each.
         let consumers = if a == 256 { 2 } else { a / 64 };
         let halves = a / 64 / consumers;
         // A turn of the epilogue, bias and scale of the tile; barriers, and where the former begins.

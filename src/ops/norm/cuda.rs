@@ -6,11 +6,11 @@ use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher
 use crate::ops::elementwise::Act;
 use crate::ops::{CudaOp, checks};
 
-/// Widest row that one warp keeps in registers, and rows per CTA then.
-const WARP_COLS: usize = 1024;
-const WARP_ROWS: usize = 8;
-/// Widest row that one CTA keeps in registers.
-const MAX_COLS: usize = 8192;
+/// CTAs by their threads, each with 8 columns of a row, and how many of them run at once on an SM, within its 2048
+/// threads and what their registers leave.
+const CTAS: [(&str, usize, usize); 3] = [("_128", 128, 8), ("_512", 512, 3), ("_1024", 1024, 1)];
+/// Widest row.
+const MAX_COLS: usize = 8 * 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -68,12 +68,11 @@ unsafe impl Kernel for AddLayerNormKernel {
     type Params = NormParams;
 }
 
-/// Warp or CTA per row: kernel variant and grid. A warp needs no barriers but holds at most [`WARP_COLS`].
-fn choose(rows: usize, cols: usize) -> (&'static str, [u32; 3]) {
-    match cols <= WARP_COLS {
-        true => ("_warp", [rows.div_ceil(WARP_ROWS) as u32, 1, 1]),
-        false => ("", [rows as u32, 1, 1]),
-    }
+/// Kernel variant and CTAs: the fewest threads that have all columns, as many CTAs as run at once.
+fn choose(rows: usize, cols: usize, sm_count: usize) -> (&'static str, [u32; 3]) {
+    let wide_enough = |&&(_, threads, _): &&(&str, usize, usize)| cols <= 8 * threads;
+    let (variant, _, at_once) = *CTAS.iter().find(wide_enough).unwrap_or(&CTAS[2]);
+    (variant, [rows.min(at_once * sm_count) as u32, 1, 1])
 }
 
 /// `tensors` are all inputs and outputs of the op, x first.
@@ -87,9 +86,9 @@ fn launch<K: Kernel<Params = NormParams>>(
     let dtype = checks::same_t16(op, tensors)?;
     checks::whole_vectors(op, x, MAX_COLS)?;
     let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, ..p };
-    let (variant, grid) = choose(x.rows(), x.cols());
+    let (variant, grid) = choose(x.rows(), x.cols(), l.device.sm_count());
     // SAFETY: infer() fixed the extents and the checks above types and width, the planner put the tensors in live
-    // memory, a warp or CTA touches one row of `cols` below `rows`.
+    // memory, a CTA touches rows of `cols` below `rows`.
     unsafe { l.launch_variant::<K>(variant, dtype, Geometry::grid(grid), &p) }
 }
 
@@ -178,8 +177,11 @@ mod tests {
     use super::choose;
 
     #[test]
-    fn narrow_rows_share_a_cta() {
-        assert_eq!(choose(17, 1024), ("_warp", [3, 1, 1]));
-        assert_eq!(choose(17, 1032), ("", [17, 1, 1]));
+    fn ctas_are_as_wide_as_rows_and_no_more_than_run_at_once() {
+        assert_eq!(choose(17, 1024, 132), ("_128", [17, 1, 1]));
+        assert_eq!(choose(13325, 1024, 132), ("_128", [1056, 1, 1]));
+        assert_eq!(choose(1, 1032, 132), ("_512", [1, 1, 1]));
+        assert_eq!(choose(512, 3584, 132), ("_512", [396, 1, 1]));
+        assert_eq!(choose(512, 8192, 132), ("_1024", [132, 1, 1]));
     }
 }

@@ -38,6 +38,11 @@ struct Cursor {
     __device__ __forceinline__ void next() {
         if (++stage == Tile::STAGES) stage = 0, phase ^= 1;
     }
+    // Over steps that are another's.
+    __device__ __forceinline__ void skip(uint32_t steps) {
+        const uint32_t to = stage + steps;
+        stage = to % Tile::STAGES, phase ^= to / Tile::STAGES & 1;
+    }
 };
 
 // Gives a stage back to the producer. All reads of it by this warpgroup have ended.

@@ -9,6 +9,8 @@
 //             what the SMs receive. Tiles may then be small, and enough of them to occupy all SMs without splitting K.
 //   turned:   (name t...) rows of w are the 64-row operand, rows of x the other, of which a tile may have any multiple
 //             of 8: 1025 rows are 13 tiles of 80 or 8 of 136. Else (name d...) rows of x are, and tiles are narrow in w.
+//   ping-pong: (name p...) each of two consumers has all rows of every second tile, and finishes one while the other
+//              multiplies, so that the tensor cores do not wait for ends. Tiles are half as large, and copies more.
 //   shared K: (name ..x2, ..x4) a cluster has CK such grids, each with a part of K, and one tile a place. In the end the
 //              CTAs of a place send one another their sums, each gets those of its part of the columns, and finishes it.
 // Who fills slot s of the ring with an operand: the CTA s % CA, or s % CB, of those that share it. It waits until all of
@@ -22,12 +24,15 @@
 #include "gemm/columns.cuh"
 #include "gemm/rope.cuh"
 
-template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA_, int CB_, int CK_ = 1>
+template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA_, int CB_, int CK_ = 1,
+          bool PINGPONG_ = false>
 struct GridTile {
-    static constexpr bool TURNED = TURNED_;
+    static constexpr bool TURNED = TURNED_, PINGPONG = PINGPONG_;
     static constexpr int CONSUMERS = CONSUMERS_, HALVES = HALVES_, STAGES = STAGES_, BK = 64;
     // Rows of the operand that a warpgroup takes 64 of at a time, and of the other.
-    static constexpr int A = 64 * CONSUMERS * HALVES, B = B_;
+    static constexpr int SHARING = PINGPONG ? 1 : CONSUMERS;  // warpgroups that multiply a tile
+    __device__ static constexpr uint32_t first_of_a(uint32_t consumer) { return PINGPONG ? 0 : consumer * 64 * HALVES; }
+    static constexpr int A = 64 * SHARING * HALVES, B = B_;
     static constexpr int CA = CA_, CB = CB_, CK = CK_, CTAS = CA * CB * CK;
     static constexpr int BM = TURNED ? B : A, BN = TURNED ? A : B;
     static constexpr int CM = TURNED ? CB : CA, CN = TURNED ? CA : CB;
@@ -38,6 +43,7 @@ struct GridTile {
     static constexpr int COLUMNS = (BN + 31) / 32 * 32, STAGING_BYTES = 64 * 64 * 2;
     static constexpr int STATIC_BYTES = CONSUMERS * (STAGING_BYTES + 2 * COLUMNS * 2) + 3 * STAGES * 8 + 128;
     static_assert(B % 8 == 0 && HALVES * B <= 320 && CTAS <= 8 && BN <= 256);
+    static_assert(!PINGPONG || (CONSUMERS == 2 && CK == 1));
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
 };
 
@@ -104,6 +110,7 @@ struct GridSchedule {
         steps = (p.k + Tile::BK - 1) / Tile::BK;
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
+    __device__ __forceinline__ bool more_after_this() const { return unit + gridDim.x / Tile::CTAS < units; }
     __device__ __forceinline__ void next() { unit += gridDim.x / Tile::CTAS; }
     __device__ __forceinline__ Unit get(const WgmmaParams& p, const Place<Tile>& place) const {
         constexpr uint32_t ROWS = Tile::BM * Tile::CM, COLS = Tile::BN * Tile::CN;
@@ -480,7 +487,7 @@ template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
                                                const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
-    const uint32_t mine = consumer * 64 * Tile::HALVES, warp = threadIdx.x / 32 % 4;
+    const uint32_t mine = Tile::first_of_a(consumer), warp = threadIdx.x / 32 % 4;
     if constexpr (Tile::TURNED)
         finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, u.m0, u.n0 + mine, mine, consumer);
     else
@@ -566,13 +573,28 @@ __device__ __forceinline__ void join_parts(const float (&acc)[Tile::HALVES][Tile
     }
 }
 
-// One warpgroup: its rows of A of every tile of its CTA, or of one tile in a part of K.
+// Of two consumers with tiles of their own one multiplies while the other finishes. They take turns also because a phase of
+// a barrier is told from the one before alone, not from that before it.
+__device__ __forceinline__ void take_turn(uint32_t consumer) {
+    if (consumer == 0)
+        named_barrier<3, 256>();
+    else
+        named_barrier<4, 256>();
+}
+__device__ __forceinline__ void pass_turn(uint32_t consumer) {
+    if (consumer == 0)
+        named_barrier_arrive<4, 256>();
+    else
+        named_barrier_arrive<3, 256>();
+}
+
+// One warpgroup: its rows of A of every tile of its CTA, or of one tile in a part of K; or all of every second tile.
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& rope, const GridRing& ring,
                                              uint32_t consumer, uint32_t staging, T* columns) {
     using Part = typename Finished<Tile>::Part;
-    constexpr uint32_t MINE = 64 * Tile::HALVES;
-    const uint64_t a0 = wgmma_descriptor(ring.slots + consumer * MINE * 128);
+    const uint32_t first_of_a = Tile::first_of_a(consumer);
+    const uint64_t a0 = wgmma_descriptor(ring.slots + first_of_a * 128);
     const uint64_t b0 = wgmma_descriptor(ring.slots + Tile::A_BYTES);
     const uint32_t warp = threadIdx.x / 32 % 4;
     const Place<Tile> place;
@@ -586,6 +608,16 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
     const auto done_with = [&](uint32_t slot) {
         if (refilled > 0) refilled--, give_back<Tile>(place, ring, slot);
     };
+    // The next tile is the other consumer's.
+    const auto skip_tile = [&] {
+        at.skip(schedule.steps);
+        refilled -= min(refilled, schedule.steps);
+        schedule.next();
+    };
+    if (Tile::PINGPONG && consumer == 1) {
+        pass_turn(consumer);
+        skip_tile();
+    }
     for (; schedule.more(); schedule.next()) {
         Unit u = schedule.get(p, place);
         uint32_t n_end = u.n0 + Tile::BN;
@@ -595,14 +627,15 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         }
         const Columns<T, Part> ahead(p.e, p.n, u.n0);
         if constexpr (Tile::TURNED)
-            ask_residual_turned<T, Tile>(p, u.m0, u.n0 + consumer * MINE);
+            ask_residual_turned<T, Tile>(p, u.m0, u.n0 + first_of_a);
         else
-            ask_residual<T, Part>(p, u.m0 + consumer * MINE + warp * 16, u.n0);
+            ask_residual<T, Part>(p, u.m0 + first_of_a + warp * 16, u.n0);
         TurnAngles<Part, Rope> angles;
-        angles.ask(rope, p, u.m0 + consumer * MINE + warp * 16, u.n0, 0);
+        angles.ask(rope, p, u.m0 + first_of_a + warp * 16, u.n0, 0);
 
         float acc[Tile::HALVES][Tile::B / 2];
         uint32_t before = 0;
+        if constexpr (Tile::PINGPONG) take_turn(consumer);
         for (uint32_t step = u.first; step < u.last; step++, at.next()) {
             mbarrier_wait(ring.full + at.stage * 8, at.phase);
             const uint32_t offset = at.stage * (Tile::STAGE_BYTES >> 4);
@@ -619,10 +652,14 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             if (step > u.first) done_with(before);
             before = at.stage;
         }
+        if constexpr (Tile::PINGPONG) {
+            if (schedule.more_after_this()) pass_turn(consumer);
+        }
         wgmma_wait<0>();
 #pragma unroll
         for (int half = 0; half < Tile::HALVES; half++) wgmma_settle(acc[half]);
         done_with(before);
+        if constexpr (Tile::PINGPONG) skip_tile();
         // The warps have all read the columns of the tile before: they have multiplied since.
         ahead.keep(columns);
         if constexpr (Tile::CK > 1) {
@@ -658,8 +695,8 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope)
         prefetch_tensor_map(p.w);
         for (int s = 0; s < Tile::STAGES; s++) {
             mbarrier_init(ring.full + s * 8, 1);
-            mbarrier_init(ring.empty_a + s * 8, Tile::CONSUMERS * Tile::CB);
-            mbarrier_init(ring.empty_b + s * 8, Tile::CONSUMERS * Tile::CA);
+            mbarrier_init(ring.empty_a + s * 8, Tile::SHARING * Tile::CB);
+            mbarrier_init(ring.empty_b + s * 8, Tile::SHARING * Tile::CA);
         }
         if constexpr (Tile::CK > 1) {
             // What comes for a consumer's rows from the others that share K.
@@ -717,6 +754,12 @@ __device__ __forceinline__ void gemm_multicast_rope(const WgmmaRopeParams& p) {
                    consumers, halves, rows_b, stages, ca, cb, ck)                                                  \
     EXPORT_GRID_OF(kernel, Params, __half, f16, d##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck, false, consumers, \
                    halves, rows_b, stages, ca, cb, ck)
+#define EXPORT_PINGPONG(letter, turned, rows_a, rows_b, stages, ca, cb)                                            \
+    static_assert(rows_a == 128);                                                                                  \
+    EXPORT_GRID_OF(gemm_multicast, WgmmaParams, __nv_bfloat16, bf16,                                               \
+                   letter##rows_a##x##rows_b##x##stages##_##ca##x##cb, turned, 2, 2, rows_b, stages, ca, cb, 1, true) \
+    EXPORT_GRID_OF(gemm_multicast, WgmmaParams, __half, f16, letter##rows_a##x##rows_b##x##stages##_##ca##x##cb,   \
+                   turned, 2, 2, rows_b, stages, ca, cb, 1, true)
 #define EXPORT_ROPE(...) EXPORT_GRID(gemm_multicast_rope, WgmmaRopeParams, d, false, __VA_ARGS__)
 
 EXPORT_TURNED(64, 16, 21, 4, 1, 1, 1)
@@ -756,3 +799,8 @@ EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 72, 8, 2, 1, 4, 2, 1)
 
 EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 64, 80, 10, 1, 4, 2, 1, 1)
 EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 128, 80, 8, 1, 4, 2, 2, 1)
+
+EXPORT_PINGPONG(pt, true, 128, 136, 6, 2, 1)
+EXPORT_PINGPONG(pt, true, 128, 152, 5, 2, 1)
+EXPORT_PINGPONG(pd, false, 128, 128, 6, 2, 1)
+EXPORT_PINGPONG(pd, false, 128, 144, 6, 2, 1)

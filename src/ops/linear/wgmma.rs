@@ -28,13 +28,18 @@ pub(crate) struct Grid {
     pub cb: usize,
     /// Parts of K, each with CTAs of its own; the sums are joined through shared memory.
     pub ck: usize,
+    /// Each of two warpgroups has whole tiles, and finishes one while the other multiplies.
+    pub pingpong: bool,
 }
 
 impl Grid {
-    /// `2x1`, `1x2x4` with parts of K.
-    fn name(&self) -> String {
-        let Grid { ca, cb, ck, .. } = self;
-        if *ck == 1 { format!("{ca}x{cb}") } else { format!("{ca}x{cb}x{ck}") }
+    /// `t128x80x8_4x2` of 128 rows of w and 80 of x, `d128x120x6_1x2x4` with parts of K, `pt128x136x6_2x1`; A and B are
+    /// what it has of the operands, with or without the stages of the ring.
+    fn name(&self, a: usize, b: &str) -> String {
+        let Grid { turned, ca, cb, ck, pingpong } = self;
+        let letters = format!("{}{}", if *pingpong { "p" } else { "" }, if *turned { "t" } else { "d" });
+        let parts = if *ck == 1 { String::new() } else { format!("x{ck}") };
+        format!("{letters}{a}x{b}_{ca}x{cb}{parts}")
     }
 }
 
@@ -58,7 +63,8 @@ const fn tile(form: Form, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
 
 /// Rows of w and of x.
 const fn turned(w: usize, x: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
-    WgmmaTile { form: Form::Grid(Grid { turned: true, ca, cb, ck: 1 }), bm: x, bn: w, stages, ctas: 1 }
+    let form = Form::Grid(Grid { turned: true, ca, cb, ck: 1, pingpong: false });
+    WgmmaTile { form, bm: x, bn: w, stages, ctas: 1 }
 }
 
 /// Rows of x and of w.
@@ -68,7 +74,14 @@ const fn direct(x: usize, w: usize, stages: usize, ca: usize, cb: usize) -> Wgmm
 
 /// The same, K shared.
 const fn shared(x: usize, w: usize, stages: usize, [ca, cb, ck]: [usize; 3]) -> WgmmaTile {
-    WgmmaTile { form: Form::Grid(Grid { turned: false, ca, cb, ck }), bm: x, bn: w, stages, ctas: 1 }
+    let form = Form::Grid(Grid { turned: false, ca, cb, ck, pingpong: false });
+    WgmmaTile { form, bm: x, bn: w, stages, ctas: 1 }
+}
+
+/// The same tile, one for each of two warpgroups in turn.
+const fn pingpong(tile: WgmmaTile) -> WgmmaTile {
+    let Form::Grid(grid) = tile.form else { panic!("only tiles of clusters") };
+    WgmmaTile { form: Form::Grid(Grid { pingpong: true, ..grid }), ..tile }
 }
 
 impl WgmmaTile {
@@ -84,7 +97,7 @@ impl WgmmaTile {
     /// The EXPORT_WINDOWS lines there.
     pub const WINDOWS: [WgmmaTile; 2] = [tile(Form::Windows, 128, 128, 6), tile(Form::Windows, 64, 128, 4)];
     /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
-    pub const GRIDS: [WgmmaTile; 28] = [
+    pub const GRIDS: [WgmmaTile; 32] = [
         turned(64, 16, 21, 4, 1),
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
@@ -113,6 +126,10 @@ impl WgmmaTile {
         shared(128, 80, 8, [1, 4, 2]),
         shared(128, 120, 6, [2, 1, 2]),
         shared(128, 72, 8, [2, 1, 4]),
+        pingpong(turned(128, 136, 6, 2, 1)),
+        pingpong(turned(128, 152, 5, 2, 1)),
+        pingpong(direct(128, 128, 6, 2, 1)),
+        pingpong(direct(128, 144, 6, 2, 1)),
     ];
     /// The EXPORT_ROPE lines there: products whose sums are turned.
     pub const ROPE: [WgmmaTile; 6] = [
@@ -136,8 +153,7 @@ impl WgmmaTile {
         let [bm, bn] = [self.bm, self.bn];
         match self.form {
             Form::Plain | Form::Windows => format!("{bm}x{bn}"),
-            Form::Grid(grid @ Grid { turned: true, .. }) => format!("t{bn}x{bm}_{}", grid.name()),
-            Form::Grid(grid) => format!("d{bm}x{bn}_{}", grid.name()),
+            Form::Grid(grid) => grid.name(self.rows_of_a(), &self.rows_of_b().to_string()),
         }
     }
 
@@ -146,8 +162,9 @@ impl WgmmaTile {
         let [bm, bn, stages] = [self.bm, self.bn, self.stages];
         match self.form {
             Form::Plain | Form::Windows => format!("_{bm}x{bn}x{stages}"),
-            Form::Grid(grid @ Grid { turned: true, .. }) => format!("_t{bn}x{bm}x{stages}_{}", grid.name()),
-            Form::Grid(grid) => format!("_d{bm}x{bn}x{stages}_{}", grid.name()),
+            Form::Grid(grid) => {
+                format!("_{}", grid.name(self.rows_of_a(), &format!("{}x{stages}", self.rows_of_b())))
+            }
         }
     }
 
@@ -182,6 +199,10 @@ impl WgmmaTile {
             Form::Grid(Grid { turned: true, .. }) => self.bn,
             _ => self.bm,
         }
+    }
+
+    fn rows_of_b(&self) -> usize {
+        self.bm + self.bn - self.rows_of_a()
     }
 
     /// Warpgroups that multiply one tile where K may be split, 64 rows of A each.
@@ -260,8 +281,8 @@ impl Plan {
         let parts = match self.tile.form {
             Form::Windows => 2..=steps.min(WgmmaTile::MOST_CTAS_PER_CLUSTER),
             Form::Grid(Grid { ck: ck @ 2.., .. }) => 1..=usize::from(ck <= steps),
-            // Of 256 rows a warpgroup has two blocks.
-            Form::Grid(_) if self.tile.rows_of_a() == 256 => 1..=1,
+            // Of 256 rows a warpgroup has two blocks, and of a tile of its own.
+            Form::Grid(grid) if grid.pingpong || self.tile.rows_of_a() == 256 => 1..=1,
             _ => 1..=steps,
         };
         parts.contains(&self.splits)
@@ -318,7 +339,11 @@ impl Plan {
         let by_f32 = if matches!(self.tile.form, Form::Grid(_)) { 0.0 } else { FINISH_F32 };
         let finish = FINISH + elements / FINISH_ELEMENTS + by_f32 + join;
         let steps = k.div_ceil(WgmmaTile::BK).div_ceil(self.splits * shares_k) as f64;
-        let work = units.div_ceil(resident.max(1)).max(1) as f64 * (steps * step + finish);
+        let rounds = units.div_ceil(resident.max(1)).max(1) as f64;
+        // Of two warpgroups with tiles of their own one finishes while the other multiplies.
+        let finishes =
+            if matches!(self.tile.form, Form::Grid(Grid { pingpong: true, .. })) { 1.0 } else { rounds };
+        let work = rounds * steps * step + finishes * finish;
         let memory = (2 * (n * k + m * k + m * n)) as f64 / (HBM_BYTES * sm_count as f64);
         work.max(memory) + OVERLAP_LOSS * work.min(memory) + FILL
     }
@@ -387,10 +412,11 @@ const fn fastest(shape: [usize; 3], tile: &'static str, splits: usize) -> Measur
 
 /// Products that are not the fastest by themselves with these plans, but the encoders that they are a part of are, by up to
 /// 5 us a layer: a tile that its neighbours in the graph use too, or one that leaves SMs for the next kernel to wait on.
-const IN_STEP: [Measured; 3] = [
+const IN_STEP: [Measured; 4] = [
     fastest([749, 1024, 1024], "t128x64_2x4", 1),
     fastest([249, 3072, 1024], "t128x64_2x4", 1),
     fastest([249, 4096, 1024], "d128x80_2x4", 1),
+    fastest([4100, 4096, 1024], "t256x128_2x1", 1),
 ];
 
 /// What `tools/gemm-sweep` found fastest on an H200, in microseconds.
@@ -399,7 +425,7 @@ const MEASURED: [Measured; 61] = [
     fastest([749, 1024, 1024], "t64x96_2x1", 1),      // 5.5
     fastest([1025, 1024, 1024], "t128x80_4x2", 1),    // 6.4
     fastest([4100, 1024, 1024], "t256x128_2x1", 1),   // 14.4
-    fastest([13325, 1024, 1024], "t256x136_2x1", 1),  // 41.8
+    fastest([13325, 1024, 1024], "pt128x136_2x1", 1), // 40.5
     fastest([249, 1024, 4096], "d128x72_2x1x4", 1),   // 8.6
     fastest([749, 1024, 4096], "d128x120_2x1x2", 1),  // 14.1
     fastest([1025, 1024, 4096], "t128x80_4x2", 1),    // 15.9
@@ -409,8 +435,8 @@ const MEASURED: [Measured; 61] = [
     fastest([249, 3072, 1024], "d64x96_2x1", 1),      // 5.8
     fastest([749, 3072, 1024], "d128x144_2x1", 1),    // 9.6
     fastest([1025, 3072, 1024], "t256x96_2x1", 1),    // 12.9
-    fastest([4100, 3072, 1024], "t256x128_2x1", 1),   // 38.7
-    fastest([13325, 3072, 1024], "t256x152_1x2", 1),  // 118.9
+    fastest([4100, 3072, 1024], "pt128x152_2x1", 1),  // 36.5
+    fastest([13325, 3072, 1024], "pt128x152_2x1", 1), // 111.8
     fastest([16, 3584, 3584], "t64x16_4x1", 1),       // 10.5
     fastest([64, 3584, 3584], "d64x64_1x4x2", 1),     // 9.6
     fastest([128, 3584, 3584], "d128x64_1x4x2", 1),   // 11.0
@@ -418,11 +444,11 @@ const MEASURED: [Measured; 61] = [
     fastest([512, 3584, 3584], "d128x112_1x2", 1),    // 20.6
     fastest([1024, 3584, 3584], "d128x224_2x1", 1),   // 35.3
     fastest([2048, 3584, 3584], "d128x224_2x1", 1),   // 69.0
-    fastest([3328, 3584, 3584], "d128x256_2x1", 1),   // 114.4
+    fastest([3328, 3584, 3584], "pd128x144_2x1", 1),  // 111.1
     fastest([4096, 3584, 3584], "t256x152_1x2", 1),   // 136.8
     fastest([256, 3584, 4096], "d128x120_2x1x2", 1),  // 14.7
     fastest([1024, 3584, 4096], "d128x224_2x1", 1),   // 39.7
-    fastest([3328, 3584, 4096], "d128x256_2x1", 1),   // 129.8
+    fastest([3328, 3584, 4096], "pd128x144_2x1", 1),  // 126.9
     fastest([2, 3584, 18944], "t64x16_4x1", 2),       // 35.7
     fastest([4, 3584, 18944], "t64x16_4x1", 2),       // 35.7
     fastest([8, 3584, 18944], "t64x16_4x1", 2),       // 35.7
@@ -436,9 +462,9 @@ const MEASURED: [Measured; 61] = [
     fastest([4096, 3584, 18944], "d128x224_2x1", 1),  // 684
     fastest([249, 4096, 1024], "d64x144_2x1", 1),     // 6.9
     fastest([749, 4096, 1024], "t256x96_2x1", 1),     // 12.4
-    fastest([1025, 4096, 1024], "t256x136_2x1", 1),   // 15.4
-    fastest([4100, 4096, 1024], "t256x128_2x1", 1),   // 51.0
-    fastest([13325, 4096, 1024], "t256x128_2x1", 1),  // 161.2
+    fastest([1025, 4096, 1024], "pt128x136_2x1", 1),  // 15.1
+    fastest([4100, 4096, 1024], "pt128x152_2x1", 1),  // 48.8
+    fastest([13325, 4096, 1024], "pt128x152_2x1", 1), // 149.4
     fastest([16, 4608, 3584], "t64x16_4x1", 1),       // 11.2
     fastest([64, 4608, 3584], "d64x80_1x4x2", 1),     // 11.5
     fastest([128, 4608, 3584], "d128x80_1x4x2", 1),   // 13.0
@@ -452,10 +478,10 @@ const MEASURED: [Measured; 61] = [
     fastest([64, 37888, 3584], "d64x144_1x2", 1), // 67.5
     fastest([128, 37888, 3584], "d128x144_1x2", 1), // 70.8
     fastest([256, 37888, 3584], "d128x192_2x1", 1), // 97.2
-    fastest([512, 37888, 3584], "d128x192_2x1", 1), // 184.1
-    fastest([1024, 37888, 3584], "t256x128_2x1", 1), // 352.9
-    fastest([2048, 37888, 3584], "d128x256_2x1", 1), // 709.7
-    fastest([4096, 37888, 3584], "t256x128_2x1", 1), // 1415.1
+    fastest([512, 37888, 3584], "pd128x144_2x1", 1), // 181.7
+    fastest([1024, 37888, 3584], "pd128x144_2x1", 1), // 351.2
+    fastest([2048, 37888, 3584], "pd128x128_2x1", 1), // 710 to 727
+    fastest([4096, 37888, 3584], "pd128x128_2x1", 1), // 1427 to 1627
 ];
 
 /// The measured plan of that N and K whose tile has as many row blocks for m rows as for those it was measured with, and at

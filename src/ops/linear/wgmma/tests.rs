@@ -20,11 +20,11 @@ fn shared_memory_fits_beside_what_the_kernel_declares() {
 #[test]
 fn grids_fit_in_shared_memory_registers_and_clusters() {
     for tile in WgmmaTile::GRIDS {
-        let Form::Grid(Grid { turned, ca, cb, ck }) = tile.form else { panic!("{tile:?}") };
+        let Form::Grid(Grid { turned, ca, cb, ck, pingpong }) = tile.form else { panic!("{tile:?}") };
         let (a, b) = if turned { (tile.bn, tile.bm) } else { (tile.bm, tile.bn) };
         // One or two warpgroups, with one or two blocks of 64 rows each.
-        let consumers = if a == 256 { 2 } else { a / 64 };
-        let halves = a / 64 / consumers;
+        let consumers = if a == 256 || pingpong { 2 } else { a / 64 };
+        let halves = if pingpong { a / 64 } else { a / 64 / consumers };
         // A turn of the epilogue, bias and scale of the tile; barriers, and where the former begins.
         let declared = consumers * (8192 + 4 * tile.bn.next_multiple_of(32)) + 24 * tile.stages + 144;
         assert!(tile.smem_bytes() + declared <= 227 << 10, "{}", tile.variant());
@@ -127,10 +127,12 @@ fn estimates_prefer_what_measures_well() {
         let plan = least(WgmmaTile::PLAIN.into_iter().chain(WgmmaTile::GRIDS), shape, &bounds());
         (plan.tile, plan.splits)
     };
-    // Many rows: large tiles, whole.
+    // Many rows: large tiles, or two at a time, whole.
     for shape in [[2048, 37888, 3584], [4096, 4096, 4096], [4096, 37888, 3584], [13325, 4096, 1024]] {
         let (tile, splits) = chosen(shape);
-        assert!(tile.bm * tile.bn >= 128 * 144 && splits == 1, "{shape:?}: {}/{splits}", tile.name());
+        let at_a_time = if matches!(tile.form, Form::Grid(Grid { pingpong: true, .. })) { 2 } else { 1 };
+        let sums = at_a_time * tile.bm * tile.bn;
+        assert!(sums >= 128 * 144 && splits == 1, "{shape:?}: {}/{splits}", tile.name());
     }
     // Few tiles with a deep K: parts of it.
     for shape in [[17, 3584, 18944], [128, 3584, 18944]] {

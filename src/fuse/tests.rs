@@ -43,6 +43,7 @@ fn graphs() -> Vec<(&'static str, Graph)> {
     let (vision, audio) = (cfg.vision.as_ref().unwrap(), cfg.audio.as_ref().unwrap());
     vec![
         ("prefill", text(key(17, qwen2::Ids::Host, qwen2::Head::Greedy))),
+        ("chunk", text(key(17, qwen2::Ids::Host, qwen2::Head::None))),
         ("decode", text(key(1, qwen2::Ids::LastToken, qwen2::Head::Sample))),
         ("batch of 8", text(batch(8, qwen2::Head::Greedy))),
         ("batch of 16", text(batch(16, qwen2::Head::Sample))),
@@ -90,6 +91,24 @@ fn sequences_stay_in_fused_ops() {
             assert_eq!(g.desc(node.outs[0]).shape[0] % n, 0, "{:?}", node.op);
         }
     }
+}
+
+/// In the last layer too, where a chunk of a prompt has no use for q, and a prompt for one row alone of what follows.
+#[test]
+fn every_layer_of_a_prompt_has_one_product_for_q_k_and_v() {
+    let fused = |name: &str| {
+        let g = graphs().into_iter().find(|(n, _)| *n == name).unwrap().1;
+        fuse(g, &Fusion::on()).unwrap()
+    };
+    let rows_of = |g: &Graph, op: &str| -> Vec<usize> {
+        let of_op = g.nodes.iter().filter(|n| n.op.name() == op);
+        of_op.map(|n| g.desc(n.outs[0]).rows()).collect()
+    };
+    let (chunk, prompt) = (fused("chunk"), fused("prefill"));
+    let layers = rows_of(&prompt, "Attention").len();
+    assert_eq!(rows_of(&prompt, "LinearRope"), vec![17; layers]);
+    assert_eq!(rows_of(&chunk, "LinearRope"), vec![17; layers]);
+    assert_eq!(rows_of(&chunk, "Attention"), vec![17; layers - 1]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub enum Ids {
 /// What a run computes after the last layer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Head {
-    /// Nothing: a prompt's chunk that only fills the cache.
+    /// Nothing: a prompt's chunk that only fills the cache. Ends with the last layer's keys and values.
     None,
     /// The most likely token of the last valid row; of several sequences, of the row of each.
     Greedy,
@@ -120,8 +120,12 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
     };
     let embeds = x;
 
+    // Behind the keys and values of the last layer only the rows count that the head reads: none, or the last one. Of 2048
+    // rows this layer's other products are 3 % of a prompt.
+    let last_row_alone = matches!(key.head, Head::Greedy | Head::Sample) && key.rows > sequences;
     for (n, &kv) in kv.iter().enumerate() {
         let at = |what: &str| format!("model.layers.{n}.{what}");
+        let last = n + 1 == cfg.num_hidden_layers;
 
         let y = b.rms_norm(&at("input_layernorm"), x, eps)?;
         let q = b.linear(&at("self_attn.q_proj"), y, h * d, true)?;
@@ -132,6 +136,9 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
         let k = b.push1(&at("self_attn.k_rope"), rope(g), &[k])?;
         let append = KvAppend { kv_heads: g, head_dim: d, sequences };
         let kv = b.push1(&at("self_attn.kv"), append, &[k, v, kv])?;
+        if last && key.head == Head::None {
+            break;
+        }
         let attention = Attention {
             heads: h,
             kv_heads: g,
@@ -142,7 +149,11 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
             batch: Batch::Equal(sequences),
             bias: false,
         };
-        let o = b.push1(&at("self_attn.attn"), attention, &[q, kv])?;
+        let mut o = b.push1(&at("self_attn.attn"), attention, &[q, kv])?;
+        if last && last_row_alone {
+            o = b.push1(&at("self_attn.last_row"), LastRows { n: 1 }, &[o])?;
+            x = b.push1(&at("last_row"), LastRows { n: 1 }, &[x])?;
+        }
         let o = b.linear(&at("self_attn.o_proj"), o, c, false)?;
         x = b.add(&at("self_attn.residual"), x, o)?;
 
@@ -157,9 +168,6 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
 
     let mut out = TextGraph { graph: Graph::new(), ids, embeds, hidden: None, logits: None, token: None };
     if key.head != Head::None {
-        if key.head != Head::All && key.rows > sequences {
-            x = b.push1("last_row", LastRows { n: 1 }, &[x])?;
-        }
         let hidden = b.rms_norm("model.norm", x, eps)?;
         let lm_head = match cfg.tie_word_embeddings {
             true => table,

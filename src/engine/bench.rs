@@ -143,7 +143,7 @@ pub fn run(
         _ if i.context(most) > most => false,
         Item::Vision(_) => opened.config.vision.is_some(),
         Item::Audio(_) => opened.config.audio.is_some(),
-        Item::FirstToken | Item::FirstTokenCached => {
+        Item::FirstToken | Item::FirstTokenRested | Item::FirstTokenCached => {
             opened.config.vision.is_some() && opened.config.audio.is_some()
         }
         Item::FirstTokenStreamed => {
@@ -253,7 +253,7 @@ impl Bench {
                 let fbank = test_input(SEED, "bench.fbank", &[frames, 80], 16.0, 4.0);
                 self.graph(Work::Audio { frames }, Step::rows(0, frames, 0), Some(HostData::F32(fbank)))?
             }
-            Item::FirstToken | Item::FirstTokenCached | Item::FirstTokenStreamed => {
+            Item::FirstToken | Item::FirstTokenRested | Item::FirstTokenCached | Item::FirstTokenStreamed => {
                 self.first_token(item, &mut answers)?
             }
         };
@@ -317,7 +317,8 @@ impl Bench {
         let (rows, frames) = self.pad_question(&mut question)?;
 
         let once = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
-        let (cached, streamed) = (item != Item::FirstToken, item == Item::FirstTokenStreamed);
+        let (streamed, rested) = (item == Item::FirstTokenStreamed, item == Item::FirstTokenRested);
+        let cached = streamed || item == Item::FirstTokenCached;
         let mut times_us = Vec::new();
         let mut computed = rows;
         rest(self.engine.model.backend());
@@ -330,6 +331,9 @@ impl Bench {
                     question.sounds[0].samples[i] += 0.1;
                 }
                 false => self.engine.clear_cache(),
+            }
+            if rested {
+                rest(self.engine.model.backend());
             }
             let mut session = self.engine.session(Some(SYSTEM))?;
             let end_us = if streamed { stream_sound(&mut session, &question)? } else { 0.0 };

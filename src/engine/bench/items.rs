@@ -27,6 +27,9 @@ pub(super) enum Item {
     FirstTokenCached,
     /// The same where the sound was encoded while it came in: from its end.
     FirstTokenStreamed,
+    /// [`Item::FirstToken`], each request after half a second in which nothing runs, as a single user's are: long prompts
+    /// begin at the highest clock then.
+    FirstTokenRested,
 }
 
 pub(super) const FULL_ITEMS: &[Item] = &[
@@ -52,6 +55,7 @@ pub(super) const FULL_ITEMS: &[Item] = &[
     Item::FirstToken,
     Item::FirstTokenCached,
     Item::FirstTokenStreamed,
+    Item::FirstTokenRested,
 ];
 
 pub(super) const SMALL_ITEMS: &[Item] = &[
@@ -76,6 +80,7 @@ impl Item {
             Item::Vision(n) => format!("vision_{n}"),
             Item::Audio(n) => format!("audio_{n}"),
             Item::FirstToken => "first_token".to_owned(),
+            Item::FirstTokenRested => "first_token_rested".to_owned(),
             Item::FirstTokenCached => "first_token_cached".to_owned(),
             Item::FirstTokenStreamed => "first_token_streamed".to_owned(),
         }
@@ -94,8 +99,9 @@ impl Item {
             Item::Audio(n) => format!("{n} frames of sound"),
             Item::FirstTokenCached => "the same, system text and picture known".to_owned(),
             Item::FirstTokenStreamed => "the same, and the sound encoded while it came in".to_owned(),
-            Item::FirstToken => {
-                format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token")
+            Item::FirstToken | Item::FirstTokenRested => {
+                let rested = if self == Item::FirstToken { "" } else { ", each after half a second of rest" };
+                format!("1 tile + 10 s of sound + {MIXED_TEXT_TOKENS} text tokens, to the token{rested}")
             }
         }
     }
@@ -106,7 +112,9 @@ impl Item {
             Item::Load | Item::Vision(_) => 64,
             Item::Decode(n) | Item::DecodeBatch(n, _) | Item::Prefill(n) => n.max(most.min(n + 16)),
             Item::Audio(n) => n / 8 + 64,
-            Item::FirstToken | Item::FirstTokenCached | Item::FirstTokenStreamed => MIXED_CONTEXT,
+            Item::FirstToken | Item::FirstTokenRested | Item::FirstTokenCached | Item::FirstTokenStreamed => {
+                MIXED_CONTEXT
+            }
         }
     }
 }

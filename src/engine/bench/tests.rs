@@ -6,7 +6,7 @@ use crate::core::DType;
 #[test]
 fn filters_pick_by_part_of_the_name() {
     let all = || FULL_ITEMS.iter().copied();
-    assert_eq!(selected(all(), None).unwrap().len(), 22);
+    assert_eq!(selected(all(), None).unwrap().len(), 23);
     let some = selected(all(), Some("decode_4, vision_13")).unwrap();
     assert_eq!(some, [Item::Decode(4096), Item::Vision(13)]);
     // A step and its batches are measured together, for the ratio of their times; each has a name of its own.

@@ -204,7 +204,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None));
     }
     all.push(table("table_ints_t70_n144_k128", [70, 144, 128], [80, 48, 48], Some(Fill::SmallInts)));
-    // More tiles than a GPU takes at once.
+    // More tiles than a GPU takes at once, and more steps than a ring has stages.
+    all.push(case("all_t1850_n1416_k392", 1850, 1416, 392, kinds[4].1.clone(), None));
     all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
     all.push(case("scale_residual_t3000_n1540_k8", 3000, 1540, 8, kinds[2].1.clone(), None));
     all.push(case("swiglu_t3000_n1552_k72", 3000, 1552, 72, swiglu.clone(), None));

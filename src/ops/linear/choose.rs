@@ -41,7 +41,8 @@ pub(crate) struct Chip {
 
 /// What may be asked for instead of the choice made here, to test and to compare: `mma`, or a tile of the kernels on wgmma
 /// and the parts of K, such as `128x256/1`, `t128x80_4x2/1` and `d64x96_2x4/1` in clusters that share operands, or
-/// `d128x64_1x4x2/1` in one that also shares K. It holds for the products that have a choice between these kernels.
+/// `d128x64_1x4x2/1` in one that also shares K, and `pt128x136_2x1/1` of ping-pong tiles. It holds for the products that
+/// have a choice between these kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wanted {
     Mma,
@@ -423,12 +424,13 @@ mod tests {
         for (text, name, splits) in [
             ("d128x64_1x4x2/1", "d128x64_1x4x2", 1),
             ("t128x80_4x2/1", "t128x80_4x2", 1),
+            ("pt128x136_2x1/1", "pt128x136_2x1", 1),
             ("d64x144_2x1/3", "d64x144_2x1", 3),
         ] {
             assert_eq!(taken(text, wide(300)), (name.to_owned(), splits));
         }
         // What shares K does not split it besides, nor does a tile with two blocks of rows a warpgroup.
-        for text in ["d128x64_1x4x2/2", "t256x96_2x1/2"] {
+        for text in ["d128x64_1x4x2/2", "t256x96_2x1/2", "pt128x136_2x1/2"] {
             let own = choose(&wide(300), &H200);
             assert_eq!(choose(&wide(300), &wants(text)), own, "{text}");
         }

@@ -1,0 +1,306 @@
+// The end of a tile of wgmma_multicast.cu: sums in registers to rows of y. Bias, activation, scale, residual and rotation on
+// the way; rounded once; stores are whole vectors of 8 columns, by way of 8 KB of shared memory a warpgroup.
+#pragma once
+#include "common/stmatrix.cuh"
+#include "gemm/columns.cuh"
+#include "gemm/grid.cuh"
+#include "gemm/rope.cuh"
+
+// Where 8 columns (16 bytes) of a row of x lie in a turn of staging: 64 columns a row, or 32 after SwiGLU. The 8 rows that
+// one matrix goes to, and the vectors of one row, touch every bank once.
+template <bool HALVED>
+__device__ __forceinline__ uint32_t staged_at(uint32_t row, uint32_t unit) {
+    return HALVED ? row * 64 + ((unit ^ (row / 2 % 4)) << 4) : row * 128 + ((unit ^ row % 8) << 4);
+}
+
+// The loops at the end of a tile. An SM that has run other kernels since fetches this code anew, more slowly than it runs
+// it: 7 to 14 us where copies of the body for many sums follow one another. So the loops stay loops, and choose the sums of
+// a turn, or in small tiles of a step. Only ends without an activation are copied, of tiles of which a CTA has many, and
+// of t128x80, whose kernel runs twice a layer of a picture (gemm/LADDER.md).
+template <class Tile, Act ACT, class Rope>
+struct Loops {
+    static constexpr bool OFTEN = Tile::B > 96 || (Tile::TURNED && Tile::HALVES == 1 && Tile::B == 80);
+    static constexpr int COPIES = OFTEN && (ACT == ACT_NONE || ACT == ACT_RELU) && !Rope::ON ? 16 : 1;
+    // Whether the sums of a turn are chosen at once, or of a step.
+    static constexpr bool BY_TURNS = COPIES > 1 || Tile::HALVES * Tile::B > 96 || Rope::ON;
+};
+
+// v = the COUNT sums of a thread from COUNT · step on, in rows of SUMS. Registers have no indices: this is a choice among
+// constants, by halves of [FIRST, LAST).
+template <int COUNT, int FIRST, int LAST, int HALVES, int SUMS>
+__device__ __forceinline__ void pick(float (&v)[COUNT], const float (&acc)[HALVES][SUMS], int step) {
+    if constexpr (LAST - FIRST > 1) {
+        constexpr int MIDDLE = (FIRST + LAST) / 2;
+        if (step < MIDDLE)
+            pick<COUNT, FIRST, MIDDLE>(v, acc, step);
+        else
+            pick<COUNT, MIDDLE, LAST>(v, acc, step);
+    } else {
+        constexpr int STEPS = (SUMS + COUNT - 1) / COUNT, AT = FIRST % STEPS * COUNT;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) v[i] = AT + i < SUMS ? acc[FIRST / STEPS][min(AT + i, SUMS - 1)] : 0.f;
+    }
+}
+
+// All that follows the sums of a warpgroup: 64 · HALVES rows of w, which are columns of y from n0 on, for rows of x from m0
+// on. `columns` are those of the whole tile, these from `first_column` on. In turns of up to 64 rows of x: the residual
+// comes into shared memory by rows, goes transposed into the registers that hold the sums, and the result the way back.
+template <class T, class Tile, Act ACT>
+__device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                                 uint32_t staging, const T* columns, uint32_t m0, uint32_t n0,
+                                                 uint32_t first_column, uint32_t consumer) {
+    constexpr bool HALVED = ACT == ACT_SWIGLU;
+    // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
+    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
+    constexpr int COPIES = Loops<Tile, ACT, NoRope>::COPIES, ROUND = Loops<Tile, ACT, NoRope>::BY_TURNS ? TURN : TOGETHER;
+    constexpr int ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
+    // Vectors of a row, and of a thread: rows that are ROWS_A_PASS apart.
+    constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 128 / UNITS, PASSES = 8 * TURN / ROWS_A_PASS;
+    const Epilogue& e = p.e;
+    const uint32_t thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, g = lane / 4;
+    const uint32_t unit = thread % UNITS, end = min(m0 + Tile::B, p.m);
+    const bool adds = e.residual != nullptr;
+    // The vectors of a turn, of which the last may reach beyond the tile.
+    const auto each_vector = [&](int turn, auto&& act) {
+        const uint32_t col = ((n0 + turn / TURNS * 64) >> HALVED) + unit * 8;
+#pragma unroll
+        for (uint32_t i = 0; i < PASSES; i++) {
+            const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = m0 + turn % TURNS * (8 * TURN) + row;
+            if (of_x < end && col < e.cols) act(i, staging + staged_at<HALVED>(row, unit), of_x, col);
+        }
+    };
+    uint4 residual[PASSES] = {};
+    const auto ask = [&](int turn) {
+        if (!adds || turn == Tile::HALVES * TURNS) return;
+        each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
+            residual[i] = residual_8<T>(e, row, col);
+        });
+    };
+    ask(0);
+#pragma unroll(COPIES)
+    for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
+        const int half = turn / TURNS, first = turn % TURNS * TURN;
+        const T* biases = columns + first_column + half * 64 + warp * 16 + g;
+        const T* scales = columns + Tile::COLUMNS + ((first_column + half * 64 + warp * 16) >> HALVED) + g;
+        float bias[2] = {0.f, 0.f}, scale[2] = {1.f, 1.f};
+        if (e.bias != nullptr) bias[0] = to_f32(biases[0]), bias[1] = to_f32(biases[8]);
+        if (e.scale != nullptr) scale[0] = to_f32(scales[0]), scale[1] = HALVED ? 1.f : to_f32(scales[8]);
+        if (turn > 0) consumer_barrier<Tile::CONSUMERS>(consumer);  // the turn before has been taken
+        if (adds) {
+            each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
+            consumer_barrier<Tile::CONSUMERS>(consumer);
+            ask(turn + 1);
+        }
+        float sums[4 * ROUND];
+#pragma unroll(ROUND == TURN ? 16 : 1)
+        for (int i = 0; i < TURN; i += TOGETHER) {
+            if (first + i >= BLOCKS) continue;
+            if (i % ROUND == 0)
+                pick<4 * ROUND, 0, Tile::HALVES * ROUNDS>(sums, acc, half * ROUNDS + (first + i) / ROUND);
+            // Of matrix lane / 8 the row lane % 8. Blocks behind the last have a place, and nobody takes them.
+            const uint32_t matrix = lane / 8, row = 8 * (i + (HALVED ? matrix : matrix / 2)) + lane % 8;
+            const uint32_t at = staging + staged_at<HALVED>(row, HALVED ? warp : 2 * warp + matrix % 2);
+            uint32_t r[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
+            if (adds) ldmatrix_x4_trans(r, at);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int h = HALVED ? 0 : j % 2;
+                const float* v = sums + 4 * (i % ROUND + (HALVED ? j : j / 2));
+                float2 sum;
+                if constexpr (HALVED) {
+                    sum.x = silu_16(v[0] + bias[0]) * (v[2] + bias[1]);
+                    sum.y = silu_16(v[1] + bias[0]) * (v[3] + bias[1]);
+                } else {
+                    sum = make_float2(v[2 * h] + bias[h], v[2 * h + 1] + bias[h]);
+                    if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
+                    if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
+                }
+                const float2 added = unpack2(r[j], T());
+                y[j] = pack2(make_float2(fmaf(sum.x, scale[h], added.x), fmaf(sum.y, scale[h], added.y)), T());
+            }
+            stmatrix_x4_trans(at, y);
+        }
+        consumer_barrier<Tile::CONSUMERS>(consumer);
+        each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+        });
+    }
+    __syncwarp();  // wgmma wants whole warps
+}
+
+// Angles of a turn of finish_direct_as: of every two blocks of 8 columns, rows g and g + 8. Those of the first turn are
+// asked for before the product.
+template <class Tile, class Rope>
+struct TurnAngles {
+    float4 cs[4][2];
+
+    // The turn from row `row0` and column `n0` on, `first` of the tile.
+    __device__ __forceinline__ void ask(const Rope& rope, const WgmmaParams& p, uint32_t row0, uint32_t n0, int first) {
+        const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int h = 0; h < 2 && first + 16 * i < Tile::B; h++)
+                cs[i][h] = angles_of(rope, min(row0 + lane / 4 + 8 * h, p.m - 1), n0 + 16 * i, lane % 4 * 2);
+    }
+};
+template <class Tile>
+struct TurnAngles<Tile, NoRope> {
+    __device__ __forceinline__ void ask(const NoRope&, const WgmmaParams&, uint32_t, uint32_t, int) {}
+};
+
+// The same where rows of x are the operand of 64 rows: a warp has 16 of them at a time and goes its way alone, in turns of
+// 64 rows of w. `columns` are those of the tile, from n0 on; it ends before n_end.
+template <class T, class Tile, Act ACT, class Rope>
+__device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                                 const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                                 const T* columns, uint32_t row0, uint32_t n0, uint32_t n_end) {
+    constexpr bool HALVED = ACT == ACT_SWIGLU;
+    static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
+    // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
+    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
+    constexpr int COPIES = Loops<Tile, ACT, Rope>::COPIES, ROUND = Loops<Tile, ACT, Rope>::BY_TURNS ? TURN : TOGETHER;
+    constexpr int ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
+    constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 32 / UNITS, PASSES = 16 / ROWS_A_PASS;
+    const Epilogue& e = p.e;
+    const uint32_t lane = threadIdx.x % 32, unit = lane % UNITS, t = lane % 4;
+    const uint32_t end = min(n_end >> HALVED, e.cols);
+    const bool adds = e.residual != nullptr;
+    const auto each_vector = [&](int turn, auto&& act) {
+        const uint32_t col = ((n0 + turn % TURNS * 64) >> HALVED) + unit * 8;
+#pragma unroll
+        for (uint32_t i = 0; i < PASSES; i++) {
+            const uint32_t row = i * ROWS_A_PASS + lane / UNITS, of_x = row0 + turn / TURNS * 64 + row;
+            if (of_x < p.m && col < end) act(i, staging + staged_at<HALVED>(row, unit), of_x, col);
+        }
+    };
+    uint4 residual[PASSES] = {};
+    const auto ask = [&](int turn) {
+        if (!adds || turn == Tile::HALVES * TURNS) return;
+        each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
+            residual[i] = residual_8<T>(e, row, col);
+        });
+    };
+    // Elements 8 block + 2t and the next of a vector of the tile.
+    const auto two_of = [&](const T* from, int block) {
+        return unpack2(*reinterpret_cast<const uint32_t*>(from + 8 * block + 2 * t), T());
+    };
+    ask(0);
+#pragma unroll(COPIES)
+    for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
+        const int half = turn / TURNS, first = turn % TURNS * TURN;
+        __syncwarp();  // the turn before has been taken
+        if (adds) {
+            each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
+            __syncwarp();
+            ask(turn + 1);
+        }
+        float sums[4 * ROUND];
+#pragma unroll(ROUND == TURN ? 16 : 1)
+        for (int i = 0; i < TURN; i += TOGETHER) {
+            if (first + i >= BLOCKS) continue;
+            if (i % ROUND == 0)
+                pick<4 * ROUND, 0, Tile::HALVES * ROUNDS>(sums, acc, half * ROUNDS + (first + i) / ROUND);
+            // Of matrix lane / 8 the row lane % 8; matrices 0 and 1 are rows 0 .. 15 of one block, 2 and 3 of the next.
+            const uint32_t row = lane / 8 % 2 * 8 + lane % 8;
+            const uint32_t at = staging + staged_at<HALVED>(row, (HALVED ? i / 2 : i) + lane / 16);
+            uint32_t r[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
+            if constexpr (Rope::ON) {
+                float2 bias[2] = {};
+                if (e.bias != nullptr) bias[0] = two_of(columns, first + i), bias[1] = two_of(columns, first + i + 1);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float* v = sums + 4 * (i % ROUND) + 2 * h;
+                    float2 a = make_float2(v[0] + bias[0].x, v[1] + bias[0].y);
+                    float2 b = make_float2(v[4] + bias[1].x, v[5] + bias[1].y);
+                    turn_pairs(a, b, angles.cs[i / 2][h]);
+                    y[h] = pack2(a, T()), y[2 + h] = pack2(b, T());
+                }
+                stmatrix_x4(at, y);
+                continue;
+            }
+            if (adds) ldmatrix_x4(r, at);
+            // One look for each vector, not one for each sum.
+            float2 bias[TOGETHER] = {}, scale[2] = {{1.f, 1.f}, {1.f, 1.f}};
+            if (e.bias != nullptr) {
+#pragma unroll
+                for (int k = 0; k < TOGETHER; k++) bias[k] = two_of(columns, first + i + k);
+            }
+            if (e.scale != nullptr) {
+#pragma unroll
+                for (int k = 0; k < 2; k++)
+                    scale[k] = two_of(columns + Tile::COLUMNS, HALVED ? (first + i) / 2 + k : first + i + k);
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int block = j / 2 * (TOGETHER / 2);
+                const float* v = sums + 4 * (i % ROUND + block) + 2 * (j % 2);
+                float2 sum = make_float2(v[0] + bias[block].x, v[1] + bias[block].y);
+                if constexpr (HALVED) {
+                    const float2 up = make_float2(v[4] + bias[block + 1].x, v[5] + bias[block + 1].y);
+                    sum.x = silu_16(sum.x) * up.x, sum.y = silu_16(sum.y) * up.y;
+                }
+                if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
+                if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
+                const float2 s = scale[j / 2], added = unpack2(r[j], T());
+                y[j] = pack2(make_float2(fmaf(sum.x, s.x, added.x), fmaf(sum.y, s.y, added.y)), T());
+            }
+            stmatrix_x4(at, y);
+        }
+        __syncwarp();
+        if constexpr (Rope::ON) {
+            if (turn + 1 < Tile::HALVES * TURNS)
+                angles.ask(rope, p, row0 + (turn + 1) / TURNS * 64, n0 + (turn + 1) % TURNS * 64,
+                           (turn + 1) % TURNS * 64);
+            const HeadColumns<T> to(rope, n0 + turn % TURNS * 64 + unit * 8);
+            each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t) {
+                if (row < to.rows) *reinterpret_cast<uint4*>(to.at + row * to.pitch) = load_shared(at);
+            });
+            continue;
+        }
+        each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+        });
+    }
+    __syncwarp();  // wgmma wants whole warps
+}
+
+template <class T, class Tile, Act ACT, class Rope>
+__device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                               const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
+    const uint32_t mine = Tile::first_of_a(consumer), warp = threadIdx.x / 32 % 4;
+    if constexpr (Tile::TURNED)
+        finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, u.m0, u.n0 + mine, mine, consumer);
+    else
+        finish_direct_as<T, Tile, ACT>(acc, p, rope, angles, staging + warp * (16 * 128), columns,
+                                       u.m0 + mine + warp * 16, u.n0, n_end);
+}
+
+template <class T, class Tile, class Rope>
+__device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
+                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                            const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
+    if constexpr (Rope::ON) return finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+    else if (p.e.act == ACT_SWIGLU)
+        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+    else if (p.e.act == ACT_GELU)
+        finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+    else if (p.e.act == ACT_RELU)
+        finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+    else
+        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+}
+
+// Asks the L2 for the residual under this warpgroup's part of the tile, a line a thread.
+template <class T, class Tile>
+__device__ __forceinline__ void ask_residual_turned(const WgmmaParams& p, uint32_t m0, uint32_t n0) {
+    const Epilogue& e = p.e;
+    if (e.residual == nullptr) return;
+    const uint32_t halved = e.act == ACT_SWIGLU, last_row = min(m0 + Tile::B, p.m);
+#pragma unroll 1
+    for (uint32_t row = m0 + threadIdx.x % 128; row < last_row; row += 128)
+#pragma unroll 1
+        for (uint32_t col = n0 >> halved; col < min((n0 + 64 * Tile::HALVES) >> halved, e.cols); col += 64)
+            if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
+}

@@ -166,11 +166,12 @@ template <int ID, int THREADS>
 __device__ __forceinline__ void named_barrier() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
+// An arrival without waiting.
 template <int ID, int THREADS>
 __device__ __forceinline__ void named_barrier_arrive() {
     asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
-// The same by a computed id (ptxas then reserves all sixteen), and an arrival without waiting.
+// The same two by a computed id; ptxas then reserves all sixteen.
 template <int THREADS>
 __device__ __forceinline__ void barrier_sync(uint32_t id) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");

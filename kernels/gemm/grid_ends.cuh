@@ -15,8 +15,8 @@ __device__ __forceinline__ uint32_t staged_at(uint32_t row, uint32_t unit) {
 
 // The loops at the end of a tile. An SM that has run other kernels since fetches this code anew, more slowly than it runs
 // it: 7 to 14 us where copies of the body for many sums follow one another. So the loops stay loops, and choose the sums of
-// a turn, or in small tiles of a step. Only ends without an activation are copied, of tiles of which a CTA has many, and
-// of t128x80, whose kernel runs twice a layer of a picture (gemm/LADDER.md).
+// a turn, or in small tiles of a step. Only short ends, plain or with ReLU, are copied, of tiles of which a CTA has
+// many, and of t128x80, whose kernel runs twice a layer of a picture (gemm/LADDER.md).
 template <class Tile, Act ACT, class Rope>
 struct Loops {
     static constexpr bool OFTEN = Tile::B > 96 || (Tile::TURNED && Tile::HALVES == 1 && Tile::B == 80);

@@ -53,9 +53,6 @@ __device__ __forceinline__ void release(uint32_t empty) {
 // A barrier of one consumer's threads. The ids are immediates: a computed one would reserve all sixteen.
 template <int CONSUMERS>
 __device__ __forceinline__ void consumer_barrier(uint32_t consumer) {
-    if constexpr (CONSUMERS == 3) {
-        if (consumer == 2) return named_barrier<3, 128>();
-    }
     if (consumer == 0)
         named_barrier<1, 128>();
     else

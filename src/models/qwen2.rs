@@ -120,8 +120,9 @@ pub fn build(cfg: &TextConfig, sizes: &TextSizes, dtype: DType, key: TextKey) ->
     };
     let embeds = x;
 
-    // Behind the keys and values of the last layer only the rows count that the head reads: none, or the last one. Of 2048
-    // rows this layer's other products are 3 % of a prompt.
+    // Behind the keys and values of the last layer only the rows count that the head reads. With none the graph ends there (q
+    // is made all the same, in one product with k and v); with the last row alone its attention is still that of all rows,
+    // and what follows is of one: 3 % of a prompt of 2048.
     let last_row_alone = matches!(key.head, Head::Greedy | Head::Sample) && key.rows > sequences;
     for (n, &kv) in kv.iter().enumerate() {
         let at = |what: &str| format!("model.layers.{n}.{what}");

@@ -27,8 +27,8 @@ pub(super) enum Item {
     FirstTokenCached,
     /// The same where the sound was encoded while it came in: from its end.
     FirstTokenStreamed,
-    /// [`Item::FirstToken`], each request after half a second in which nothing runs, as a single user's are: long prompts
-    /// begin at the highest clock then.
+    /// [`Item::FirstToken`], each request after half a second in which nothing runs, as a single user's are: one after the
+    /// other, they keep the chip at its power limit.
     FirstTokenRested,
 }
 

@@ -6,8 +6,7 @@ use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher
 use crate::ops::elementwise::Act;
 use crate::ops::{CudaOp, checks};
 
-/// CTAs by their threads, each with 8 columns of a row, and how many of them run at once on an SM, within its 2048
-/// threads and what their registers leave.
+/// CTAs by their threads, each with 8 columns of a row, and how many of them a launch has at most for an SM.
 const CTAS: [(&str, usize, usize); 3] = [("_128", 128, 8), ("_512", 512, 3), ("_1024", 1024, 1)];
 /// Widest row.
 const MAX_COLS: usize = 8 * 1024;
@@ -68,11 +67,11 @@ unsafe impl Kernel for AddLayerNormKernel {
     type Params = NormParams;
 }
 
-/// Kernel variant and CTAs: the fewest threads that have all columns, as many CTAs as run at once.
+/// Kernel variant and CTAs: the fewest threads that have all columns; a CTA for each row, or its share of the rows.
 fn choose(rows: usize, cols: usize, sm_count: usize) -> (&'static str, [u32; 3]) {
     let wide_enough = |&&(_, threads, _): &&(&str, usize, usize)| cols <= 8 * threads;
-    let (variant, _, at_once) = *CTAS.iter().find(wide_enough).unwrap_or(&CTAS[2]);
-    (variant, [rows.min(at_once * sm_count) as u32, 1, 1])
+    let (variant, _, per_sm) = *CTAS.iter().find(wide_enough).unwrap_or(&CTAS[2]);
+    (variant, [rows.min(per_sm * sm_count) as u32, 1, 1])
 }
 
 /// `tensors` are all inputs and outputs of the op, x first.
@@ -177,7 +176,7 @@ mod tests {
     use super::choose;
 
     #[test]
-    fn ctas_are_as_wide_as_rows_and_no_more_than_run_at_once() {
+    fn ctas_are_as_wide_as_rows_and_take_them_in_turns() {
         assert_eq!(choose(17, 1024, 132), ("_128", [17, 1, 1]));
         assert_eq!(choose(13325, 1024, 132), ("_128", [1056, 1, 1]));
         assert_eq!(choose(1, 1032, 132), ("_512", [1, 1, 1]));

@@ -130,8 +130,7 @@ fn estimates_prefer_what_measures_well() {
     // Many rows: large tiles, or two at a time, whole.
     for shape in [[2048, 37888, 3584], [4096, 4096, 4096], [4096, 37888, 3584], [13325, 4096, 1024]] {
         let (tile, splits) = chosen(shape);
-        let at_a_time = if matches!(tile.form, Form::Grid(Grid { pingpong: true, .. })) { 2 } else { 1 };
-        let sums = at_a_time * tile.bm * tile.bn;
+        let sums = if tile.is_pingpong() { 2 } else { 1 } * tile.bm * tile.bn;
         assert!(sums >= 128 * 144 && splits == 1, "{shape:?}: {}/{splits}", tile.name());
     }
     // Few tiles with a deep K: parts of it.

@@ -12,6 +12,6 @@ pub use desc::{Cost, Desc, Place, Step, Tensor};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use host::{HostData, HostSlice, HostTensor, HostWeight};
-pub use recipe::{Part, Recipe};
+pub use recipe::{Fold, Part, Recipe};
 pub use shape::Shape;
 pub(crate) use switch::asked;

@@ -1,6 +1,6 @@
 //! How a weight is built from what the checkpoint stores: rows stacked, rows interleaved, axes permuted, columns
-//! padded. A recipe is data: the CPU reads through it, the loader carries it out on the way to the device, the
-//! synthesiser fills through it. No second copy of a weight is ever made on the host.
+//! padded, a norm's gain or shift folded in. A recipe is data: the CPU reads through it, the loader carries it out on the
+//! way to the device, the synthesiser fills through it. No second copy of a weight is ever made on its way there.
 
 use super::{dtype::DType, shape::Shape};
 
@@ -24,9 +24,40 @@ pub struct Part {
 pub struct Recipe {
     pub dtype: DType,
     pub shape: Shape,
+    /// Of the weight before anything is folded, see [`Recipe::unfolded`].
     pub parts: Vec<Part>,
     /// The parts do not cover the weight: the rest is zero.
     pub padded: bool,
+    /// What becomes of the weight that the parts make.
+    pub fold: Option<Fold>,
+}
+
+/// What a layer norm leaves in the weight `w` `[N, K]` behind it. With gain g and shift s `[K]`, a row x of mean m and
+/// standard deviation σ,
+///
+/// `w·(g∘(x - m)/σ + s) = (c·x)/σ + d`,
+///
+/// where c and d follow from w, g and s alone: the norm of x is but a factor of each row of a product. Gain and shift are
+/// vectors that nothing was folded into, of the weight's type.
+///
+/// Products and sums are f32, of elements rounded to the weight's type; a result is rounded once.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Fold {
+    /// c `[N, K]`: `c[n, k] = w[n, k]·g[k] - mean over j of w[n, j]·g[j]`. Its rows have the mean 0, so that of x does
+    /// not count.
+    Centred { gain: Box<Recipe> },
+    /// d `[N]`: `d[n] = Σ over k of w[n, k]·s[k]`.
+    Shift { shift: Box<Recipe> },
+}
+
+impl Fold {
+    /// The gain or the shift, `[K]`.
+    pub fn vector(&self) -> &Recipe {
+        match self {
+            Fold::Centred { gain } => gain,
+            Fold::Shift { shift } => shift,
+        }
+    }
 }
 
 impl Part {
@@ -76,7 +107,7 @@ impl Recipe {
     /// The stored tensor under another shape with as many elements: `[1, 1, 1024]` as `[1024]`.
     pub fn viewed(name: &str, dtype: DType, stored: &[usize], shape: &[usize]) -> Recipe {
         let part = Part::new(name, Shape::new(stored), &[Shape::new(stored).len()], 0, &[1]);
-        Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false }
+        Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false, fold: None }
     }
 
     /// The stored tensor with its axes in another order: `[2048, 1024, 5]` by `[0, 2, 1]` is `[2048, 5, 1024]`.
@@ -102,7 +133,7 @@ impl Recipe {
             step *= view[axis];
         }
         let part = Part::new(name, Shape::new(stored), view, 0, &strides);
-        Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false }
+        Recipe { dtype, shape: Shape::new(shape), parts: vec![part], padded: false, fold: None }
     }
 
     /// `[rows, cols]` with zero columns appended up to `padded_cols`; `stored` may have any rank.
@@ -115,6 +146,7 @@ impl Recipe {
             shape: Shape::new(&[rows, padded_cols]),
             parts: vec![part],
             padded: padded_cols != cols,
+            fold: None,
         }
     }
 
@@ -126,14 +158,14 @@ impl Recipe {
     }
 
     /// Rows of several recipes one after another: q, k and v as one matrix. `None` unless all have the same
-    /// columns and dtype.
+    /// columns and dtype, and nothing was folded into any.
     pub fn stack(of: &[&Recipe]) -> Option<Recipe> {
         let first = of.first()?;
         let vector = first.shape.rank() == 1;
         let mut parts = Vec::new();
         let (mut offset, mut rows) = (0, 0);
         for r in of {
-            if r.dtype != first.dtype || r.shape.rank() != first.shape.rank() {
+            if r.dtype != first.dtype || r.shape.rank() != first.shape.rank() || r.fold.is_some() {
                 return None;
             }
             if !vector && r.shape.cols() != first.shape.cols() {
@@ -144,7 +176,8 @@ impl Recipe {
             rows += r.shape[0];
         }
         let shape = if vector { Shape::new(&[rows]) } else { Shape::new(&[rows, first.shape.cols()]) };
-        Some(Recipe { dtype: first.dtype, shape, parts, padded: of.iter().any(|r| r.padded) })
+        let padded = of.iter().any(|r| r.padded);
+        Some(Recipe { dtype: first.dtype, shape, parts, padded, fold: None })
     }
 
     /// Blocks of `block` rows of `a` and `b` in turn: with 8, rows 0..8 are `a`'s, 8..16 `b`'s, and so on. `None`
@@ -165,7 +198,8 @@ impl Recipe {
             )
         };
         let shape = Shape::new(&[2 * rows, cols]);
-        Some(Recipe { dtype: a.dtype, shape, parts: vec![part(a, 0), part(b, 1)], padded: false })
+        let parts = vec![part(a, 0), part(b, 1)];
+        Some(Recipe { dtype: a.dtype, shape, parts, padded: false, fold: None })
     }
 
     /// Every head of `head_dim` rows with blocks of `block` rows of its first and its second half in turn: with 8, rows
@@ -195,7 +229,46 @@ impl Recipe {
 
     /// Whether the weight is one stored tensor, element by element.
     fn is_plain(&self) -> bool {
-        self.parts.len() == 1 && self.parts[0].runs() == (self.shape.len(), 1) && !self.padded
+        self.parts.len() == 1
+            && self.parts[0].runs() == (self.shape.len(), 1)
+            && !self.padded
+            && self.fold.is_none()
+    }
+
+    /// This weight `[N, K]` with a norm's gain `[K]` folded in, see [`Fold::Centred`]: `[N, K]`. `None` unless both are
+    /// unfolded floats of these shapes and one dtype.
+    pub fn centred(&self, gain: &Recipe) -> Option<Recipe> {
+        let fold = Fold::Centred { gain: Box::new(gain.clone()) };
+        self.folds_with(gain).then(|| Recipe { fold: Some(fold), ..self.clone() })
+    }
+
+    /// What a norm's shift `[K]` adds to products with this weight `[N, K]`, see [`Fold::Shift`]: `[N]`. `None` unless
+    /// both are unfolded floats of these shapes and one dtype.
+    pub fn shifted_by(&self, shift: &Recipe) -> Option<Recipe> {
+        let fold = Fold::Shift { shift: Box::new(shift.clone()) };
+        self.folds_with(shift).then(|| Recipe {
+            shape: Shape::new(&[self.shape[0]]),
+            fold: Some(fold),
+            ..self.clone()
+        })
+    }
+
+    fn folds_with(&self, vector: &Recipe) -> bool {
+        self.shape.rank() == 2
+            && vector.shape.dims() == [self.shape[1]]
+            && vector.dtype == self.dtype
+            && self.dtype.is_float()
+            && self.fold.is_none()
+            && vector.fold.is_none()
+    }
+
+    /// The weight before anything was folded into it: `[N, K]`, also where this is `[N]`.
+    pub fn unfolded(&self) -> Recipe {
+        let shape = match &self.fold {
+            Some(Fold::Shift { shift }) => Shape::new(&[self.shape.len(), shift.shape.len()]),
+            Some(Fold::Centred { .. }) | None => self.shape,
+        };
+        Recipe { shape, fold: None, ..self.clone() }
     }
 
     /// Bytes on the device.
@@ -203,10 +276,16 @@ impl Recipe {
         self.shape.len() as u64 * self.dtype.bytes() as u64
     }
 
-    /// Checkpoint names, joined for messages and dumps.
+    /// Checkpoint names, joined for messages and dumps: `q + k`, `centred((q + k) ∘ gain)`, `(q + k) · shift`.
     pub fn name(&self) -> String {
         let names: Vec<&str> = self.parts.iter().map(|p| p.name.as_str()).collect();
-        names.join(" + ")
+        let joined = names.join(" + ");
+        let Some(fold) = &self.fold else { return joined };
+        let matrix = if names.len() > 1 { format!("({joined})") } else { joined };
+        match fold {
+            Fold::Centred { gain } => format!("centred({matrix} ∘ {})", gain.name()),
+            Fold::Shift { shift } => format!("{matrix} · {}", shift.name()),
+        }
     }
 }
 
@@ -272,5 +351,46 @@ mod tests {
         let r = Recipe::padded_cols("w", DType::F32, &[2, 3], 4);
         assert_eq!(carry_out(&r), [0, 1, 2, usize::MAX, 3, 4, 5, usize::MAX]);
         assert!(r.padded);
+    }
+
+    #[test]
+    fn what_is_folded_can_be_unfolded_and_nothing_else() {
+        let plain = |name: &str, shape: &[usize]| Recipe::plain(name, DType::BF16, shape);
+        let (q, k) = (plain("q", &[2, 3]), plain("k", &[1, 3]));
+        let qk = Recipe::stack(&[&q, &k]).unwrap();
+        let (gain, shift) = (plain("gain", &[3]), plain("shift", &[3]));
+        let (c, d) = (qk.centred(&gain).unwrap(), qk.shifted_by(&shift).unwrap());
+        assert_eq!((c.shape, c.bytes()), (qk.shape, qk.bytes()));
+        assert_eq!((d.shape, d.bytes()), (Shape::new(&[3]), 6));
+        assert!(c.parts == qk.parts && d.parts == qk.parts);
+        assert_eq!((c.unfolded(), d.unfolded(), qk.unfolded()), (qk.clone(), qk.clone(), qk.clone()));
+        assert_ne!(c, qk);
+        assert_ne!(c, qk.centred(&shift).unwrap());
+        assert_eq!((c.name(), d.name()), ("centred((q + k) ∘ gain)".into(), "(q + k) · shift".into()));
+        assert_eq!(q.shifted_by(&shift).unwrap().name(), "q · shift");
+        assert_eq!((c.fold.unwrap().vector(), d.fold.unwrap().vector()), (&gain, &shift));
+    }
+
+    #[test]
+    fn folds_that_do_not_fit_are_refused() {
+        let plain = |name: &str, shape: &[usize]| Recipe::plain(name, DType::BF16, shape);
+        let (w, b, gain) = (plain("w", &[4, 3]), plain("b", &[4]), plain("gain", &[3]));
+        let refused = |w: &Recipe, v: &Recipe| w.centred(v).is_none() && w.shifted_by(v).is_none();
+        assert!(refused(&w, &b) && refused(&b, &gain) && refused(&w, &plain("gain", &[1, 3])));
+        assert!(
+            refused(&plain("w", &[2, 2, 3]), &gain)
+                && refused(&Recipe::plain("w", DType::F16, &[4, 3]), &gain)
+        );
+        let u32s = |shape: &[usize]| Recipe::plain("ids", DType::U32, shape);
+        assert!(refused(&u32s(&[4, 3]), &u32s(&[3])));
+
+        let c = w.centred(&gain).unwrap();
+        let d = plain("w", &[3, 3]).shifted_by(&gain).unwrap();
+        assert!(refused(&c, &gain) && refused(&w, &d));
+        assert!(Recipe::stack(&[&c, &c]).is_none() && Recipe::stack(&[&gain, &d]).is_none());
+        assert!(Recipe::interleave(&c, &c, 2).is_none() && Recipe::interleave(&w, &c, 2).is_none());
+        assert!(w.interleave_halves(4, 1).is_some() && c.interleave_halves(4, 1).is_none());
+        let d = w.shifted_by(&gain).unwrap();
+        assert!(b.interleave_halves(4, 1).is_some() && d.interleave_halves(4, 1).is_none());
     }
 }

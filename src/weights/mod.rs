@@ -1,6 +1,7 @@
 //! Checkpoint tensors and how weights are made of them: mapped files, synthetic values, recipes carried out.
 
 pub mod convert;
+mod fold;
 mod overlay;
 mod pack;
 mod safetensors;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::Source;
-use super::convert::{convert, gather, widen};
+use super::convert::{convert, gather, narrow, widen};
+use super::{Source, fold};
 use crate::core::{DType, HostWeight, Part, Recipe, Result, Shape};
 use crate::{bail_input, bail_runtime, ensure_input};
 
@@ -136,20 +136,30 @@ fn check_part(part: &Part, source: &dyn Source) -> Result<DType> {
     info.float(&part.name, &place)
 }
 
-/// Checks that `source` stores everything that `recipe` takes, in the shapes that it expects.
+/// Checks that `source` stores everything that `recipe` takes, also what is folded in, in the shapes that it expects.
 pub fn check_parts(recipe: &Recipe, source: &dyn Source) -> Result<()> {
-    recipe.parts.iter().try_for_each(|part| check_part(part, source).map(|_| ()))
+    recipe.parts.iter().try_for_each(|part| check_part(part, source).map(|_| ()))?;
+    match &recipe.fold {
+        Some(fold) => check_parts(fold::vector_of(recipe, fold)?, source),
+        None => Ok(()),
+    }
 }
 
-/// A recipe bound to a source, ready to make any piece of its weight.
+/// An unfolded recipe bound to a source, ready to make any piece of its weight.
 pub struct Packer<'a> {
     recipe: &'a Recipe,
     parts: Vec<(Inverse, DType, &'a [u8])>,
 }
 
 impl<'a> Packer<'a> {
-    /// Synthetic tensors are made here.
+    /// Synthetic tensors are made here. [`Error::Runtime`] for a folded recipe: no piece of its weight follows from the
+    /// same piece of the tensors.
+    ///
+    /// [`Error::Runtime`]: crate::core::Error::Runtime
     pub fn new(recipe: &'a Recipe, source: &'a dyn Source) -> Result<Packer<'a>> {
+        if recipe.fold.is_some() {
+            bail_runtime!("{}: expected a weight to pack, found one to fold", recipe.name());
+        }
         let len = recipe.shape.len();
         let parts = recipe
             .parts
@@ -185,7 +195,11 @@ impl<'a> Packer<'a> {
             .for_each(|(i, out)| self.fill(first + i * TASK, out));
     }
 
-    fn fill_f32(&self, first: usize, out: &mut [f32]) {
+    /// As [`Packer::fill`], rounded to `recipe.dtype` and widened again.
+    pub(super) fn fill_f32(&self, first: usize, out: &mut [f32]) {
+        if self.recipe.padded {
+            out.fill(0.0);
+        }
         for (part, from, bytes) in &self.parts {
             part.for_each_run(first..first + out.len(), |run| {
                 let out = &mut out[run.at - first..][..run.len];
@@ -201,28 +215,30 @@ pub fn pack(recipe: &Recipe, source: &dyn Source, out: &mut [u8]) -> Result<()> 
     if out.len() as u64 != recipe.bytes() {
         bail_runtime!("{}: expected room for {} bytes, found {}", recipe.name(), recipe.bytes(), out.len());
     }
-    Packer::new(recipe, source)?.fill_on_all_threads(0, out);
+    match &recipe.fold {
+        Some(fold) => narrow(recipe.dtype, &fold::folded(recipe, fold, source)?, out),
+        None => Packer::new(recipe, source)?.fill_on_all_threads(0, out),
+    }
     Ok(())
 }
 
-/// A weight that the CPU reads through its recipe. Weights whose neighbours are stored apart (permuted ones, all
-/// small) are carried out once instead.
+/// A weight that the CPU reads through its recipe. Folded weights, and those whose neighbours are stored apart (permuted
+/// ones, all small), are carried out once instead.
 pub fn host_weight(recipe: &Recipe, source: &Arc<dyn Source>) -> Result<Arc<dyn HostWeight>> {
+    let (dtype, shape) = (recipe.dtype, recipe.shape);
+    if let Some(fold) = &recipe.fold {
+        let values = fold::folded(recipe, fold, source.as_ref())?;
+        return Ok(Arc::new(DenseWeight { dtype, shape, values }));
+    }
     let packer = Packer::new(recipe, source.as_ref())?;
     if packer.parts.iter().any(|(part, ..)| part.step() != 1) {
         let mut values = vec![0.0; recipe.shape.len()];
         values.par_chunks_mut(TASK).enumerate().for_each(|(i, out)| packer.fill_f32(i * TASK, out));
-        return Ok(Arc::new(DenseWeight { dtype: recipe.dtype, shape: recipe.shape, values }));
+        return Ok(Arc::new(DenseWeight { dtype, shape, values }));
     }
     let parts = packer.parts.into_iter().zip(&recipe.parts);
     let parts = parts.map(|((inverse, dtype, _), p)| (inverse, dtype, p.name.clone())).collect();
-    Ok(Arc::new(MappedWeight {
-        dtype: recipe.dtype,
-        shape: recipe.shape,
-        padded: recipe.padded,
-        source: source.clone(),
-        parts,
-    }))
+    Ok(Arc::new(MappedWeight { dtype, shape, padded: recipe.padded, source: source.clone(), parts }))
 }
 
 struct MappedWeight {

@@ -6,6 +6,7 @@ pub mod device;
 mod driver;
 pub mod embedded;
 pub mod fill;
+mod fold;
 pub mod launch;
 pub mod memory;
 pub mod modules;

@@ -1,5 +1,5 @@
 //! Weights on their way to the device: packed by many threads into pinned buffers, each of which is copied as soon as it
-//! is full; synthetic ones are made in place.
+//! is full; synthetic ones are made in place, and so is what is folded.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::crew::{Hand, crew};
 use super::device::Device;
 use super::fill::fill;
+use super::fold::{Folding, fold};
 use super::launch::DevicePtr;
 use super::memory::{DeviceBuffer, Meter, PinnedBuffer, copy_in};
 use super::modules::Modules;
@@ -37,7 +38,7 @@ pub struct Uploader<'a> {
     pub meter: &'a Meter,
 }
 
-/// Weights on the device, or nearly: synthetic ones may still be in the making on the stream.
+/// Weights on the device, or nearly: synthetic and folded ones may still be in the making on the stream.
 pub struct Uploaded {
     /// In the order of the recipes.
     pub buffers: Vec<DeviceBuffer>,
@@ -59,11 +60,15 @@ pub struct Waits {
 enum Way<'a> {
     Made(Vec<SynthSpec>),
     Packed(Packer<'a>),
+    /// Of other weights, when these are there.
+    Folded,
 }
 
 impl<'a> Way<'a> {
     fn of(recipe: &'a Recipe, from: &'a dyn Source) -> Result<Way<'a>> {
-        check_parts(recipe, from)?;
+        if recipe.fold.is_some() {
+            return Ok(Way::Folded);
+        }
         let specs: Option<Vec<_>> = recipe.parts.iter().map(|p| from.synth(&p.name)).collect();
         Ok(match specs {
             Some(specs) => Way::Made(specs),
@@ -169,13 +174,47 @@ fn send_all(device: &Device, stream: &Stream, pieces: &Hand<Vec<Span>>) -> Resul
 }
 
 impl Uploader<'_> {
-    /// Takes memory for the weights of `recipes` and fills it. `progress` gets the bytes done so far.
+    /// Takes memory for the weights of `recipes` and fills it. `progress` gets the bytes done so far, of these alone: what
+    /// else is brought to be folded in does not count, and is gone at the end.
     pub fn upload(
         &self,
         recipes: &[&Recipe],
         from: &dyn Source,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Uploaded> {
+        recipes.iter().try_for_each(|r| check_parts(r, from))?;
+        let folding = Folding::of(recipes);
+        let total = recipes.iter().map(|r| r.bytes()).sum();
+        let mut buffers = Vec::with_capacity(folding.brought.len());
+        let brought =
+            self.bring(&folding.brought, from, &mut buffers, &mut |done: u64| progress(done.min(total)));
+        let folded = brought.and_then(|brought| {
+            fold(self.device, self.modules, self.stream, &folding, &buffers)?;
+            Ok(brought)
+        });
+        // Nothing is freed while the stream uses it.
+        let ended = match &folded {
+            Ok(_) if buffers.len() == recipes.len() => Ok(()),
+            _ => self.stream.sync(),
+        };
+        let (threads, waits) = folded?;
+        ended?;
+        buffers.truncate(recipes.len());
+        if !folding.steps.is_empty() {
+            progress(total);
+        }
+        Ok(Uploaded { buffers, threads, waits })
+    }
+
+    /// Takes memory for every weight, into `buffers`, and fills it but where weights are folded of others. Returns the
+    /// number of threads, and what they waited for.
+    fn bring(
+        &self,
+        recipes: &[Recipe],
+        from: &dyn Source,
+        buffers: &mut Vec<DeviceBuffer>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(usize, Waits)> {
         let ways: Vec<Way> = recipes.iter().map(|r| Way::of(r, from)).collect::<Result<_>>()?;
         let weights = || recipes.iter().zip(&ways);
         let packed: u64 =
@@ -183,7 +222,6 @@ impl Uploader<'_> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
         let threads = threads.min(packed.div_ceil(STAGE_BYTES as u64) as usize);
 
-        let mut buffers = Vec::with_capacity(recipes.len());
         let (device, stream) = (self.device, self.stream);
         let waits = crew(
             threads,
@@ -199,6 +237,7 @@ impl Uploader<'_> {
                             self.make(recipe, specs, to)?;
                             feed.add(recipe.bytes());
                         }
+                        Way::Folded => {}
                     }
                 }
                 if !cutter.piece.is_empty() {
@@ -210,8 +249,7 @@ impl Uploader<'_> {
         )?;
         let mean =
             |of: fn(&Waits) -> Duration| waits.iter().map(of).sum::<Duration>() / threads.max(1) as u32;
-        let waits = Waits { bus: mean(|w| w.bus), memory: mean(|w| w.memory) };
-        Ok(Uploaded { buffers, threads, waits })
+        Ok((threads, Waits { bus: mean(|w| w.bus), memory: mean(|w| w.memory) }))
     }
 
     /// Enqueues the making of a synthetic weight.

@@ -2,6 +2,7 @@
 // layer_norm:      y = w · (x - mean) / sqrt(var + eps) + b
 // layer_norm_act:  y = scale · act(layer_norm(x))
 // add_*:           h = x + r, rounded once; y = norm of the rounded h
+// row_stats:       of every 64 columns of a row their mean and squared deviations, for a product behind the norm
 // x, r, h, y [T, C] of T16; w, b [C]; statistics in f32, variance around the mean in a second pass, one rounding.
 // C % 8 == 0, C <= 8192. CTAs of THREADS threads, each with one vector of 8 columns (`_128`, `_512`, `_1024`: C <= 8·THREADS),
 // take rows in turns; the next row is on its way while one is done. With four vectors a thread and a warp a row (no barriers,
@@ -15,6 +16,7 @@
 #include "common/ptx.cuh"
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
+#include "common/stats.cuh"
 
 enum class Norm { Rms, Layer, LayerAct };
 
@@ -108,8 +110,36 @@ __device__ __forceinline__ void norm(const NormParams& p) {
     }
 }
 
-#define EXPORT_NORM_OF(name, NORM, ADD, THREADS)                                                            \
-    EXPORT(name##_##THREADS##_bf16, NormParams, THREADS, 1, norm<__nv_bfloat16, NORM, ADD, THREADS>) \
+struct RowStatsParams {
+    const void* x;  // [rows, cols], cols % 64 == 0
+    float2* stats;  // [cols / 64, rows]
+    uint32_t rows;
+    uint32_t cols;
+};
+
+// A thread a vector: 8 lanes have 64 columns.
+template <class T>
+__device__ __forceinline__ void row_stats(const RowStatsParams& p) {
+    pdl_trigger();
+    pdl_wait();
+    const uint32_t vectors = p.cols / 8;
+    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint32_t row = uint32_t(at / vectors), vector = uint32_t(at % vectors);
+    const uint4 x = row < p.rows ? static_cast<const uint4*>(p.x)[at] : make_uint4(0, 0, 0, 0);
+    const float2 stats = stats_of_64<T>(x);
+    if (row < p.rows && vector % 8 == 0) p.stats[size_t(vector / 8) * p.rows + row] = stats;
+}
+
+EXPORT(row_stats_bf16, RowStatsParams, 256, 1, row_stats<__nv_bfloat16>)
+EXPORT(row_stats_f16, RowStatsParams, 256, 1, row_stats<__half>)
+
+// An SM full of threads where 32 registers are enough for one, as for bf16: what is on its way is what bounds many rows.
+template <Norm NORM, bool ADD, int THREADS>
+constexpr int CTAS_PER_SM = (!ADD && (NORM == Norm::Rms || THREADS == 128) ? 2048 : THREADS == 1024 ? 1024 : 1536) / THREADS;
+
+#define EXPORT_NORM_OF(name, NORM, ADD, THREADS)                                            \
+    EXPORT(name##_##THREADS##_bf16, NormParams, THREADS, (CTAS_PER_SM<NORM, ADD, THREADS>), \
+           norm<__nv_bfloat16, NORM, ADD, THREADS>)                                         \
     EXPORT(name##_##THREADS##_f16, NormParams, THREADS, 1, norm<__half, NORM, ADD, THREADS>)
 #define EXPORT_NORM(name, NORM, ADD)       \
     EXPORT_NORM_OF(name, NORM, ADD, 128)   \

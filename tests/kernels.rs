@@ -73,8 +73,9 @@ fn errors(a: &[f32], b: &[f32]) -> Errors {
     e
 }
 
-/// What is wrong with a kernel's output, or nothing; and the share of the budget that it used.
-fn judge(got: &HostTensor, exact: &HostTensor) -> (f64, Option<String>) {
+/// What is wrong with a kernel's output, or nothing; and the share of the budget that it used. `dtype`: what the output, or
+/// what it was made of, was rounded to.
+fn judge(got: &HostTensor, exact: &HostTensor, dtype: DType) -> (f64, Option<String>) {
     if let (HostData::U32(a), HostData::U32(b)) = (&got.data, &exact.data) {
         let wrong = (0..b.len()).filter(|&i| a.get(i) != Some(&b[i])).collect::<Vec<_>>();
         return match wrong.first() {
@@ -95,7 +96,6 @@ fn judge(got: &HostTensor, exact: &HostTensor) -> (f64, Option<String>) {
     if a.len() != b.len() {
         return (f64::INFINITY, Some(format!("{} values instead of {}", a.len(), b.len())));
     }
-    let dtype = got.desc.dtype;
     let rounded: Vec<f32> = b.iter().map(|x| dtype.round(*x)).collect();
     let (e, r) = (errors(a, b), errors(&rounded, b));
     let largest = b.iter().fold(0.0f64, |m, x| m.max(f64::from(x.abs())));
@@ -126,7 +126,11 @@ fn compare(gpu: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Vec<(
         runs.push(bound.run(gpu, case)?);
     }
     bound.release(gpu);
-    let mut verdicts: Vec<_> = runs[0].iter().zip(&exact).map(|(a, b)| judge(a, b)).collect();
+    // Statistics are those of rows that have been rounded.
+    let of_rounded = matches!(&case.op, Op::LinearFused(op) if op.stats);
+    let rounded_to = |i: usize, t: &HostTensor| if of_rounded && i == 1 { dtype } else { t.desc.dtype };
+    let both = runs[0].iter().zip(&exact).enumerate();
+    let mut verdicts: Vec<_> = both.map(|(i, (a, b))| judge(a, b, rounded_to(i, a))).collect();
     let bits = |t: &HostTensor| t.data.f32s().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     for later in &runs[1..] {
         for (i, (a, b)) in runs[0].iter().zip(later).enumerate() {

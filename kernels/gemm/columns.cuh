@@ -1,4 +1,4 @@
-// What the epilogues of gemm/wgmma.cu and gemm/wgmma_multicast.cu ask for while the product runs, so that they never wait
+// What the epilogues of gemm/wgmma.cu and gemm/wgmma_multicast.cuh ask for while the product runs, so that they never wait
 // for memory: bias and scale of a tile's columns, and the residual. `Tile` has BM, BN, HALVES and COLUMNS, the latter BN in
 // whole chunks of 32.
 #pragma once

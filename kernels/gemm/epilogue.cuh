@@ -1,20 +1,24 @@
-// What follows a matrix product on its f32 sums:  y = r + s · act(sum + b), rounded once. Every GEMM ends here.
+// What follows a matrix product on its f32 sums:  y = r + s · act(sum + b), rounded once. Every GEMM ends here. Behind a
+// norm y = r + act(sum / sqrt(var + eps) + b + s), var that of x's row (stats.cuh).
 #pragma once
 #include "common/act.cuh"
 #include "common/ptx.cuh"
+#include "common/stats.cuh"
 
 struct Epilogue {
     const void* bias;      // [N] of T16, or null
-    const void* scale;     // [cols] of T16, or null
+    const void* scale;     // [cols] of T16, or null; behind a norm what its shift adds
     const void* residual;  // of T16, or null: [M, residual_cols], added from column residual_first on. Of all columns
                            // it may be y itself: a thread reads what it then writes
     void* y;               // [M, cols] of T16, or of f32 if out_f32
+    const float2* stats;   // of x, if a norm is before the product: [K / 64, M], else null
+    float2* stats_of_y;    // [cols / 64, M], in kernels that have them
     uint32_t cols;         // N, or N / 2 after SwiGLU; the row pitch of y
     uint32_t act;
     uint32_t out_f32;
     // cols and 0, or multiples of 8, as cols then is.
     uint32_t residual_first, residual_cols;
-    uint32_t unused;
+    float eps;
 };
 
 // Where the residual of (row, col) is, and of what follows it: to the end of its columns in ordinary rows, 8 at least in

@@ -1,4 +1,4 @@
-// A tile of wgmma_multicast.cu, its place in a cluster, and the units of a launch in order. A is the operand that warpgroups
+// A tile of wgmma_multicast.cuh, its place in a cluster, and the units of a launch in order. A is the operand that warpgroups
 // take 64 rows of at a time, B the other; the letters and numbers of a kernel's name are those of its tile.
 #pragma once
 #include "common/hopper.cuh"
@@ -8,6 +8,7 @@ template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA
           bool PINGPONG_ = false>
 struct GridTile {
     static constexpr bool TURNED = TURNED_, PINGPONG = PINGPONG_;
+    static constexpr bool BEHIND_NORM = false, STATS = false;
     static constexpr int CONSUMERS = CONSUMERS_, HALVES = HALVES_, STAGES = STAGES_, BK = 64;
     static constexpr int SHARING = PINGPONG ? 1 : CONSUMERS;  // warpgroups that multiply a tile
     // Rows of the operand that a warpgroup takes 64 of at a time, and of the other; where those of a consumer begin.
@@ -25,6 +26,22 @@ struct GridTile {
     static_assert(B % 8 == 0 && HALVES * B <= 320 && CTAS <= 8 && BN <= 256);
     static_assert(!PINGPONG || (CONSUMERS == 2 && CK == 1));
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
+    // Rows of x that a consumer finishes, and room for a factor of each behind the biases and scales.
+    static constexpr int ROWS = TURNED ? B : 64 * HALVES, FACTORS = 0;
+};
+
+// The same tile behind a norm, and of a y whose statistics are wanted.
+template <class Tile>
+struct BehindNorm : Tile {
+    static constexpr bool BEHIND_NORM = true;
+    static constexpr int FACTORS = Tile::ROWS;
+    static_assert(Tile::CK == 1 && Tile::ROWS <= 256);
+    static_assert(Tile::STAGES * Tile::STAGE_BYTES + Tile::STATIC_BYTES + Tile::CONSUMERS * FACTORS * 4 + 1024 <= 227 * 1024);
+};
+template <class Tile>
+struct WithStats : Tile {
+    static constexpr bool STATS = true;
+    static_assert(Tile::TURNED);
 };
 
 // What a CTA finishes of a tile whose K it shares: B columns, of which the last CTA may have less. The sums that come from

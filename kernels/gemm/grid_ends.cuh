@@ -1,5 +1,6 @@
-// The end of a tile of wgmma_multicast.cu: sums in registers to rows of y. Bias, activation, scale, residual and rotation on
-// the way; rounded once; stores are whole vectors of 8 columns, by way of 8 KB of shared memory a warpgroup.
+// The end of a tile of wgmma_multicast.cuh: sums in registers to rows of y. Bias, activation, scale, residual and rotation on
+// the way, or the factors of rows behind a norm; rounded once; stores are whole vectors of 8 columns, by way of 8 KB of
+// shared memory a warpgroup.
 #pragma once
 #include "common/stmatrix.cuh"
 #include "gemm/columns.cuh"
@@ -40,6 +41,40 @@ __device__ __forceinline__ void pick(float (&v)[COUNT], const float (&acc)[HALVE
 #pragma unroll
         for (int i = 0; i < COUNT; i++) v[i] = AT + i < SUMS ? acc[FIRST / STEPS][min(AT + i, SUMS - 1)] : 0.f;
     }
+}
+
+// Factors of a consumer's rows behind a norm, on their way while the product runs: those of threads, 128 rows apart.
+template <class Tile, bool BEHIND_NORM = Tile::BEHIND_NORM>
+struct RowFactors {
+    float rstd[(Tile::ROWS + 127) / 128];
+
+    __device__ __forceinline__ RowFactors(const WgmmaParams& p, uint32_t row0) {
+#pragma unroll
+        for (uint32_t i = 0; i < (Tile::ROWS + 127) / 128; i++) {
+            const uint32_t at = i * 128 + threadIdx.x % 128, row = row0 + at;
+            rstd[i] = at < Tile::ROWS && row < p.m ? rstd_of(p.e.stats + row, p.m, p.k, p.e.eps) : 0.f;
+        }
+    }
+    // A barrier of the warpgroup follows.
+    __device__ __forceinline__ void keep(float* to) const {
+#pragma unroll
+        for (uint32_t i = 0; i < (Tile::ROWS + 127) / 128; i++)
+            if (i * 128 + threadIdx.x % 128 < Tile::ROWS) to[i * 128 + threadIdx.x % 128] = rstd[i];
+    }
+};
+template <class Tile>
+struct RowFactors<Tile, false> {
+    __device__ __forceinline__ RowFactors(const WgmmaParams&, uint32_t) {}
+    __device__ __forceinline__ void keep(float*) const {}
+};
+// Where they are: behind the biases and scales of the tile.
+template <class Tile, class T>
+__device__ __forceinline__ float* factors_behind(T* columns) {
+    return reinterpret_cast<float*>(columns + 2 * Tile::COLUMNS);
+}
+template <class Tile, class T>
+__device__ __forceinline__ const float* factors_behind(const T* columns) {
+    return reinterpret_cast<const float*>(columns + 2 * Tile::COLUMNS);
 }
 
 // All that follows the sums of a warpgroup: 64 · HALVES rows of w, which are columns of y from n0 on, for rows of x from m0
@@ -84,7 +119,10 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
         const T* scales = columns + Tile::COLUMNS + ((first_column + half * 64 + warp * 16) >> HALVED) + g;
         float bias[2] = {0.f, 0.f}, scale[2] = {1.f, 1.f};
         if (e.bias != nullptr) bias[0] = to_f32(biases[0]), bias[1] = to_f32(biases[8]);
-        if (e.scale != nullptr) scale[0] = to_f32(scales[0]), scale[1] = HALVED ? 1.f : to_f32(scales[8]);
+        if constexpr (Tile::BEHIND_NORM)
+            bias[0] += to_f32(scales[0]), bias[1] += to_f32(scales[8]);
+        else if (e.scale != nullptr)
+            scale[0] = to_f32(scales[0]), scale[1] = HALVED ? 1.f : to_f32(scales[8]);
         if (turn > 0) consumer_barrier<Tile::CONSUMERS>(consumer);  // the turn before has been taken
         if (adds) {
             each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
@@ -112,6 +150,11 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
                     sum.y = silu_16(v[1] + bias[0]) * (v[3] + bias[1]);
                 } else {
                     sum = make_float2(v[2 * h] + bias[h], v[2 * h + 1] + bias[h]);
+                    if constexpr (Tile::BEHIND_NORM) {
+                        const float* factors = factors_behind<Tile>(columns) + 8 * (first + i + j / 2) + lane % 4 * 2;
+                        const float2 rstd = *reinterpret_cast<const float2*>(factors);
+                        sum = make_float2(fmaf(v[2 * h], rstd.x, bias[h]), fmaf(v[2 * h + 1], rstd.y, bias[h]));
+                    }
                     if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
                     if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
                 }
@@ -121,6 +164,20 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
             stmatrix_x4_trans(at, y);
         }
         consumer_barrier<Tile::CONSUMERS>(consumer);
+        if constexpr (Tile::STATS) {
+            const uint32_t col = n0 + half * 64 + unit * 8;
+#pragma unroll
+            for (uint32_t i = 0; i < PASSES; i++) {
+                const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = m0 + 8 * first + row;
+                if (of_x - row + i * ROWS_A_PASS >= end) break;  // the same for all
+                const uint4 eight = load_shared(staged_at<HALVED>(row, unit));
+                const float2 stats = stats_of_64<T>(eight);
+                if (of_x >= end || col >= e.cols) continue;
+                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(of_x) * e.cols + col) = eight;
+                if (unit == 0) e.stats_of_y[size_t(col / STATS_COLUMNS) * p.m + of_x] = stats;
+            }
+            continue;
+        }
         each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
             *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
         });
@@ -195,6 +252,11 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             __syncwarp();
             ask(turn + 1);
         }
+        float rstd[2] = {1.f, 1.f};
+        if constexpr (Tile::BEHIND_NORM) {
+            const float* factors = factors_behind<Tile>(columns) + half * 64 + threadIdx.x / 32 % 4 * 16 + lane / 4;
+            rstd[0] = factors[0], rstd[1] = factors[8];
+        }
         float sums[4 * ROUND];
 #pragma unroll(ROUND == TURN ? 16 : 1)
         for (int i = 0; i < TURN; i += TOGETHER) {
@@ -226,7 +288,13 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 #pragma unroll
                 for (int k = 0; k < TOGETHER; k++) bias[k] = two_of(columns, first + i + k);
             }
-            if (e.scale != nullptr) {
+            if constexpr (Tile::BEHIND_NORM) {
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const float2 shift = two_of(columns + Tile::COLUMNS, first + i + k);
+                    bias[k].x += shift.x, bias[k].y += shift.y;
+                }
+            } else if (e.scale != nullptr) {
 #pragma unroll
                 for (int k = 0; k < 2; k++)
                     scale[k] = two_of(columns + Tile::COLUMNS, HALVED ? (first + i) / 2 + k : first + i + k);
@@ -236,6 +304,8 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
                 const int block = j / 2 * (TOGETHER / 2);
                 const float* v = sums + 4 * (i % ROUND + block) + 2 * (j % 2);
                 float2 sum = make_float2(v[0] + bias[block].x, v[1] + bias[block].y);
+                if constexpr (Tile::BEHIND_NORM)
+                    sum = make_float2(fmaf(v[0], rstd[j % 2], bias[block].x), fmaf(v[1], rstd[j % 2], bias[block].y));
                 if constexpr (HALVED) {
                     const float2 up = make_float2(v[4] + bias[block + 1].x, v[5] + bias[block + 1].y);
                     sum.x = silu_16(sum.x) * up.x, sum.y = silu_16(sum.y) * up.y;
@@ -281,15 +351,20 @@ template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                             const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
                                             const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
-    if constexpr (Rope::ON) return finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
-    else if (p.e.act == ACT_SWIGLU)
-        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
-    else if (p.e.act == ACT_GELU)
-        finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
-    else if (p.e.act == ACT_RELU)
-        finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
-    else
+    if constexpr (Rope::ON || Tile::STATS) {
         finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+    } else {
+        if constexpr (!Tile::BEHIND_NORM) {
+            if (p.e.act == ACT_SWIGLU)
+                return finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+        }
+        if (p.e.act == ACT_GELU)
+            finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+        else if (p.e.act == ACT_RELU)
+            finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+        else
+            finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+    }
 }
 
 // Asks the L2 for the residual under this warpgroup's part of the tile, a line a thread.

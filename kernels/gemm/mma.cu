@@ -65,6 +65,26 @@ __device__ __forceinline__ void finish(const Accumulators<Tile>& acc, const Gemm
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t row0 = m0 + warp / Tile::WARPS_N * Tile::WM + lane / 4;
     const uint32_t n_warp = n0 + warp % Tile::WARPS_N * Tile::WN;
+    if (e.stats != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 2 * Tile::BLOCKS_M; i++) {
+            const uint32_t row = row0 + i * 8;
+            if (row >= p.m) continue;
+            const float rstd = rstd_of(e.stats + row, p.m, p.k, e.eps);
+#pragma unroll
+            for (int j = 0; j < Tile::BLOCKS_N; j++) {
+                const uint32_t col = n_warp + j * 8 + lane % 4 * 2;
+                float v[2];
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const float b = value_or<T>(e.bias, col + k, e.cols, 0.f) + value_or<T>(e.scale, col + k, e.cols, 0.f);
+                    v[k] = activate(e.act, fmaf(acc.c[i / 2][j][i % 2 * 2 + k], rstd, b));
+                }
+                put_pair<T>(e, row, col, v[0], v[1], 1.f, 1.f);
+            }
+        }
+        return;
+    }
     if (e.act == ACT_SWIGLU) {
         // Blocks 2j hold gates, blocks 2j + 1 the ups of the same columns: both are in this thread.
 #pragma unroll

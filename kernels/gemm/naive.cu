@@ -45,9 +45,14 @@ __device__ __forceinline__ void gemm_naive(const GemmParams& p) {
     }
     if (row >= p.m || col >= p.e.cols) return;
     const uint32_t n = weight_row(col);
+    float s = value_or<T>(p.e.scale, col, p.e.cols, 1.f);
+    if (p.e.stats != nullptr) {
+        sum = fmaf(sum, rstd_of(p.e.stats + row, p.m, p.k, p.e.eps), s);
+        s = 1.f;
+    }
     float v = sum + value_or<T>(p.e.bias, n, p.n, 0.f);
     v = gated ? silu(v) * (up + value_or<T>(p.e.bias, n + 8, p.n, 0.f)) : activate(p.e.act, v);
-    put<T>(p.e, row, col, v, value_or<T>(p.e.scale, col, p.e.cols, 1.f));
+    put<T>(p.e, row, col, v, s);
 }
 
 EXPORT(gemm_naive_bf16, GemmParams, 256, 1, gemm_naive<__nv_bfloat16, MatrixRows>)

@@ -24,16 +24,8 @@ impl Rule for LinearActRule {
             _ => return None,
         };
         let linear = uses.private_writer(g, g.nodes[at].ins[0])?;
-        let Op::Linear(Linear { bias, out_f32: false }) = g.nodes[linear].op else { return None };
-        let op = LinearFused {
-            bias,
-            act,
-            scale: false,
-            residual: false,
-            table_at: None,
-            norm: None,
-            out_f32: false,
-        };
+        let Op::Linear(plain @ Linear { out_f32: false, .. }) = &g.nodes[linear].op else { return None };
+        let op = LinearFused { act, ..LinearFused::of(plain) };
         let node = Node { op: op.into(), ins: g.nodes[linear].ins.clone(), outs: g.nodes[at].outs.clone() };
         Some(Rewrite { remove: vec![linear, at], with: vec![node] })
     }
@@ -45,7 +37,8 @@ impl Rule for LinearActRule {
             LinearAct::Relu => Act::Relu,
             _ => return None,
         };
-        if op.scale || op.residual || op.norm.is_some() {
+        if *op != (LinearFused { act: op.act, ..LinearFused::of(&Linear { bias: op.bias, out_f32: false }) })
+        {
             return None;
         }
         let out = g.desc(node.outs[0]).clone();

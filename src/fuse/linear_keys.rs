@@ -5,7 +5,7 @@ use crate::core::Place;
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
 use crate::ops::attention::AddKeys;
-use crate::ops::linear::{Linear, LinearAct, LinearFused};
+use crate::ops::linear::{Linear, LinearFused};
 
 pub struct LinearKeys;
 
@@ -22,34 +22,30 @@ impl Rule for LinearKeys {
         let Op::AddKeys(AddKeys) = g.nodes[at].op else { return None };
         let [qkv, table] = g.nodes[at].ins[..] else { return None };
         let linear = uses.private_writer(g, qkv)?;
-        let Op::Linear(Linear { bias, out_f32: false }) = g.nodes[linear].op else { return None };
+        let Op::Linear(plain @ Linear { out_f32: false, .. }) = &g.nodes[linear].op else { return None };
         let c = g.desc(table).cols();
         // Whole vectors of a table that is the same in every run, as the op wants them.
         if !c.is_multiple_of(8) || !matches!(g.desc(table).place, Place::State(_)) {
             return None;
         }
-        let op = LinearFused {
-            bias,
-            act: LinearAct::None,
-            scale: false,
-            residual: true,
-            table_at: Some(c),
-            norm: None,
-            out_f32: false,
-        };
+        let op = LinearFused { residual: true, table_at: Some(c), ..LinearFused::of(plain) };
         let ins = [&g.nodes[linear].ins[..], &[table]].concat();
         let node = Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() };
         Some(Rewrite { remove: vec![linear, at], with: vec![node] })
     }
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
-        let Op::LinearFused(LinearFused { bias, table_at: Some(_), .. }) = node.op else { return None };
+        let Op::LinearFused(op) = &node.op else { return None };
+        let (table_at, plain) = (op.table_at, Linear { bias: op.bias, out_f32: false });
+        if table_at.is_none() || *op != (LinearFused { residual: true, table_at, ..LinearFused::of(&plain) })
+        {
+            return None;
+        }
         let (table, ins) = node.ins.split_last()?;
         let out = g.desc(node.outs[0]).clone();
         let qkv = g.fresh(&format!("{}.qkv", out.name), out.dtype, out.shape);
-        let linear = Linear { bias, out_f32: false };
         Some(vec![
-            Node { op: linear.into(), ins: ins.to_vec(), outs: vec![qkv] },
+            Node { op: plain.into(), ins: ins.to_vec(), outs: vec![qkv] },
             Node { op: AddKeys.into(), ins: vec![qkv, *table], outs: node.outs.clone() },
         ])
     }

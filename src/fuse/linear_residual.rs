@@ -5,7 +5,7 @@ use super::{Rewrite, Rule, Uses};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
 use crate::ops::elementwise::{Add, RowScale};
-use crate::ops::linear::{Linear, LinearAct, LinearFused};
+use crate::ops::linear::{Linear, LinearFused};
 
 pub struct LinearResidual;
 
@@ -29,36 +29,28 @@ impl Rule for LinearResidual {
             remove.push(linear);
             linear = uses.private_writer(g, g.nodes[linear].ins[0])?;
         }
-        let Op::Linear(Linear { bias, out_f32: false }) = g.nodes[linear].op else { return None };
+        let Op::Linear(plain @ Linear { out_f32: false, .. }) = &g.nodes[linear].op else { return None };
         remove.push(linear);
 
         let mut ins = g.nodes[linear].ins.clone();
         ins.extend(scale);
         ins.push(residual);
-        let op = LinearFused {
-            bias,
-            act: LinearAct::None,
-            scale: scale.is_some(),
-            residual: true,
-            table_at: None,
-            norm: None,
-            out_f32: false,
-        };
+        let op = LinearFused { scale: scale.is_some(), residual: true, ..LinearFused::of(plain) };
         let node = Node { op: op.into(), ins, outs: g.nodes[at].outs.clone() };
         Some(Rewrite { remove, with: vec![node] })
     }
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let Op::LinearFused(op) = &node.op else { return None };
-        if !op.residual || op.table_at.is_some() || op.act != LinearAct::None || op.norm.is_some() {
+        let (scale, plain) = (op.scale, Linear { bias: op.bias, out_f32: false });
+        if *op != (LinearFused { scale, residual: true, ..LinearFused::of(&plain) }) {
             return None;
         }
         let out = g.desc(node.outs[0]).clone();
         let args = 2 + op.bias as usize;
         let residual = *node.ins.last()?;
         let mut branch = g.fresh(&format!("{}.branch", out.name), out.dtype, out.shape);
-        let linear = Linear { bias: op.bias, out_f32: false };
-        let mut nodes = vec![Node { op: linear.into(), ins: node.ins[..args].to_vec(), outs: vec![branch] }];
+        let mut nodes = vec![Node { op: plain.into(), ins: node.ins[..args].to_vec(), outs: vec![branch] }];
         if op.scale {
             let scaled = g.fresh(&format!("{}.scaled", out.name), out.dtype, out.shape);
             nodes.push(Node { op: RowScale.into(), ins: vec![branch, node.ins[args]], outs: vec![scaled] });

@@ -5,11 +5,13 @@ mod add_norm;
 mod assemble_tokens;
 mod conv_relu;
 mod embed_splice;
+mod layer_norm_linear;
 mod linear_act;
 mod linear_arg_max;
 mod linear_keys;
 mod linear_residual;
 mod linear_rope;
+mod linear_stats;
 mod norm_act;
 mod norm_linear;
 mod qkv_rope;
@@ -55,6 +57,8 @@ pub const RULES: &[&dyn Rule] = &[
     &linear_act::LinearActRule,
     &linear_residual::LinearResidual,
     &add_norm::AddNorm,
+    &layer_norm_linear::LayerNormLinear,
+    &linear_stats::LinearStats,
     &norm_linear::NormLinear,
     &linear_arg_max::LinearArgMax,
     &embed_splice::EmbedSplice,
@@ -226,7 +230,7 @@ fn apply(g: &mut Graph, rewrite: Rewrite) -> usize {
 
 /// The stored tensors that a stacked or interleaved weight was made of, each as it is stored.
 fn unstacked(g: &mut Graph, t: Tensor) -> Option<Vec<Tensor>> {
-    let recipe = g.recipe(t)?.clone();
+    let recipe = g.recipe(t).filter(|r| r.fold.is_none())?.clone();
     let plain = |p: &crate::core::Part| Recipe::plain(&p.name, recipe.dtype, p.stored.dims());
     Some(recipe.parts.iter().map(|p| g.weight(plain(p))).collect())
 }

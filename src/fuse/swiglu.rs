@@ -43,22 +43,14 @@ impl Rule for Swiglu {
         let recipe =
             Recipe::interleave(g.recipe(g.nodes[gate].ins[1])?, g.recipe(g.nodes[up].ins[1])?, BLOCK_ROWS)?;
         let w = g.weight(recipe);
-        let op = LinearFused {
-            act: LinearAct::Swiglu,
-            bias: false,
-            scale: false,
-            residual: false,
-            table_at: None,
-            norm: None,
-            out_f32: false,
-        };
+        let op = LinearFused { act: LinearAct::Swiglu, ..LinearFused::of(&PLAIN) };
         let node = Node { op: op.into(), ins: vec![x, w], outs: g.nodes[at].outs.clone() };
         Some(Rewrite { remove: vec![gate, up, silu, at], with: vec![node] })
     }
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let Op::LinearFused(op) = &node.op else { return None };
-        if op.act != LinearAct::Swiglu || op.norm.is_some() {
+        if *op != (LinearFused { act: LinearAct::Swiglu, ..LinearFused::of(&PLAIN) }) {
             return None;
         }
         let weights = unstacked(g, node.ins[1])?;

@@ -127,6 +127,7 @@ ops! {
     norm::LayerNorm,
     norm::AddRmsNorm,
     norm::AddLayerNorm,
+    norm::RowStats,
     rope::Rope,
     rope::KvAppend,
     rope::RopeKvAppend,

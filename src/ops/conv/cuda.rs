@@ -287,22 +287,7 @@ impl CudaOp for Conv2d {
             return unsafe { wgmma::launch::launch(l, plan, (&p, &e), [x, w, b, y], act_code(act)) };
         }
         let rows = RowsOf::Image { width: e.width, out_width: e.out_width, channels: self.channels };
-        let bias = Some(b);
-        let product = Product {
-            a: x,
-            rows,
-            m: pixels,
-            w,
-            bias,
-            act,
-            scale: None,
-            residual: None,
-            table_at: None,
-            norm: None,
-            rope: None,
-            y,
-        };
-        product.launch(l)
+        Product { rows, m: pixels, bias: Some(b), act, ..Product::of(x, w, y) }.launch(l)
     }
 }
 
@@ -310,20 +295,7 @@ impl CudaOp for Conv1d {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([a, w, b], [y]) = io.take()?;
         let rows = RowsOf::Matrix { pitch: self.stride * a.cols() };
-        let product = Product {
-            a,
-            rows,
-            m: y.rows(),
-            w,
-            bias: Some(b),
-            act: LinearAct::None,
-            scale: None,
-            residual: None,
-            table_at: None,
-            norm: None,
-            rope: None,
-            y,
-        };
+        let product = Product { rows, m: y.rows(), bias: Some(b), ..Product::of(a, w, y) };
         let chip = wgmma::launch::chip(l)?;
         match wgmma::windows(&chip, self.stride, [a.rows(), a.cols()], [y.rows(), w.rows(), w.cols()]) {
             Some(plan) => product.launch_windows(l, plan),

@@ -1,6 +1,7 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
 use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
+use crate::ops::norm::STATS_COLUMNS;
 use crate::ops::rope::batch_name;
 use crate::ops::{Case, Fill};
 
@@ -119,6 +120,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
             None => case.act(shape),
         };
         let [bias, scale, residual, norm] = [op.bias, op.scale, op.residual, op.norm.is_some()];
+        let op_behind_norm = op.behind_norm.is_some();
         let mut case = weight(act(Case::new(name, op), &[t, k]), &[n, k]);
         if bias {
             case = weight(case, &[n]);
@@ -132,16 +134,18 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         if norm {
             case = weight(case, &[k]);
         }
+        if op_behind_norm {
+            // Means far from zero; deviations about as large.
+            let stats = Fill::Uniform { centre: 20.0, scale: 10.0 };
+            case = case.weight(&[n]).act_f32(&[k / STATS_COLUMNS, t, 2], stats);
+        }
         case
     };
     let op = |bias, act, scale, residual| LinearFused {
-        bias,
         act,
         scale,
         residual,
-        table_at: None,
-        norm: None,
-        out_f32: false,
+        ..LinearFused::of(&Linear { bias, out_f32: false })
     };
     let swiglu = op(false, LinearAct::Swiglu, false, false);
     let kinds = [
@@ -182,14 +186,21 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu.clone(), None));
     }
     // A table on some columns: (rows, N, K, rows of the table, its first column, its columns).
-    let table = |name: &str, [t, n, k]: [usize; 3], [rows, at, cols]: [usize; 3], fill: Option<Fill>| {
-        let plain = case(name, t, n, k, op(true, LinearAct::None, false, false), fill);
-        let op = LinearFused { residual: true, table_at: Some(at), ..plain.op.clone() };
-        let case = Case { op, ..plain };
-        match fill {
+    let table = |name: &str,
+                 [t, n, k]: [usize; 3],
+                 [rows, at, cols]: [usize; 3],
+                 fill: Option<Fill>,
+                 behind_norm: Option<f32>| {
+        let op = LinearFused { behind_norm, ..op(true, LinearAct::None, false, false) };
+        let mut case = case(name, t, n, k, op, fill);
+        case.op = LinearFused { residual: true, table_at: Some(at), ..case.op };
+        let last = case.ins.split_off(3);
+        let mut case = match fill {
             Some(fill) => case.act_with(&[rows, cols], fill),
             None => case.act(&[rows, cols]),
-        }
+        };
+        case.ins.extend(last);
+        case
     };
     for (shape, [rows, at, cols]) in [
         ([1, 96, 896], [3, 32, 32]),
@@ -201,9 +212,10 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         ([300, 1536, 1024], [512, 512, 512]),
     ] {
         let [t, n, k] = shape;
-        all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None));
+        all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None, None));
     }
-    all.push(table("table_ints_t70_n144_k128", [70, 144, 128], [80, 48, 48], Some(Fill::SmallInts)));
+    all.push(table("behind_norm_table_t70_n144_k128", [70, 144, 128], [80, 48, 48], None, Some(1e-5)));
+    all.push(table("table_ints_t70_n144_k128", [70, 144, 128], [80, 48, 48], Some(Fill::SmallInts), None));
     // More tiles than a GPU takes at once, and more steps than a ring has stages.
     all.push(case("all_t1850_n1416_k392", 1850, 1416, 392, kinds[4].1.clone(), None));
     all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
@@ -227,7 +239,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     }
     // The layers of the audio encoder.
     for t in [74, 249, 749] {
-        all.push(table(&format!("whale_qkv_t{t}"), [t, 3072, 1024], [1024, 1024, 1024], None).bench());
+        all.push(table(&format!("whale_qkv_t{t}"), [t, 3072, 1024], [1024, 1024, 1024], None, None).bench());
         let relu = op(true, LinearAct::Relu, false, false);
         all.push(case(&format!("whale_w1_t{t}"), t, 4096, 1024, relu, None).bench());
         let residual = op(true, LinearAct::None, false, true);
@@ -244,6 +256,70 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         let scaled = op(true, LinearAct::None, true, true);
         all.push(case(&format!("vit_fc2_t{t}"), t, 1024, 4096, scaled.clone(), None).bench());
         all.push(case(&format!("vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
+    }
+    // Behind a LayerNorm, and in front of one: around every edge of a tile, widths that are no whole vectors.
+    let behind = |op: LinearFused| LinearFused { behind_norm: Some(1e-5), ..op };
+    let bias = op(true, LinearAct::None, false, false);
+    for (t, n, k) in [
+        (1, 72, 64),
+        (9, 515, 128),
+        (16, 96, 1024),
+        (65, 136, 192),
+        (129, 515, 896),
+        (129, 1040, 640),
+        (1025, 200, 896),
+        (1850, 1416, 384),
+        (3000, 1544, 64),
+    ] {
+        for (name, op) in
+            [("plain", &bias), ("gelu", &kinds[0].1), ("relu", &kinds[1].1), ("residual", &kinds[3].1)]
+        {
+            all.push(case(&format!("behind_norm_{name}_t{t}_n{n}_k{k}"), t, n, k, behind(op.clone()), None));
+        }
+    }
+    let with_stats = |op: LinearFused| LinearFused { stats: true, ..op };
+    for (t, n, k) in [
+        (1, 64, 72),
+        (11, 128, 592),
+        (65, 192, 136),
+        (129, 576, 592),
+        (1025, 128, 896),
+        (1850, 1408, 392),
+        (3000, 1536, 72),
+    ] {
+        for (name, op) in
+            [("scale_residual", &kinds[2].1), ("gelu", &kinds[0].1), ("behind_norm", &behind(bias.clone()))]
+        {
+            if op.behind_norm.is_none() || k % STATS_COLUMNS == 0 {
+                all.push(case(
+                    &format!("stats_{name}_t{t}_n{n}_k{k}"),
+                    t,
+                    n,
+                    k,
+                    with_stats(op.clone()),
+                    None,
+                ));
+            }
+        }
+    }
+    for t in [74, 249, 749] {
+        let (qkv, name) = ([t, 3072, 1024], format!("behind_norm_whale_qkv_t{t}"));
+        all.push(table(&name, qkv, [1024, 1024, 1024], None, Some(1e-5)).bench());
+        let name = format!("behind_norm_whale_w1_t{t}");
+        all.push(case(&name, t, 4096, 1024, behind(kinds[1].1.clone()), None).bench());
+        let residual = with_stats(op(true, LinearAct::None, false, true));
+        all.push(case(&format!("stats_whale_w2_t{t}"), t, 1024, 4096, residual.clone(), None).bench());
+        all.push(case(&format!("stats_whale_out_t{t}"), t, 1024, 1024, residual, None).bench());
+    }
+    for t in [1025, 4100, 13325] {
+        all.push(
+            case(&format!("behind_norm_vit_qkv_t{t}"), t, 3072, 1024, behind(bias.clone()), None).bench(),
+        );
+        let fc1 = behind(kinds[0].1.clone());
+        all.push(case(&format!("behind_norm_vit_fc1_t{t}"), t, 4096, 1024, fc1, None).bench());
+        let scaled = with_stats(kinds[2].1.clone());
+        all.push(case(&format!("stats_vit_fc2_t{t}"), t, 1024, 4096, scaled.clone(), None).bench());
+        all.push(case(&format!("stats_vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
     }
     // A norm in front, of one row: every form of the kernel, around its batches.
     let normed = |op: LinearFused| LinearFused { norm: Some(1e-6), ..op };

@@ -10,6 +10,8 @@ pub(crate) enum End {
     Gated,
     /// q, k and v by heads, in pairs: they are turned, and go to y and the cache.
     Turned,
+    /// A norm's gain is in them: the factors of rows of x come in the end.
+    BehindNorm,
 }
 
 /// One product `[M, K] · [N, K]ᵀ`.
@@ -233,6 +235,12 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     let skinny = Skinny::choose(shape, chip.sm_count);
     match (p.m, asked) {
         _ if !p.aligned => Config::Naive,
+        (_, Some(plan)) if p.end == End::BehindNorm => Config::Wgmma(plan),
+        _ if p.end == End::BehindNorm => match chip.wanted {
+            Some(Wanted::Mma) => mma(p, chip),
+            _ if on_wgmma && p.vectors => Config::Wgmma(wgmma::choose(shape, &bounds)),
+            _ => mma(p, chip),
+        },
         (1, _) if p.dense => Config::Gemv(Gemv::choose(p.k)),
         // Of few rows only what is made for them; from 9 on skinny has two blocks of rows, and tiles of 64 can be ahead.
         (9..=16, Some(plan)) => Config::Wgmma(plan),

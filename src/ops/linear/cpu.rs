@@ -25,9 +25,9 @@ fn add(y: &mut [f32], b: &[f32]) {
 
 pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w) = (io.ins.f32s(0)?, io.ins.weight(1)?);
-    let [b, s, r, g] = op.optional_inputs();
+    let [b, s, r, g, d, stats] = op.optional_inputs();
     let vector = |i: Option<usize>| i.map(|i| io.ins.vector(i)).transpose();
-    let (b, s) = (vector(b)?, vector(s)?);
+    let (b, s, d) = (vector(b)?, vector(s)?, vector(d)?);
     let (n, m) = (w.shape().rows(), w.shape().rows() / op.act.rows_per_col());
     let rows = io.ins.extent(0).0;
     let residual = r.map(|r| io.ins.f32s(r)).transpose()?;
@@ -37,11 +37,18 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
         (Some(eps), Some(g)) => Some(norm::rms_rows(x, &io.ins.vector(g)?, eps)),
         _ => None,
     };
+    let deviations = match (op.behind_norm, stats) {
+        (Some(eps), Some(stats)) => Some(norm::rstd_of_rows(io.ins.f32s(stats)?, rows, eps)),
+        _ => None,
+    };
     let mut sums = vec![0.0; rows * n];
     gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut sums);
     let y = io.outs.f32s(0)?;
     sums.par_chunks_mut(n.max(1)).zip(y.par_chunks_mut(m.max(1))).enumerate().with_min_len(16).for_each(
         |(t, (sums, y))| {
+            if let (Some(rstd), Some(d)) = (&deviations, &d) {
+                sums.iter_mut().zip(d).for_each(|(y, d)| *y = *y * rstd[t] + d);
+            }
             if let Some(b) = &b {
                 add(sums, b);
             }
@@ -57,6 +64,13 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
             }
         },
     );
+    if op.stats {
+        // Of y as it is stored.
+        let dtype = io.outs.descs[0].dtype;
+        let (y, stats) = io.outs.f32_pair(0, 1)?;
+        dtype.round_slice(y);
+        norm::row_stats(y, m, stats);
+    }
     Ok(())
 }
 

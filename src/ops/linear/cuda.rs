@@ -8,6 +8,7 @@ use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
+use crate::ops::norm::launch_row_stats;
 
 /// `Epilogue` of kernels/gemm/epilogue.cuh.
 #[repr(C)]
@@ -17,6 +18,9 @@ pub(crate) struct Epilogue {
     pub scale: DevicePtr,
     pub residual: DevicePtr,
     pub y: DevicePtr,
+    /// Of the rows of a, behind a norm; and of y.
+    pub stats: DevicePtr,
+    pub stats_of_y: DevicePtr,
     /// Output columns.
     pub cols: u32,
     /// As the enum there: see [`act_code`].
@@ -25,7 +29,8 @@ pub(crate) struct Epilogue {
     /// Columns of `residual`, and the one that the first of them is added to.
     pub residual_first: u32,
     pub residual_cols: u32,
-    pub unused: u32,
+    /// Of the norm before a.
+    pub eps: f32,
 }
 
 #[repr(C)]
@@ -113,6 +118,9 @@ pub(crate) struct Product<'a> {
     /// As [`LinearFused::table_at`].
     pub table_at: Option<usize>,
     pub norm: Option<Norm<'a>>,
+    pub behind_norm: Option<BehindNorm<'a>>,
+    /// As [`LinearFused::stats`].
+    pub stats_of_y: Option<GpuTensor<'a>>,
     /// Instead of all that follows but the bias; y is then its q.
     pub rope: Option<RopeEpilogue>,
     pub y: GpuTensor<'a>,
@@ -122,6 +130,16 @@ pub(crate) struct Product<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Norm<'a> {
     pub gain: GpuTensor<'a>,
+    pub eps: f32,
+}
+
+/// A LayerNorm before the product, whose gain is in w.
+#[derive(Clone, Copy)]
+pub(crate) struct BehindNorm<'a> {
+    /// What its shift adds.
+    pub shift: GpuTensor<'a>,
+    /// Of the rows of a, [`RowStats`](crate::ops::norm::RowStats).
+    pub stats: GpuTensor<'a>,
     pub eps: f32,
 }
 
@@ -147,7 +165,27 @@ fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
     })
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// Dense rows, and nothing that follows.
+    pub fn of(a: GpuTensor<'a>, w: GpuTensor<'a>, y: GpuTensor<'a>) -> Product<'a> {
+        Product {
+            a,
+            rows: RowsOf::Matrix { pitch: w.cols() },
+            m: a.rows(),
+            w,
+            bias: None,
+            act: LinearAct::None,
+            scale: None,
+            residual: None,
+            table_at: None,
+            norm: None,
+            behind_norm: None,
+            stats_of_y: None,
+            rope: None,
+            y,
+        }
+    }
+
     /// Kernels index A and w with 32 bits and take one 16-bit type for all operands.
     fn check(&self) -> Result<()> {
         let dtype = self.a.desc.dtype;
@@ -158,7 +196,8 @@ impl Product<'_> {
             self.a.name(),
             self.a.desc.brief()
         );
-        let others = [Some(self.w), self.bias, self.scale, self.residual, self.norm.map(|n| n.gain)];
+        let (gain, shift) = (self.norm.map(|n| n.gain), self.behind_norm.map(|n| n.shift));
+        let others = [Some(self.w), self.bias, self.scale, self.residual, gain, shift];
         for t in others.into_iter().flatten() {
             crate::ensure_input!(
                 t.desc.dtype == dtype,
@@ -188,15 +227,17 @@ impl Product<'_> {
         let ptr = |t: Option<GpuTensor<'_>>| t.map_or(DevicePtr::NULL, |t| t.ptr);
         Epilogue {
             bias: ptr(self.bias),
-            scale: ptr(self.scale),
+            scale: ptr(self.behind_norm.map_or(self.scale, |n| Some(n.shift))),
             residual: ptr(self.residual),
             y: self.y.ptr,
+            stats: ptr(self.behind_norm.map(|n| n.stats)),
+            stats_of_y: DevicePtr::NULL,
             cols: (self.w.rows() / self.act.rows_per_col()) as u32,
             act: act_code(self.act),
             out_f32: u32::from(self.y.desc.dtype == DType::F32),
             residual_first: self.table_at.unwrap_or(0) as u32,
             residual_cols: self.residual.map_or(0, |r| r.cols()) as u32,
-            unused: 0,
+            eps: self.behind_norm.map_or(0.0, |n| n.eps),
         }
     }
 
@@ -211,10 +252,11 @@ impl Product<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let end = match (self.rope, self.act) {
-            (Some(_), _) => End::Turned,
-            (None, LinearAct::Swiglu) => End::Gated,
-            (None, _) => End::Plain,
+        let end = match self.act {
+            _ if self.rope.is_some() => End::Turned,
+            _ if self.behind_norm.is_some() => End::BehindNorm,
+            LinearAct::Swiglu => End::Gated,
+            _ => End::Plain,
         };
         let vectors = self.y.desc.dtype != DType::F32 && (n / self.act.rows_per_col()).is_multiple_of(8);
         let config = choose(&Problem { m, n, k, dense, aligned, end, vectors }, &chip(l, [m, n, k])?);
@@ -225,16 +267,25 @@ impl Product<'_> {
             self.a.name(),
             self.a.desc.brief()
         );
+        let mut stats_of_y = self.stats_of_y;
         match config {
             Config::Gemv(gemv) => self.launch_gemv(l, gemv),
             Config::Skinny(skinny) => self.launch_skinny(l, skinny),
             Config::Naive | Config::Mma { .. } => self.launch_tiles(l, config),
-            // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0, and
-            // names a tile that there is with rotation where it is asked for.
-            Config::Wgmma(plan) => unsafe {
-                wgmma::launch::launch(l, plan, (self.a, m), self.w, self.epilogue(), self.rope)
-            },
-        }
+            Config::Wgmma(plan) => {
+                let mut e = self.epilogue();
+                let plain = end == End::Plain && self.act == LinearAct::None && vectors;
+                if let Some(stats) = stats_of_y.take_if(|_| plain && plan.tile.gives_stats()) {
+                    e.stats_of_y = stats.ptr;
+                }
+                // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0, and
+                // names a tile that there is with rotation, or behind a norm, where it is asked for; the statistics are
+                // of whole vectors.
+                unsafe { wgmma::launch::launch(l, plan, (self.a, m), self.w, e, self.rope) }
+            }
+        }?;
+        // Of products that do not give them a kernel of its own does.
+        stats_of_y.map_or(Ok(()), |stats| launch_row_stats(l, self.y, stats))
     }
 
     /// Records the same for the windows of `a` with stride 2, on sm_90a.
@@ -312,12 +363,22 @@ impl CudaOp for Linear {
 
 impl CudaOp for LinearFused {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        let [bias, scale, residual, gain] = self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
-        let (a, w) = (io.ins[0], io.ins[1]);
-        let rows = RowsOf::Matrix { pitch: w.cols() };
+        let [bias, scale, residual, gain, shift, stats] =
+            self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
         let norm = self.norm.zip(gain).map(|(eps, gain)| Norm { gain, eps });
-        let (m, act, table_at, y) = (a.rows(), self.act, self.table_at, io.outs[0]);
-        Product { a, rows, m, w, bias, act, scale, residual, table_at, norm, rope: None, y }.launch(l)
+        let behind_norm = self.behind_norm.zip(shift.zip(stats));
+        Product {
+            bias,
+            act: self.act,
+            scale,
+            residual,
+            table_at: self.table_at,
+            norm,
+            behind_norm: behind_norm.map(|(eps, (shift, stats))| BehindNorm { shift, stats, eps }),
+            stats_of_y: io.outs.get(1).copied(),
+            ..Product::of(io.ins[0], io.ins[1], io.outs[0])
+        }
+        .launch(l)
     }
 }
 
@@ -352,20 +413,8 @@ impl CudaOp for LinearRope {
             head_dim: self.head_dim as u32,
             max_rows,
         });
-        let product = Product {
-            a,
-            rows: RowsOf::Matrix { pitch: k },
-            m,
-            w,
-            bias: Some(bias),
-            act: LinearAct::None,
-            scale: None,
-            residual: None,
-            table_at: None,
-            norm: self.norm.zip(gain).map(|(eps, &gain)| Norm { gain, eps }),
-            rope,
-            y,
-        };
+        let norm = self.norm.zip(gain).map(|(eps, &gain)| Norm { gain, eps });
+        let product = Product { bias: Some(bias), norm, rope, ..Product::of(a, w, y) };
         if rope.is_some() {
             return product.launch(l);
         }

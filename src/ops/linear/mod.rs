@@ -14,6 +14,7 @@ pub(crate) mod wgmma;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::elementwise::Act;
+use crate::ops::norm::{STATS_COLUMNS, row_stats_shape};
 pub use arg_max::LinearArgMax;
 pub use rope::{Angles, LinearRope};
 
@@ -51,8 +52,12 @@ impl LinearAct {
 /// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32 as well; on a GPU that is for one
 /// row, see [`norms_in_front`].
 ///
-/// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`; outs:
-/// y `[T, M]` with M = N, or N / 2 after SwiGLU. r may share memory with y, unless it is a table: see `table_at`.
+/// Behind a LayerNorm whose gain is in w (`behind_norm`, [`Recipe::centred`](crate::core::Recipe::centred)), the sums are
+/// divided by the deviation of their row, sqrt(var + eps), and d, what the norm's shift adds, comes to the bias.
+///
+/// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`, d `[N]` and
+/// x's [`RowStats`](crate::ops::norm::RowStats); outs: y `[T, M]` with M = N, or N / 2 after SwiGLU, and y's own
+/// statistics with `stats`. r may share memory with y, unless it is a table: see `table_at`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearFused {
     pub bias: bool,
@@ -63,6 +68,9 @@ pub struct LinearFused {
     /// multiple of 8, as W and M then are.
     pub table_at: Option<usize>,
     pub norm: Option<f32>,
+    /// The epsilon of the LayerNorm; no scale, other norm or SwiGLU then.
+    pub behind_norm: Option<f32>,
+    pub stats: bool,
     pub out_f32: bool,
 }
 
@@ -77,15 +85,16 @@ impl LinearFused {
             residual: false,
             table_at: None,
             norm: None,
+            behind_norm: None,
+            stats: false,
             out_f32,
         }
     }
 
     /// The product alone, if nothing but its bias follows it and no norm is in front.
     pub fn alone(&self) -> Option<Linear> {
-        let LinearFused { bias, act, scale, residual, table_at: _, norm, out_f32 } = *self;
-        let alone = act == LinearAct::None && !scale && !residual && norm.is_none();
-        alone.then_some(Linear { bias, out_f32 })
+        let plain = Linear { bias: self.bias, out_f32: self.out_f32 };
+        (*self == LinearFused::of(&plain)).then_some(plain)
     }
 }
 
@@ -147,10 +156,10 @@ impl OpDef for Linear {
 }
 
 impl LinearFused {
-    /// Indices of b, s, r and g among the inputs.
-    fn optional_inputs(&self) -> [Option<usize>; 4] {
-        let mut next = 2;
-        [self.bias, self.scale, self.residual, self.norm.is_some()].map(|given| {
+    /// Indices of b, s, r, g, d and the statistics among the inputs.
+    fn optional_inputs(&self) -> [Option<usize>; 6] {
+        let (mut next, behind) = (2, self.behind_norm.is_some());
+        [self.bias, self.scale, self.residual, self.norm.is_some(), behind, behind].map(|given| {
             let at = given.then_some(next);
             next += usize::from(given);
             at
@@ -171,11 +180,16 @@ impl LinearFused {
                 }),
             ),
             (self.norm.is_some(), "g [K]".to_owned()),
+            (
+                self.behind_norm.is_some(),
+                "d [N], f32 statistics [K/64, T, 2] of x, no scale, other norm or gates".to_owned(),
+            ),
         ] {
             if given {
                 wants = format!("{wants}, {what}");
             }
         }
+        let wants = if self.stats { format!("{wants}, 16-bit y with N % 64 == 0") } else { wants };
         if self.act == LinearAct::Swiglu { format!("{wants} with N % 16 == 0") } else { wants }
     }
 }
@@ -184,8 +198,8 @@ impl OpDef for LinearFused {
     const NAME: &'static str = "LinearFused";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let [b, s, r, g] = self.optional_inputs();
-        let given = [b, s, r, g].iter().flatten().count();
+        let [b, s, r, g, d, stats] = self.optional_inputs();
+        let given = [b, s, r, g, d, stats].iter().flatten().count();
         if ins.len() != 2 + given || !multiplies(ins[0], ins[1]) {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
@@ -205,11 +219,20 @@ impl OpDef for LinearFused {
                     table.shape.rank() == 2 && whole && inside && table.dtype == ins[0].dtype
                 }
             }
-            && g.is_none_or(|g| ins[g].shape.dims() == [ins[0].cols()]);
+            && g.is_none_or(|g| ins[g].shape.dims() == [ins[0].cols()])
+            && d.is_none_or(|d| {
+                ins[d].shape.dims() == [n] && !self.scale && g.is_none() && self.act != LinearAct::Swiglu
+            })
+            && stats.is_none_or(|at| {
+                ins[at].dtype == DType::F32 && Some(ins[at].shape) == row_stats_shape(ins[0])
+            })
+            && (!self.stats || !self.out_f32 && out.cols().is_multiple_of(STATS_COLUMNS));
         if !fits {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
-        Ok(vec![(out_type(ins[0], self.out_f32), out)])
+        let y = (out_type(ins[0], self.out_f32), out);
+        let stats = (DType::F32, Shape::new(&[out.cols() / STATS_COLUMNS, ins[0].rows(), 2]));
+        Ok(if self.stats { vec![y, stats] } else { vec![y] })
     }
 
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {

@@ -66,15 +66,7 @@ fn linear_by_hand() {
 fn fused_is_its_parts_in_order() {
     let plain = Linear { bias: true, out_f32: false };
     let sums = run(&plain, &[3, 8], &[&[32, 8], &[32]], None);
-    let swiglu = LinearFused {
-        bias: true,
-        act: LinearAct::Swiglu,
-        scale: false,
-        residual: false,
-        table_at: None,
-        norm: None,
-        out_f32: false,
-    };
+    let swiglu = LinearFused { act: LinearAct::Swiglu, ..LinearFused::of(&plain) };
     let y = run(&swiglu, &[3, 8], &[&[32, 8], &[32]], None);
     assert_eq!(y.len(), 3 * 16);
     for t in 0..3 {
@@ -95,13 +87,9 @@ fn fused_is_its_parts_in_order() {
 fn a_table_is_added_to_its_columns() {
     let plain = run(&Linear { bias: true, out_f32: false }, &[3, 8], &[&[32, 8], &[32]], None);
     let op = |at| LinearFused {
-        bias: true,
-        act: LinearAct::None,
-        scale: false,
         residual: true,
         table_at: Some(at),
-        norm: None,
-        out_f32: false,
+        ..LinearFused::of(&Linear { bias: true, out_f32: false })
     };
     let y = run(&op(16), &[3, 8], &[&[32, 8], &[32]], Some(&[5, 8]));
     for (i, y) in y.iter().enumerate() {
@@ -139,15 +127,8 @@ fn shapes_and_messages() {
         message,
         "Linear wants x [T, K], w [N, K], b [N]; got x [5, 64] bf16, layers.3.w [40, 60] bf16, b [40] bf16"
     );
-    let swiglu = LinearFused {
-        bias: false,
-        act: LinearAct::Swiglu,
-        scale: false,
-        residual: true,
-        table_at: None,
-        norm: None,
-        out_f32: false,
-    };
+    let plain = Linear { bias: false, out_f32: false };
+    let swiglu = LinearFused { act: LinearAct::Swiglu, residual: true, ..LinearFused::of(&plain) };
     let message = swiglu.infer(&[&x, &w, &b]).unwrap_err().to_string();
     assert!(
         message.starts_with("LinearFused wants x [T, K], w [N, K], r [T, N/2] with N % 16 == 0; got x"),
@@ -249,14 +230,13 @@ fn a_norm_in_front_is_the_norm_and_then_the_product() {
     assert_eq!(call(&op, step, &ins), want);
     assert_eq!((op.alone(), LinearFused { norm: None, ..op }.alone()), (None, Some(plain)));
 
+    let plain = Linear { bias: true, out_f32: false };
     let op = |norm| LinearFused {
-        bias: true,
         act: LinearAct::Swiglu,
         scale: true,
         residual: true,
-        table_at: None,
         norm,
-        out_f32: false,
+        ..LinearFused::of(&plain)
     };
     let (s, r) = (In::Weight(&s), In::Act(&[t, n / 2], &r));
     let want = [In::Act(&[t, k], &y), In::Weight(&w), In::Weight(&b), s, r];

@@ -1,4 +1,4 @@
-//! `gemm/wgmma.cu` and `gemm/wgmma_multicast.cu`, TMA and wgmma of sm_90a: which tile and split.
+//! `gemm/wgmma.cu` and the two files of `gemm/wgmma_multicast.cuh`, TMA and wgmma of sm_90a: which tile and split.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod launch;
@@ -140,6 +140,27 @@ impl WgmmaTile {
         shared(64, 80, 10, [1, 4, 2]),
         shared(128, 80, 8, [1, 4, 2]),
     ];
+    /// The EXPORT lines of `gemm/wgmma_multicast_norm.cu`: products behind a norm.
+    pub const BEHIND_NORM: [WgmmaTile; 8] = [
+        turned(128, 64, 8, 2, 4),
+        turned(256, 96, 4, 2, 1),
+        turned(256, 128, 4, 2, 1),
+        direct(64, 96, 10, 2, 1),
+        direct(128, 80, 8, 2, 4),
+        direct(128, 144, 6, 2, 1),
+        pingpong(turned(128, 136, 6, 2, 1)),
+        pingpong(turned(128, 152, 5, 2, 1)),
+    ];
+    /// And those that give the statistics of y.
+    pub const STATS: [WgmmaTile; 7] = [
+        turned(64, 64, 13, 4, 2),
+        turned(64, 96, 10, 2, 1),
+        turned(128, 64, 8, 2, 4),
+        turned(128, 80, 8, 4, 2),
+        turned(256, 128, 4, 2, 1),
+        turned(256, 136, 4, 2, 1),
+        pingpong(turned(128, 136, 6, 2, 1)),
+    ];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
 
@@ -175,8 +196,15 @@ impl WgmmaTile {
             End::Plain => true,
             End::Gated => self.bn.is_multiple_of(16),
             End::Turned => Self::ROPE.contains(self),
+            End::BehindNorm => Self::BEHIND_NORM.contains(self),
         };
         fits && (vectors || !matches!(self.form, Form::Grid(_)))
+    }
+
+    /// Whether there is a kernel of the tile that gives statistics of the rows of y.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub fn gives_stats(&self) -> bool {
+        Self::STATS.contains(self)
     }
 
     /// Parts of K that a cluster adds up by itself.

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
+use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, STATS_COLUMNS};
 use crate::core::Result;
 use crate::ops::CpuIo;
 
@@ -34,6 +34,33 @@ pub(crate) fn rms_rows(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let c = w.len();
     y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| rms_row(x, w, eps, y));
     y
+}
+
+/// [`RowStats`](super::RowStats) of rows of `c` columns.
+pub(crate) fn row_stats(x: &[f32], c: usize, stats: &mut [f32]) {
+    let rows = x.len() / c.max(1);
+    stats.par_chunks_mut(2 * rows.max(1)).enumerate().for_each(|(part, stats)| {
+        for (stats, row) in stats.chunks_exact_mut(2).zip(x.chunks_exact(c)) {
+            let part = &row[part * STATS_COLUMNS..][..STATS_COLUMNS];
+            let middle = mean(part.iter().copied());
+            stats[0] = middle;
+            stats[1] = mean(part.iter().map(|v| (v - middle) * (v - middle))) * STATS_COLUMNS as f32;
+        }
+    });
+}
+
+/// `1 / sqrt(var + eps)` of every row.
+pub(crate) fn rstd_of_rows(stats: &[f32], rows: usize, eps: f32) -> Vec<f32> {
+    let parts = || stats.chunks_exact(2 * rows.max(1));
+    let count = parts().len().max(1) as f64;
+    let rstd = |row: usize| {
+        let means = || parts().map(move |p| f64::from(p[2 * row]));
+        let middle = means().sum::<f64>() / count;
+        let between = means().map(|m| (m - middle) * (m - middle)).sum::<f64>() / count;
+        let within = parts().map(|p| f64::from(p[2 * row + 1])).sum::<f64>() / (count * STATS_COLUMNS as f64);
+        (1.0 / (between + within + f64::from(eps)).sqrt()) as f32
+    };
+    (0..rows).map(rstd).collect()
 }
 
 pub(super) fn rms_norm(op: &RmsNorm, io: &mut CpuIo<'_>) -> Result<()> {

@@ -1,13 +1,16 @@
 //! Launchers of the norms.
 
-use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
+use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RowStats};
 use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::elementwise::Act;
 use crate::ops::{CudaOp, checks};
 
-/// CTAs by their threads, each with 8 columns of a row, and how many of them a launch has at most for an SM.
-const CTAS: [(&str, usize, usize); 3] = [("_128", 128, 8), ("_512", 512, 3), ("_1024", 1024, 1)];
+/// CTAs by their threads, each with 8 columns of a row.
+const CTAS: [(&str, usize); 3] = [("_128", 128), ("_512", 512), ("_1024", 1024)];
+/// Threads that a launch has at most for an SM: all that it takes, or what the registers of an addition leave room for.
+const THREADS_PER_SM: usize = 2048;
+const ADDING_THREADS_PER_SM: usize = 1536;
 /// Widest row.
 const MAX_COLS: usize = 8 * 1024;
 
@@ -67,10 +70,47 @@ unsafe impl Kernel for AddLayerNormKernel {
     type Params = NormParams;
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RowStatsParams {
+    x: DevicePtr,
+    stats: DevicePtr,
+    rows: u32,
+    cols: u32,
+}
+
+struct RowStatsKernel;
+// SAFETY: `row_stats` in kernels/norm.cu takes one RowStatsParams by value; loading compares the sizes.
+unsafe impl Kernel for RowStatsKernel {
+    const FILE: &'static str = "norm";
+    const SYMBOL: &'static str = "row_stats";
+    type Params = RowStatsParams;
+}
+
+/// Records [`RowStats`] of x.
+pub(crate) fn row_stats(l: &mut Launcher<'_>, x: GpuTensor<'_>, stats: GpuTensor<'_>) -> Result<()> {
+    const THREADS: usize = 256;
+    let dtype = checks::same_t16("RowStats", &[x])?;
+    let (rows, cols) = (x.rows() as u32, x.cols() as u32);
+    let ctas = (x.desc.shape.len() / 8).div_ceil(THREADS) as u32;
+    let p = RowStatsParams { x: x.ptr, stats: stats.ptr, rows, cols };
+    // SAFETY: infer() made the statistics as many as x has runs of 64 columns; a thread reads its vector of a row below
+    // `rows`.
+    unsafe { l.launch::<RowStatsKernel>(dtype, Geometry::grid([ctas, 1, 1]), &p) }
+}
+
+impl CudaOp for RowStats {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x], [stats]) = io.take()?;
+        row_stats(l, x, stats)
+    }
+}
+
 /// Kernel variant and CTAs: the fewest threads that have all columns; a CTA for each row, or its share of the rows.
-fn choose(rows: usize, cols: usize, sm_count: usize) -> (&'static str, [u32; 3]) {
-    let wide_enough = |&&(_, threads, _): &&(&str, usize, usize)| cols <= 8 * threads;
-    let (variant, _, per_sm) = *CTAS.iter().find(wide_enough).unwrap_or(&CTAS[2]);
+fn choose(rows: usize, cols: usize, adds: bool, sm_count: usize) -> (&'static str, [u32; 3]) {
+    let wide_enough = |&&(_, threads): &&(&str, usize)| cols <= 8 * threads;
+    let (variant, threads) = *CTAS.iter().find(wide_enough).unwrap_or(&CTAS[2]);
+    let per_sm = if adds { ADDING_THREADS_PER_SM } else { THREADS_PER_SM } / threads;
     (variant, [rows.min(per_sm * sm_count) as u32, 1, 1])
 }
 
@@ -85,7 +125,8 @@ fn launch<K: Kernel<Params = NormParams>>(
     let dtype = checks::same_t16(op, tensors)?;
     checks::whole_vectors(op, x, MAX_COLS)?;
     let p = NormParams { rows: x.rows() as u32, cols: x.cols() as u32, ..p };
-    let (variant, grid) = choose(x.rows(), x.cols(), l.device.sm_count());
+    let adds = p.r != DevicePtr::NULL;
+    let (variant, grid) = choose(x.rows(), x.cols(), adds, l.device.sm_count());
     // SAFETY: infer() fixed the extents and the checks above types and width, the planner put the tensors in live
     // memory, a CTA touches rows of `cols` below `rows`.
     unsafe { l.launch_variant::<K>(variant, dtype, Geometry::grid(grid), &p) }
@@ -177,10 +218,12 @@ mod tests {
 
     #[test]
     fn ctas_are_as_wide_as_rows_and_take_them_in_turns() {
-        assert_eq!(choose(17, 1024, 132), ("_128", [17, 1, 1]));
-        assert_eq!(choose(13325, 1024, 132), ("_128", [1056, 1, 1]));
-        assert_eq!(choose(1, 1032, 132), ("_512", [1, 1, 1]));
-        assert_eq!(choose(512, 3584, 132), ("_512", [396, 1, 1]));
-        assert_eq!(choose(512, 8192, 132), ("_1024", [132, 1, 1]));
+        assert_eq!(choose(17, 1024, false, 132), ("_128", [17, 1, 1]));
+        assert_eq!(choose(13325, 1024, false, 132), ("_128", [16 * 132, 1, 1]));
+        assert_eq!(choose(13325, 1024, true, 132), ("_128", [12 * 132, 1, 1]));
+        assert_eq!(choose(1, 1032, false, 132), ("_512", [1, 1, 1]));
+        assert_eq!(choose(512, 3584, false, 132), ("_512", [512, 1, 1]));
+        assert_eq!(choose(512, 3584, true, 132), ("_512", [396, 1, 1]));
+        assert_eq!(choose(512, 8192, false, 132), ("_1024", [264, 1, 1]));
     }
 }

@@ -7,7 +7,9 @@ mod cuda;
 use super::elementwise::Act;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
-pub(crate) use cpu::rms_rows;
+pub(crate) use cpu::{rms_rows, row_stats, rstd_of_rows};
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::row_stats as launch_row_stats;
 
 /// `y = w · x / sqrt(mean(x²) + eps)` (Zhang and Sennrich 2019; Qwen2RMSNorm). One rounding.
 ///
@@ -41,6 +43,22 @@ pub struct AddRmsNorm {
 #[derive(Clone, PartialEq, Debug)]
 pub struct AddLayerNorm {
     pub eps: f32,
+}
+
+/// What a product behind a LayerNorm of x has to know of its rows: of every 64 columns their mean and the sum of their
+/// squared deviations from it, which add up to the variance of a row without a loss where means are far from zero.
+///
+/// ins: x `[T, C]`, C % 64 == 0; outs: f32 `[C / 64, T, 2]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RowStats;
+
+/// Columns of a mean of [`RowStats`].
+pub const STATS_COLUMNS: usize = 64;
+
+/// The shape of what [`RowStats`] says of `x`.
+pub(crate) fn row_stats_shape(x: &Desc) -> Option<Shape> {
+    let whole = x.shape.rank() >= 1 && x.cols().is_multiple_of(STATS_COLUMNS);
+    whole.then(|| Shape::new(&[x.cols() / STATS_COLUMNS, x.rows(), 2]))
 }
 
 impl LayerNorm {
@@ -203,6 +221,37 @@ impl OpDef for AddLayerNorm {
             Case::new(format!("t{t}_c{c}"), op).act(&[t, c]).act(&[t, c]).weight(&[c]).weight(&[c])
         };
         let mut all: Vec<_> = RAGGED.map(|(t, c)| case(t, c)).into();
+        all.extend([1025, 13325].map(|t| case(t, 1024).bench()));
+        all
+    }
+}
+
+impl OpDef for RowStats {
+    const NAME: &'static str = "RowStats";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        match ins {
+            [x] if let Some(shape) = row_stats_shape(x) => Ok(vec![(DType::F32, shape)]),
+            _ => Err(mismatch(Self::NAME, "x [T, C] with C % 64 == 0", ins)),
+        }
+    }
+
+    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+        Cost { flops: 4 * ins[0].shape.len() as u64, ..cost(0, ins, outs) }
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        let (x, c) = (io.ins.f32s(0)?, io.ins.extent(0).1);
+        cpu::row_stats(x, c, io.outs.f32s(0)?);
+        Ok(())
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let case = |t: usize, c: usize| Case::new(format!("t{t}_c{c}"), RowStats).act(&[t, c]);
+        let far = super::Fill::Uniform { centre: 100.0, scale: 1.0 };
+        let mut all: Vec<_> =
+            [(1, 64), (3, 896), (17, 1024), (1025, 128), (5, 4096)].map(|(t, c)| case(t, c)).into();
+        all.push(Case::new("far_t17_c1088", RowStats).act_with(&[17, 1088], far));
         all.extend([1025, 13325].map(|t| case(t, 1024).bench()));
         all
     }

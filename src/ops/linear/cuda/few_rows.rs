@@ -1,11 +1,11 @@
 //! Launchers of the products for few rows: `gemm/gemv.cu` for one, `gemm/skinny.cu` for 2 to 16.
 
 use super::super::choose::{Gemv, Skinny};
-use super::{Epilogue, Norm, Product, RowsOf};
+use super::{Epilogue, Norm, Product};
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
-use crate::ops::linear::{LinearAct, LinearArgMax, LinearRope};
+use crate::ops::linear::{LinearArgMax, LinearRope};
 use crate::ops::rope::cuda::{PAIRS, frequencies};
 
 #[repr(C)]
@@ -248,22 +248,7 @@ impl CudaOp for LinearArgMax {
             a.desc.brief()
         );
         let norm = self.norm.zip(io.ins.get(2)).map(|(eps, &gain)| Norm { gain, eps });
-        let rows = RowsOf::Matrix { pitch: k };
-        let act = LinearAct::None;
-        let product = Product {
-            a,
-            rows,
-            m,
-            w,
-            bias: None,
-            act,
-            scale: None,
-            residual: None,
-            table_at: None,
-            norm,
-            rope: None,
-            y,
-        };
+        let product = Product { norm, ..Product::of(a, w, y) };
         product.check()?;
         let gemv = Gemv::choose(k);
         let slots = l.counters(2 * ARG_SLOTS)?;

@@ -54,6 +54,24 @@ unsafe impl Kernel for MulticastRopeKernel {
     type Params = WgmmaRopeParams;
 }
 
+struct MulticastBehindNormKernel;
+// SAFETY: `gemm_multicast_behind_norm_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading compares
+// the sizes.
+unsafe impl Kernel for MulticastBehindNormKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast_norm";
+    const SYMBOL: &'static str = "gemm_multicast_behind_norm";
+    type Params = WgmmaParams;
+}
+
+struct MulticastStatsKernel;
+// SAFETY: `gemm_multicast_stats_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading compares the
+// sizes.
+unsafe impl Kernel for MulticastStatsKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast_norm";
+    const SYMBOL: &'static str = "gemm_multicast_stats";
+    type Params = WgmmaParams;
+}
+
 /// `WindowParams` of kernels/gemm/wgmma.cu.
 #[repr(C, align(128))]
 #[derive(Clone, Copy)]
@@ -128,8 +146,9 @@ pub unsafe fn launch_windows(
 /// Records the product of x `[m, K]` and w `[N, K]`, with `rope` turned and shared out.
 ///
 /// # Safety
-/// The addresses in `e` are valid for m rows of `e.cols` columns and N biases, those in `rope` for m rows of its N = (H +
-/// 2G)·D columns; K % 8 == 0.
+/// The addresses in `e` are valid for m rows of `e.cols` columns and N biases and, where they are not null, for the
+/// statistics of m rows of x and of y, of which the tile has the kernel; those in `rope` for m rows of its N = (H + 2G)·D
+/// columns; K % 8 == 0.
 pub unsafe fn launch(
     l: &mut Launcher<'_>,
     plan: Plan,
@@ -165,6 +184,12 @@ pub unsafe fn launch(
             Form::Grid(_) if let Some(r) = rope => {
                 let p = WgmmaRopeParams { g: p, r };
                 l.launch_variant::<MulticastRopeKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+            }
+            Form::Grid(_) if e.stats != DevicePtr::NULL => {
+                l.launch_variant::<MulticastBehindNormKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+            }
+            Form::Grid(_) if e.stats_of_y != DevicePtr::NULL => {
+                l.launch_variant::<MulticastStatsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
             }
             Form::Grid(_) => l.launch_variant::<MulticastKernel>(&tile.variant(), x.desc.dtype, geometry, &p),
             _ => l.launch_variant::<WgmmaKernel>(&tile.variant(), x.desc.dtype, geometry, &p),

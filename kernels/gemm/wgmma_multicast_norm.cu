@@ -1,0 +1,39 @@
+// archs: 90a
+// gemm_multicast_behind_norm:  y = r + act(x wᵀ / sqrt(var + eps) + b + d), var that of the rows of x; w has the gain of the
+//                              LayerNorm in it and rows without a mean, d is what its shift adds (common/stats.cuh)
+// gemm_multicast_stats:        y = r + s · (x wᵀ + b), and the statistics of its rows for such a product
+// The products around the norms of the encoders, with the tiles that these choose; all else as in wgmma_multicast.cuh. A norm
+// between two of them costs no pass: 8 bytes of statistics for 128 of y, read while the first stages are on their way, and
+// in the end an fma for an addition. In place of 4 bytes for each of y, and of a kernel to wait for.
+#include "common/export.cuh"
+#include "gemm/wgmma_multicast.cuh"
+
+// The form of a tile: BehindNorm or WithStats.
+#define EXPORT_AS(form, Form, letter, rows_a, rows_b, stages, ca, cb, ...)                                            \
+    EXPORT(gemm_multicast_##form##_##letter##rows_a##x##rows_b##x##stages##_##ca##x##cb##_bf16, WgmmaParams,          \
+           (GridTile<__VA_ARGS__>::THREADS), 1, gemm_multicast<__nv_bfloat16, Form<GridTile<__VA_ARGS__>>>)           \
+    EXPORT(gemm_multicast_##form##_##letter##rows_a##x##rows_b##x##stages##_##ca##x##cb##_f16, WgmmaParams,           \
+           (GridTile<__VA_ARGS__>::THREADS), 1, gemm_multicast<__half, Form<GridTile<__VA_ARGS__>>>)
+#define EXPORT_TURNED_AS(form, Form, rows_a, rows_b, stages, ca, cb, consumers, halves) \
+    EXPORT_AS(form, Form, t, rows_a, rows_b, stages, ca, cb, true, consumers, halves, rows_b, stages, ca, cb)
+#define EXPORT_DIRECT_AS(form, Form, rows_a, rows_b, stages, ca, cb, consumers, halves) \
+    EXPORT_AS(form, Form, d, rows_a, rows_b, stages, ca, cb, false, consumers, halves, rows_b, stages, ca, cb)
+#define EXPORT_PINGPONG_AS(form, Form, rows_b, stages, ca, cb) \
+    EXPORT_AS(form, Form, pt, 128, rows_b, stages, ca, cb, true, 2, 2, rows_b, stages, ca, cb, 1, true)
+
+EXPORT_TURNED_AS(behind_norm, BehindNorm, 128, 64, 8, 2, 4, 2, 1)
+EXPORT_TURNED_AS(behind_norm, BehindNorm, 256, 96, 4, 2, 1, 2, 2)
+EXPORT_TURNED_AS(behind_norm, BehindNorm, 256, 128, 4, 2, 1, 2, 2)
+EXPORT_DIRECT_AS(behind_norm, BehindNorm, 64, 96, 10, 2, 1, 1, 1)
+EXPORT_DIRECT_AS(behind_norm, BehindNorm, 128, 80, 8, 2, 4, 2, 1)
+EXPORT_DIRECT_AS(behind_norm, BehindNorm, 128, 144, 6, 2, 1, 2, 1)
+EXPORT_PINGPONG_AS(behind_norm, BehindNorm, 136, 6, 2, 1)
+EXPORT_PINGPONG_AS(behind_norm, BehindNorm, 152, 5, 2, 1)
+
+EXPORT_TURNED_AS(stats, WithStats, 64, 64, 13, 4, 2, 1, 1)
+EXPORT_TURNED_AS(stats, WithStats, 64, 96, 10, 2, 1, 1, 1)
+EXPORT_TURNED_AS(stats, WithStats, 128, 64, 8, 2, 4, 2, 1)
+EXPORT_TURNED_AS(stats, WithStats, 128, 80, 8, 4, 2, 2, 1)
+EXPORT_TURNED_AS(stats, WithStats, 256, 128, 4, 2, 1, 2, 2)
+EXPORT_TURNED_AS(stats, WithStats, 256, 136, 4, 2, 1, 2, 2)
+EXPORT_PINGPONG_AS(stats, WithStats, 136, 6, 2, 1)

@@ -1,0 +1,92 @@
+//! A LayerNorm in front of a matrix product, without a pass over its rows. The gain goes into the product's weight, whose
+//! rows then lose their mean, so that a mean of x no longer shows; the shift makes a vector beside the bias; what is left,
+//! the deviation of a row, divides its sums. Saves a kernel that reads and writes all rows, where it lies between two
+//! products: the one before it gives the statistics of its rows (`linear_stats`).
+
+use super::{Rewrite, Rule, Uses};
+use crate::core::{DType, Fold, Tensor};
+use crate::graph::{Graph, Node};
+use crate::ops::Op;
+use crate::ops::linear::{LinearAct, LinearFused};
+use crate::ops::norm::{LayerNorm, RowStats, row_stats_shape};
+
+pub struct LayerNormLinear;
+
+/// The op as it is without a norm, in its general form.
+fn fused(op: &Op) -> Option<LinearFused> {
+    let op = match op {
+        Op::Linear(op) => LinearFused::of(op),
+        Op::LinearFused(op) => op.clone(),
+        _ => return None,
+    };
+    let free = op.norm.is_none() && op.behind_norm.is_none() && !op.scale && op.act != LinearAct::Swiglu;
+    free.then_some(op)
+}
+
+impl Rule for LayerNormLinear {
+    fn name(&self) -> &'static str {
+        "layer_norm_linear"
+    }
+
+    fn about(&self) -> &'static str {
+        "LayerNorm + Linear | LinearFused -> RowStats + the product with the norm's gain in its weight"
+    }
+
+    fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite> {
+        let op = fused(&g.nodes[at].op)?;
+        let [y, w, rest @ ..] = &g.nodes[at].ins[..] else { return None };
+        let norm = uses.private_writer(g, *y)?;
+        let Op::LayerNorm(LayerNorm { eps, .. }) = g.nodes[norm].op else { return None };
+        let [x, gain, shift] = g.nodes[norm].ins[..] else { return None };
+        if g.nodes[norm].op != LayerNorm::plain(eps).into() {
+            return None;
+        }
+        let stats_shape = row_stats_shape(g.desc(x))?;
+        let centred = g.recipe(*w)?.centred(g.recipe(gain)?)?;
+        let shifted = g.recipe(*w)?.shifted_by(g.recipe(shift)?)?;
+        let mut ins = [&[x, *w], rest].concat();
+        ins[1] = g.weight(centred);
+        let outs = g.nodes[at].outs.clone();
+        let name = format!("{}.stats", g.desc(outs[0]).name);
+        let stats = g.fresh(&name, DType::F32, stats_shape);
+        ins.extend([g.weight(shifted), stats]);
+        let op = LinearFused { behind_norm: Some(eps), ..op };
+        let with = vec![
+            Node { op: RowStats.into(), ins: vec![x], outs: vec![stats] },
+            Node { op: op.into(), ins, outs },
+        ];
+        Some(Rewrite { remove: vec![norm, at], with })
+    }
+
+    fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
+        let op = match &node.op {
+            // Its reader says all without it.
+            Op::RowStats(RowStats) => return Some(Vec::new()),
+            Op::LinearFused(op) => op.clone(),
+            _ => return None,
+        };
+        let eps = op.behind_norm?;
+        let [x, w, rest @ .., d, _] = &node.ins[..] else { return None };
+        let [gain, shift] = [*w, *d].map(|t| folded_in(g, t));
+        let (gain, shift, plain) = (gain?, shift?, g.recipe(*w)?.unfolded());
+        let w = g.weight(plain);
+        let (name, desc) = (g.desc(node.outs[0]).name.clone(), g.desc(*x).clone());
+        let y = g.fresh(&format!("{name}.normed"), desc.dtype, desc.shape);
+        let op = LinearFused { behind_norm: None, ..op };
+        let op: Op = op.alone().map_or_else(|| op.into(), Op::from);
+        Some(vec![
+            Node { op: LayerNorm::plain(eps).into(), ins: vec![*x, gain, shift], outs: vec![y] },
+            Node { op, ins: [&[y, w], rest].concat(), outs: node.outs.clone() },
+        ])
+    }
+}
+
+/// The vector that is in the weight `t`.
+fn folded_in(g: &mut Graph, t: Tensor) -> Option<Tensor> {
+    let vector = match g.recipe(t)?.fold.as_ref()? {
+        Fold::Centred { gain } => gain,
+        Fold::Shift { shift } => shift,
+    };
+    let vector = vector.as_ref().clone();
+    Some(g.weight(vector))
+}

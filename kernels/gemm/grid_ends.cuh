@@ -166,21 +166,25 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
         consumer_barrier<Tile::CONSUMERS>(consumer);
         if constexpr (Tile::STATS) {
             const uint32_t col = n0 + half * 64 + unit * 8;
+            // All lanes take part, those of rows beyond the last with what lies there; whole passes beyond it are left out.
 #pragma unroll
             for (uint32_t i = 0; i < PASSES; i++) {
                 const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = m0 + 8 * first + row;
-                if (of_x - row + i * ROWS_A_PASS >= end) break;  // the same for all
-                const uint4 eight = load_shared(staged_at<HALVED>(row, unit));
-                const float2 stats = stats_of_64<T>(eight);
-                if (of_x >= end || col >= e.cols) continue;
-                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(of_x) * e.cols + col) = eight;
-                if (unit == 0) e.stats_of_y[size_t(col / STATS_COLUMNS) * p.m + of_x] = stats;
+                if (m0 + 8 * first + i * ROWS_A_PASS < end) {
+                    const uint4 eight = load_shared(staging + staged_at<HALVED>(row, unit));
+                    const float2 stats = stats_of_64<T>(eight);
+                    if (of_x < end && col < e.cols) {
+                        *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(of_x) * e.cols + col) = eight;
+                        if (unit == 0) e.stats_of_y[size_t(col / STATS_COLUMNS) * p.m + of_x] = stats;
+                    }
+                }
+                __syncwarp();
             }
-            continue;
+        } else {
+            each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+            });
         }
-        each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
-            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
-        });
     }
     __syncwarp();  // wgmma wants whole warps
 }

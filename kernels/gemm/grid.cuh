@@ -22,21 +22,19 @@ struct GridTile {
     static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 216;
     // Biases and scales of a tile, room for whole vectors; of a warpgroup 64 rows of x and of w of 16 bits on their way out.
     static constexpr int COLUMNS = (BN + 31) / 32 * 32, STAGING_BYTES = 64 * 64 * 2;
-    static constexpr int STATIC_BYTES = CONSUMERS * (STAGING_BYTES + 2 * COLUMNS * 2) + 3 * STAGES * 8 + 128;
+    static constexpr int STATIC_BYTES = CONSUMERS * (STAGING_BYTES + 2 * COLUMNS * 2) + 3 * STAGES * 8 + 32;
     static_assert(B % 8 == 0 && HALVES * B <= 320 && CTAS <= 8 && BN <= 256);
     static_assert(!PINGPONG || (CONSUMERS == 2 && CK == 1));
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
-    // Rows of x that a consumer finishes, and room for a factor of each behind the biases and scales.
-    static constexpr int ROWS = TURNED ? B : 64 * HALVES, FACTORS = 0;
 };
 
 // The same tile behind a norm, and of a y whose statistics are wanted.
 template <class Tile>
 struct BehindNorm : Tile {
     static constexpr bool BEHIND_NORM = true;
-    static constexpr int FACTORS = Tile::ROWS;
-    static_assert(Tile::CK == 1 && Tile::ROWS <= 256);
-    static_assert(Tile::STAGES * Tile::STAGE_BYTES + Tile::STATIC_BYTES + Tile::CONSUMERS * FACTORS * 4 + 1024 <= 227 * 1024);
+    static constexpr int FACTOR_BYTES = 2 * (Tile::BM * 4 + 16);
+    static_assert(Tile::CK == 1);
+    static_assert(Tile::STAGES * Tile::STAGE_BYTES + Tile::STATIC_BYTES + FACTOR_BYTES + 1024 <= 227 * 1024);
 };
 template <class Tile>
 struct WithStats : Tile {
@@ -44,13 +42,15 @@ struct WithStats : Tile {
     static_assert(Tile::TURNED);
 };
 
-// What a CTA finishes of a tile whose K it shares: B columns, of which the last CTA may have less. The sums that come from
-// all CTAs lie where the ring was.
+// What a CTA finishes of a tile whose K it shares: B rows of the operand that consumers share, of which the last CTA may have
+// less. The sums that come from all CTAs lie where the ring was.
 template <class Tile>
 struct PartOf : Tile {
-    static constexpr int B = (Tile::B + 16 * Tile::CK - 1) / (16 * Tile::CK) * 16, BN = B, COLUMNS = (BN + 31) / 32 * 32;
+    static constexpr int B = (Tile::B + 16 * Tile::CK - 1) / (16 * Tile::CK) * 16, BN = Tile::TURNED ? Tile::BN : B;
+    static constexpr int COLUMNS = (BN + 31) / 32 * 32;
     static constexpr int VECTORS = Tile::HALVES * B / 8;
-    static_assert(!Tile::TURNED && Tile::CK * VECTORS * Tile::CONSUMERS * 128 * 16 <= Tile::STAGES * Tile::STAGE_BYTES);
+    static_assert(!Tile::TURNED || Tile::B == B * Tile::CK);
+    static_assert(Tile::CK * VECTORS * Tile::CONSUMERS * 128 * 16 <= Tile::STAGES * Tile::STAGE_BYTES);
 };
 template <class Tile, int CK = Tile::CK>
 struct Finished {
@@ -134,4 +134,12 @@ struct GridSchedule {
 // share with this CTA an operand that it fills. `joined`, of consumer c at c · 8: of the sums of its part that have come.
 struct GridRing {
     uint32_t slots, full, empty_a, empty_b, joined;
+};
+
+// Behind a norm: the factors of the rows of two tiles in turn, and barriers of tile t at t · 8: `full` when all are there,
+// `empty` when every warp that finishes the tile has read them.
+template <class Tile>
+struct FactorRing {
+    float (&rows)[2][Tile::BEHIND_NORM ? Tile::BM : 1];
+    uint32_t full, empty;
 };

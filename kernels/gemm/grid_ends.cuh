@@ -43,38 +43,43 @@ __device__ __forceinline__ void pick(float (&v)[COUNT], const float (&acc)[HALVE
     }
 }
 
-// Factors of a consumer's rows behind a norm, on their way while the product runs: those of threads, 128 rows apart.
-template <class Tile, bool BEHIND_NORM = Tile::BEHIND_NORM>
-struct RowFactors {
-    float rstd[(Tile::ROWS + 127) / 128];
-
-    __device__ __forceinline__ RowFactors(const WgmmaParams& p, uint32_t row0) {
+// Stores PASSES rows of 64 columns, 8 of each a lane, and the statistics of the rows: those of pass i lie `apart` rows
+// further on. Sums and squares are of the differences from the first column, a sample of the row, so that little is lost
+// where means are far from zero; lane i of 8 gets those of pass i % 4, and four passes take 4 exchanges, not 12.
+template <class T, int PASSES>
+__device__ __forceinline__ void store_with_stats(const Epilogue& e, uint32_t m, uint32_t from, uint32_t from_apart,
+                                                 uint32_t row, uint32_t apart, uint32_t end, uint32_t col) {
+    const uint32_t lane = threadIdx.x % 8;
+    float sum[4] = {}, squares[4] = {}, origin[4] = {};
+    const auto of_8 = [&](int i) { return load_shared(from + i * from_apart); };
 #pragma unroll
-        for (uint32_t i = 0; i < (Tile::ROWS + 127) / 128; i++) {
-            const uint32_t at = i * 128 + threadIdx.x % 128, row = row0 + at;
-            rstd[i] = at < Tile::ROWS && row < p.m ? rstd_of(p.e.stats + row, p.m, p.k, p.e.eps) : 0.f;
+    for (int i = 0; i < PASSES; i++) {
+        const uint4 eight = of_8(i);
+        if (row + i * apart < end && col < e.cols)
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row + i * apart) * e.cols + col) = eight;
+        const Float8 f = unpack<T>(eight);
+        origin[i] = __shfl_sync(0xffffffffu, f.v[0], 0, 8);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float d = f.v[j] - origin[i];
+            sum[i] += d, squares[i] = fmaf(d, d, squares[i]);
         }
     }
-    // A barrier of the warpgroup follows.
-    __device__ __forceinline__ void keep(float* to) const {
-#pragma unroll
-        for (uint32_t i = 0; i < (Tile::ROWS + 127) / 128; i++)
-            if (i * 128 + threadIdx.x % 128 < Tile::ROWS) to[i * 128 + threadIdx.x % 128] = rstd[i];
-    }
-};
-template <class Tile>
-struct RowFactors<Tile, false> {
-    __device__ __forceinline__ RowFactors(const WgmmaParams&, uint32_t) {}
-    __device__ __forceinline__ void keep(float*) const {}
-};
-// Where they are: behind the biases and scales of the tile.
-template <class Tile, class T>
-__device__ __forceinline__ float* factors_behind(T* columns) {
-    return reinterpret_cast<float*>(columns + 2 * Tile::COLUMNS);
-}
-template <class Tile, class T>
-__device__ __forceinline__ const float* factors_behind(const T* columns) {
-    return reinterpret_cast<const float*>(columns + 2 * Tile::COLUMNS);
+    // Of pairs of passes one goes to the neighbour, whose other comes back.
+    const auto halve = [&](float keep, float send, int mask) { return keep + __shfl_xor_sync(0xffffffffu, send, mask); };
+    const bool odd = lane & 1, upper = lane & 2;
+    const auto all = [&](const float (&v)[4]) {
+        const float low = halve(odd ? v[1] : v[0], odd ? v[0] : v[1], 1);
+        const float high = halve(odd ? v[3] : v[2], odd ? v[2] : v[3], 1);
+        const float mine = halve(upper ? high : low, upper ? low : high, 2);
+        return mine + __shfl_xor_sync(0xffffffffu, mine, 4);
+    };
+    const float s = all(sum), q = all(squares);
+    const float first = upper ? (odd ? origin[3] : origin[2]) : (odd ? origin[1] : origin[0]);
+    const uint32_t of_x = row + lane * apart;
+    if (lane < PASSES && of_x < end && col < e.cols)
+        e.stats_of_y[size_t(col / STATS_COLUMNS) * m + of_x] =
+            make_float2(fmaf(s, 1.f / STATS_COLUMNS, first), fmaxf(fmaf(s * (-1.f / STATS_COLUMNS), s, q), 0.f));
 }
 
 // All that follows the sums of a warpgroup: 64 · HALVES rows of w, which are columns of y from n0 on, for rows of x from m0
@@ -82,8 +87,8 @@ __device__ __forceinline__ const float* factors_behind(const T* columns) {
 // comes into shared memory by rows, goes transposed into the registers that hold the sums, and the result the way back.
 template <class T, class Tile, Act ACT>
 __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 uint32_t staging, const T* columns, uint32_t m0, uint32_t n0,
-                                                 uint32_t first_column, uint32_t consumer) {
+                                                 uint32_t staging, const T* columns, const float* factors,
+                                                 uint32_t m0, uint32_t n0, uint32_t first_column, uint32_t consumer) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
     // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
     constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
@@ -151,8 +156,8 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
                 } else {
                     sum = make_float2(v[2 * h] + bias[h], v[2 * h + 1] + bias[h]);
                     if constexpr (Tile::BEHIND_NORM) {
-                        const float* factors = factors_behind<Tile>(columns) + 8 * (first + i + j / 2) + lane % 4 * 2;
-                        const float2 rstd = *reinterpret_cast<const float2*>(factors);
+                        const uint32_t of_x = 8 * (first + i + j / 2) + lane % 4 * 2;
+                        const float2 rstd = *reinterpret_cast<const float2*>(factors + of_x);
                         sum = make_float2(fmaf(v[2 * h], rstd.x, bias[h]), fmaf(v[2 * h + 1], rstd.y, bias[h]));
                     }
                     if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
@@ -165,21 +170,14 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
         }
         consumer_barrier<Tile::CONSUMERS>(consumer);
         if constexpr (Tile::STATS) {
-            const uint32_t col = n0 + half * 64 + unit * 8;
-            // All lanes take part, those of rows beyond the last with what lies there; whole passes beyond it are left out.
-#pragma unroll
-            for (uint32_t i = 0; i < PASSES; i++) {
-                const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = m0 + 8 * first + row;
-                if (m0 + 8 * first + i * ROWS_A_PASS < end) {
-                    const uint4 eight = load_shared(staging + staged_at<HALVED>(row, unit));
-                    const float2 stats = stats_of_64<T>(eight);
-                    if (of_x < end && col < e.cols) {
-                        *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(of_x) * e.cols + col) = eight;
-                        if (unit == 0) e.stats_of_y[size_t(col / STATS_COLUMNS) * p.m + of_x] = stats;
-                    }
-                }
-                __syncwarp();
-            }
+            // The last turn has fewer rows.
+            constexpr int LAST = (8 * (BLOCKS - (TURNS - 1) * TURN) + ROWS_A_PASS - 1) / ROWS_A_PASS;
+            const uint32_t row = thread / UNITS, at = staging + staged_at<HALVED>(row, unit);
+            const uint32_t of_x = m0 + 8 * first + row, col = n0 + half * 64 + unit * 8;
+            if (first + TURN <= BLOCKS)
+                store_with_stats<T, PASSES>(e, p.m, at, ROWS_A_PASS * 128, of_x, ROWS_A_PASS, end, col);
+            else
+                store_with_stats<T, LAST>(e, p.m, at, ROWS_A_PASS * 128, of_x, ROWS_A_PASS, end, col);
         } else {
             each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
                 *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
@@ -215,7 +213,8 @@ struct TurnAngles<Tile, NoRope> {
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                  const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                                 const T* columns, uint32_t row0, uint32_t n0, uint32_t n_end) {
+                                                 const T* columns, const float* factors, uint32_t row0, uint32_t n0,
+                                                 uint32_t n_end) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
@@ -258,8 +257,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
         }
         float rstd[2] = {1.f, 1.f};
         if constexpr (Tile::BEHIND_NORM) {
-            const float* factors = factors_behind<Tile>(columns) + half * 64 + threadIdx.x / 32 % 4 * 16 + lane / 4;
-            rstd[0] = factors[0], rstd[1] = factors[8];
+            rstd[0] = factors[half * 64 + lane / 4], rstd[1] = factors[half * 64 + lane / 4 + 8];
         }
         float sums[4 * ROUND];
 #pragma unroll(ROUND == TURN ? 16 : 1)
@@ -342,32 +340,34 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                               const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
+                                               const T* columns, const float* factors, const Unit& u, uint32_t n_end,
+                                               uint32_t consumer) {
     const uint32_t mine = Tile::first_of_a(consumer), warp = threadIdx.x / 32 % 4;
     if constexpr (Tile::TURNED)
-        finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, u.m0, u.n0 + mine, mine, consumer);
+        finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, factors, u.m0, u.n0 + mine, mine, consumer);
     else
         finish_direct_as<T, Tile, ACT>(acc, p, rope, angles, staging + warp * (16 * 128), columns,
-                                       u.m0 + mine + warp * 16, u.n0, n_end);
+                                       factors + mine + warp * 16, u.m0 + mine + warp * 16, u.n0, n_end);
 }
 
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                             const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                            const T* columns, const Unit& u, uint32_t n_end, uint32_t consumer) {
+                                            const T* columns, const float* factors, const Unit& u, uint32_t n_end,
+                                            uint32_t consumer) {
     if constexpr (Rope::ON || Tile::STATS) {
-        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
     } else {
         if constexpr (!Tile::BEHIND_NORM) {
             if (p.e.act == ACT_SWIGLU)
-                return finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+                return finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
         }
         if (p.e.act == ACT_GELU)
-            finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+            finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
         else if (p.e.act == ACT_RELU)
-            finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+            finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
         else
-            finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+            finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
     }
 }
 

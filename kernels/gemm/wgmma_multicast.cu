@@ -22,6 +22,12 @@
                    consumers, halves, rows_b, stages, ca, cb, ck)                                                  \
     EXPORT_GRID_OF(kernel, Params, __half, f16, d##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck, false, consumers, \
                    halves, rows_b, stages, ca, cb, ck)
+#define EXPORT_SHARED_TURNED(rows_a, rows_b, stages, ca, cb, ck, consumers, halves)                                    \
+    static_assert(rows_a == 64 * consumers * halves);                                                              \
+    EXPORT_GRID_OF(gemm_multicast, WgmmaParams, __nv_bfloat16, bf16, t##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck, \
+                   true, consumers, halves, rows_b, stages, ca, cb, ck)                                            \
+    EXPORT_GRID_OF(gemm_multicast, WgmmaParams, __half, f16, t##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck,  \
+                   true, consumers, halves, rows_b, stages, ca, cb, ck)
 #define EXPORT_PINGPONG(letter, turned, rows_a, rows_b, stages, ca, cb)                                            \
     static_assert(rows_a == 128);                                                                                  \
     EXPORT_GRID_OF(gemm_multicast, WgmmaParams, __nv_bfloat16, bf16,                                               \
@@ -64,6 +70,9 @@ EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 64, 8, 1, 4, 2, 2, 1)
 EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 80, 8, 1, 4, 2, 2, 1)
 EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 120, 6, 2, 1, 2, 2, 1)
 EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 72, 8, 2, 1, 4, 2, 1)
+
+EXPORT_SHARED_TURNED(128, 64, 8, 2, 1, 4, 2, 1)
+EXPORT_SHARED_TURNED(128, 96, 7, 2, 1, 2, 2, 1)
 
 EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 64, 80, 10, 1, 4, 2, 1, 1)
 EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 128, 80, 8, 1, 4, 2, 2, 1)

@@ -11,7 +11,8 @@
 //   ping-pong: (name p...) each of two consumers has all rows of every second tile, and finishes one while the other
 //              multiplies, so that the tensor cores do not wait for ends. Tiles are half as large, and copies more.
 //   shared K: (name ..x2, ..x4) a cluster has CK such grids, each with a part of K, and one tile a place. In the end the
-//              CTAs of a place send one another their sums, each gets those of its part of the columns, and finishes it.
+//              CTAs of a place send one another their sums, each gets those of its part of the columns (turned: of the rows
+//              of x), and finishes it.
 // Who fills slot s of the ring with an operand: the CTA s % CA, or s % CB, of those that share it. It waits until all of
 // them have given the slot back; nobody gives back what nobody will fill, so no CTA is written to after its end. Every CTA
 // says how much it expects as soon as the phase before has come.
@@ -95,6 +96,25 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
     }
 }
 
+// Three warps: the factors of the rows of every tile, up to two tiles ahead of their end, where nobody waits for them.
+template <class Tile>
+__device__ __forceinline__ void produce_factors(const WgmmaParams& p, const FactorRing<Tile>& factors) {
+    const Place<Tile> place;
+    pdl_wait();
+    pdl_trigger();
+    uint32_t tile = 0;
+    for (GridSchedule<Tile> schedule(p); schedule.more(); schedule.next(), tile++) {
+        const uint32_t m0 = schedule.get(p, place).m0;
+        mbarrier_wait(factors.empty + tile % 2 * 8, tile / 2 % 2 ^ 1);
+#pragma unroll 1
+        for (uint32_t row = threadIdx.x - 32; row < Tile::BM; row += 96)
+            factors.rows[tile % 2][row] =
+                m0 + row < p.m ? rstd_of(p.e.stats + m0 + row, p.m, p.k, p.e.eps) : 0.f;
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(factors.full + tile % 2 * 8);
+    }
+}
+
 // Gives slot `slot` back to those that fill it. All reads of it by this warpgroup have ended.
 template <class Tile>
 __device__ __forceinline__ void give_back(const Place<Tile>& place, const GridRing& ring, uint32_t slot) {
@@ -115,7 +135,7 @@ struct Joined {
     static constexpr int JOIN_BATCH = divisor_up_to(8, BN / 8);
 };
 
-// `mine`: the columns of this CTA's part, of its consumer's rows, of the sums of all CTAs that share the tile's K, added in
+// `mine`: the columns (turned: rows of x) of this CTA's part, of its consumer's rows, of the sums of all CTAs that share the tile's K, added in
 // the order of K. What one thread holds of them the same thread of the others gets, 16 bytes at a time.
 template <class Tile, class Part>
 __device__ __forceinline__ void join_parts(const float (&acc)[Tile::HALVES][Tile::B / 2],
@@ -176,7 +196,8 @@ __device__ __forceinline__ void pass_turn(uint32_t consumer) {
 // One warpgroup: its rows of A of every tile of its CTA, or of one tile in a part of K; or all of every second tile.
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& rope, const GridRing& ring,
-                                             uint32_t consumer, uint32_t staging, T* columns) {
+                                             const FactorRing<Tile>& factors, uint32_t consumer, uint32_t staging,
+                                             T* columns) {
     using Part = typename Finished<Tile>::Part;
     const uint32_t first_of_a = Tile::first_of_a(consumer);
     const uint64_t a0 = wgmma_descriptor(ring.slots + first_of_a * 128);
@@ -194,7 +215,9 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         if (refilled > 0) refilled--, give_back<Tile>(place, ring, slot);
     };
     // The next tile is the other consumer's.
+    uint32_t tile = 0;
     const auto skip_tile = [&] {
+        tile++;
         at.skip(schedule.steps);
         refilled -= min(refilled, schedule.steps);
         schedule.next();
@@ -203,19 +226,21 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         pass_turn(consumer);
         skip_tile();
     }
-    for (; schedule.more(); schedule.next()) {
+    for (; schedule.more(); schedule.next(), tile++) {
+        const uint32_t of_tile = tile;
         Unit u = schedule.get(p, place);
         uint32_t n_end = u.n0 + Tile::BN;
-        if constexpr (Tile::CK > 1) {
+        if constexpr (Tile::CK > 1 && Tile::TURNED) {
+            u.m0 += place.k * Part::B;
+        } else if constexpr (Tile::CK > 1) {
             u.n0 += place.k * Part::BN;
             n_end = min(n_end, u.n0 + Part::BN);
         }
         const Columns<T, Part> ahead(p.e, p.n, u.n0);
         if constexpr (Tile::TURNED)
-            ask_residual_turned<T, Tile>(p, u.m0, u.n0 + first_of_a);
+            ask_residual_turned<T, Part>(p, u.m0, u.n0 + first_of_a);
         else
             ask_residual<T, Part>(p, u.m0 + first_of_a + warp * 16, u.n0);
-        const RowFactors<Tile> factors(p, u.m0 + (Tile::TURNED ? 0 : first_of_a));
         TurnAngles<Part, Rope> angles;
         angles.ask(rope, p, u.m0 + first_of_a + warp * 16, u.n0, 0);
 
@@ -248,19 +273,21 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         if constexpr (Tile::PINGPONG) skip_tile();
         // The warps have all read the columns of the tile before: they have multiplied since.
         ahead.keep(columns);
-        factors.keep(factors_behind<Tile>(columns));
         if constexpr (Tile::CK > 1) {
             // A cluster has one tile.
             float mine[Tile::HALVES][Part::B / 2];
             join_parts<Tile, Part>(acc, mine, place, ring, consumer);
             consumer_barrier<Tile::CONSUMERS>(consumer);
-            return finish_grid<T, Part>(mine, p, rope, angles, staging, columns, u, n_end, consumer);
+            return finish_grid<T, Part>(mine, p, rope, angles, staging, columns, nullptr, u, n_end, consumer);
         } else {
-            if constexpr (Tile::HALVES == 1) {
+            if constexpr (Tile::HALVES == 1 && !Tile::BEHIND_NORM) {
                 if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
             }
+            const uint32_t turn = of_tile % 2;
+            if constexpr (Tile::BEHIND_NORM) mbarrier_wait(factors.full + turn * 8, of_tile / 2 % 2);
             consumer_barrier<Tile::CONSUMERS>(consumer);
-            finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, u, n_end, consumer);
+            finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, factors.rows[turn], u, n_end, consumer);
+            if (Tile::BEHIND_NORM && threadIdx.x % 32 == 0) mbarrier_arrive(factors.empty + turn * 8);
         }
     }
 }
@@ -269,13 +296,18 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope) {
     extern __shared__ uint4 dynamic[];
-    __shared__ alignas(8) uint64_t full_[Tile::STAGES], empty_a_[Tile::STAGES], empty_b_[Tile::STAGES];
-    __shared__ alignas(8) uint64_t joined_[Tile::CK > 1 ? Tile::CONSUMERS : 1];
-    __shared__ alignas(128) uint4 staging[Tile::CONSUMERS][Tile::STAGING_BYTES / 16];
-    __shared__ alignas(16) T columns[Tile::CONSUMERS][2 * Tile::COLUMNS + 2 * Tile::FACTORS];
+    // In one piece, so that nothing is lost between arrays: some rings do not leave a byte.
+    __shared__ struct alignas(128) {
+        uint4 staging[Tile::CONSUMERS][Tile::STAGING_BYTES / 16];
+        T columns[Tile::CONSUMERS][2 * Tile::COLUMNS];
+        uint64_t full[Tile::STAGES], empty_a[Tile::STAGES], empty_b[Tile::STAGES];
+        uint64_t joined[Tile::CONSUMERS], factors_full[2], factors_empty[2];
+        float factors[2][Tile::BEHIND_NORM ? Tile::BM : 1];
+    } own;
     // The same places in all CTAs, which run the same kernel.
-    const GridRing ring = {(smem_address(dynamic) + 1023) & ~1023u, smem_address(full_), smem_address(empty_a_),
-                           smem_address(empty_b_), smem_address(joined_)};
+    const GridRing ring = {(smem_address(dynamic) + 1023) & ~1023u, smem_address(own.full), smem_address(own.empty_a),
+                           smem_address(own.empty_b), smem_address(own.joined)};
+    const FactorRing<Tile> factors = {own.factors, smem_address(own.factors_full), smem_address(own.factors_empty)};
     const uint32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         prefetch_tensor_map(p.x);
@@ -284,6 +316,10 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope)
             mbarrier_init(ring.full + s * 8, 1);
             mbarrier_init(ring.empty_a + s * 8, Tile::SHARING * Tile::CB);
             mbarrier_init(ring.empty_b + s * 8, Tile::SHARING * Tile::CA);
+        }
+        for (int t = 0; Tile::BEHIND_NORM && t < 2; t++) {
+            mbarrier_init(factors.full + t * 8, 3);
+            mbarrier_init(factors.empty + t * 8, 4 * Tile::SHARING);
         }
         if constexpr (Tile::CK > 1) {
             // What comes for a consumer's rows from the others that share K.
@@ -305,12 +341,16 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope)
 
     if (warpgroup == 0) {
         give_registers<Tile::PRODUCER_REGISTERS>();
-        if (threadIdx.x < 32 && elect_one()) produce_grid<Tile>(p, ring);
+        if (threadIdx.x >= 32) {
+            if constexpr (Tile::BEHIND_NORM) produce_factors<Tile>(p, factors);
+        } else if (elect_one()) {
+            produce_grid<Tile>(p, ring);
+        }
         return;
     }
     take_registers<Tile::CONSUMER_REGISTERS>();
     const uint32_t consumer = warpgroup - 1;
-    consume_grid<T, Tile>(p, rope, ring, consumer, smem_address(staging[consumer]), columns[consumer]);
+    consume_grid<T, Tile>(p, rope, ring, factors, consumer, smem_address(own.staging[consumer]), own.columns[consumer]);
 }
 
 template <class T, class Tile>

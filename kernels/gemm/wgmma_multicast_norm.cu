@@ -9,17 +9,20 @@
 #include "gemm/wgmma_multicast.cuh"
 
 // The form of a tile: BehindNorm or WithStats.
-#define EXPORT_AS(form, Form, letter, rows_a, rows_b, stages, ca, cb, ...)                                            \
-    EXPORT(gemm_multicast_##form##_##letter##rows_a##x##rows_b##x##stages##_##ca##x##cb##_bf16, WgmmaParams,          \
-           (GridTile<__VA_ARGS__>::THREADS), 1, gemm_multicast<__nv_bfloat16, Form<GridTile<__VA_ARGS__>>>)           \
-    EXPORT(gemm_multicast_##form##_##letter##rows_a##x##rows_b##x##stages##_##ca##x##cb##_f16, WgmmaParams,           \
-           (GridTile<__VA_ARGS__>::THREADS), 1, gemm_multicast<__half, Form<GridTile<__VA_ARGS__>>>)
-#define EXPORT_TURNED_AS(form, Form, rows_a, rows_b, stages, ca, cb, consumers, halves) \
-    EXPORT_AS(form, Form, t, rows_a, rows_b, stages, ca, cb, true, consumers, halves, rows_b, stages, ca, cb)
-#define EXPORT_DIRECT_AS(form, Form, rows_a, rows_b, stages, ca, cb, consumers, halves) \
-    EXPORT_AS(form, Form, d, rows_a, rows_b, stages, ca, cb, false, consumers, halves, rows_b, stages, ca, cb)
+#define EXPORT_AS(form, Form, tile, ...)                                                \
+    EXPORT(gemm_multicast_##form##_##tile##_bf16, WgmmaParams, (GridTile<__VA_ARGS__>::THREADS), 1, \
+           gemm_multicast<__nv_bfloat16, Form<GridTile<__VA_ARGS__>>>)                  \
+    EXPORT(gemm_multicast_##form##_##tile##_f16, WgmmaParams, (GridTile<__VA_ARGS__>::THREADS), 1, \
+           gemm_multicast<__half, Form<GridTile<__VA_ARGS__>>>)
+#define EXPORT_TURNED_AS(form, Form, rows_a, rows_b, stages, ca, cb, consumers, halves)                 \
+    EXPORT_AS(form, Form, t##rows_a##x##rows_b##x##stages##_##ca##x##cb, true, consumers, halves, rows_b, stages, ca, cb)
+#define EXPORT_SHARED_TURNED_AS(form, Form, rows_a, rows_b, stages, ca, cb, ck, consumers, halves)         \
+    EXPORT_AS(form, Form, t##rows_a##x##rows_b##x##stages##_##ca##x##cb##x##ck, true, consumers, halves, rows_b, stages, ca, \
+              cb, ck)
+#define EXPORT_DIRECT_AS(form, Form, rows_a, rows_b, stages, ca, cb, consumers, halves)                 \
+    EXPORT_AS(form, Form, d##rows_a##x##rows_b##x##stages##_##ca##x##cb, false, consumers, halves, rows_b, stages, ca, cb)
 #define EXPORT_PINGPONG_AS(form, Form, rows_b, stages, ca, cb) \
-    EXPORT_AS(form, Form, pt, 128, rows_b, stages, ca, cb, true, 2, 2, rows_b, stages, ca, cb, 1, true)
+    EXPORT_AS(form, Form, pt128x##rows_b##x##stages##_##ca##x##cb, true, 2, 2, rows_b, stages, ca, cb, 1, true)
 
 EXPORT_TURNED_AS(behind_norm, BehindNorm, 128, 64, 8, 2, 4, 2, 1)
 EXPORT_TURNED_AS(behind_norm, BehindNorm, 256, 96, 4, 2, 1, 2, 2)
@@ -36,4 +39,6 @@ EXPORT_TURNED_AS(stats, WithStats, 128, 64, 8, 2, 4, 2, 1)
 EXPORT_TURNED_AS(stats, WithStats, 128, 80, 8, 4, 2, 2, 1)
 EXPORT_TURNED_AS(stats, WithStats, 256, 128, 4, 2, 1, 2, 2)
 EXPORT_TURNED_AS(stats, WithStats, 256, 136, 4, 2, 1, 2, 2)
+EXPORT_SHARED_TURNED_AS(stats, WithStats, 128, 64, 8, 2, 1, 4, 2, 1)
+EXPORT_SHARED_TURNED_AS(stats, WithStats, 128, 96, 7, 2, 1, 2, 2, 1)
 EXPORT_PINGPONG_AS(stats, WithStats, 136, 6, 2, 1)

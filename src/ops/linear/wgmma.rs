@@ -63,8 +63,7 @@ const fn tile(form: Form, bm: usize, bn: usize, stages: usize) -> WgmmaTile {
 
 /// Rows of w and of x.
 const fn turned(w: usize, x: usize, stages: usize, ca: usize, cb: usize) -> WgmmaTile {
-    let form = Form::Grid(Grid { turned: true, ca, cb, ck: 1, pingpong: false });
-    WgmmaTile { form, bm: x, bn: w, stages, ctas: 1 }
+    turned_shared(w, x, stages, [ca, cb, 1])
 }
 
 /// Rows of x and of w.
@@ -75,6 +74,12 @@ const fn direct(x: usize, w: usize, stages: usize, ca: usize, cb: usize) -> Wgmm
 /// The same, K shared.
 const fn shared(x: usize, w: usize, stages: usize, [ca, cb, ck]: [usize; 3]) -> WgmmaTile {
     let form = Form::Grid(Grid { turned: false, ca, cb, ck, pingpong: false });
+    WgmmaTile { form, bm: x, bn: w, stages, ctas: 1 }
+}
+
+/// Rows of w and of x, K shared.
+const fn turned_shared(w: usize, x: usize, stages: usize, [ca, cb, ck]: [usize; 3]) -> WgmmaTile {
+    let form = Form::Grid(Grid { turned: true, ca, cb, ck, pingpong: false });
     WgmmaTile { form, bm: x, bn: w, stages, ctas: 1 }
 }
 
@@ -97,7 +102,7 @@ impl WgmmaTile {
     /// The EXPORT_WINDOWS lines there.
     pub const WINDOWS: [WgmmaTile; 2] = [tile(Form::Windows, 128, 128, 6), tile(Form::Windows, 64, 128, 4)];
     /// The EXPORT lines of `gemm/wgmma_multicast.cu`.
-    pub const GRIDS: [WgmmaTile; 32] = [
+    pub const GRIDS: [WgmmaTile; 34] = [
         turned(64, 16, 21, 4, 1),
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
@@ -126,6 +131,8 @@ impl WgmmaTile {
         shared(128, 80, 8, [1, 4, 2]),
         shared(128, 120, 6, [2, 1, 2]),
         shared(128, 72, 8, [2, 1, 4]),
+        turned_shared(128, 64, 8, [2, 1, 4]),
+        turned_shared(128, 96, 7, [2, 1, 2]),
         pingpong(turned(128, 136, 6, 2, 1)),
         pingpong(turned(128, 152, 5, 2, 1)),
         pingpong(direct(128, 128, 6, 2, 1)),
@@ -140,7 +147,7 @@ impl WgmmaTile {
         shared(64, 80, 10, [1, 4, 2]),
         shared(128, 80, 8, [1, 4, 2]),
     ];
-    /// The EXPORT lines of `gemm/wgmma_multicast_norm.cu`: products behind a norm.
+    /// The EXPORT lines of `gemm/wgmma_multicast_norm.cu`: products behind a norm, K whole.
     pub const BEHIND_NORM: [WgmmaTile; 8] = [
         turned(128, 64, 8, 2, 4),
         turned(256, 96, 4, 2, 1),
@@ -152,13 +159,15 @@ impl WgmmaTile {
         pingpong(turned(128, 152, 5, 2, 1)),
     ];
     /// And those that give the statistics of y.
-    pub const STATS: [WgmmaTile; 7] = [
+    pub const STATS: [WgmmaTile; 9] = [
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
         turned(128, 64, 8, 2, 4),
         turned(128, 80, 8, 4, 2),
         turned(256, 128, 4, 2, 1),
         turned(256, 136, 4, 2, 1),
+        turned_shared(128, 64, 8, [2, 1, 4]),
+        turned_shared(128, 96, 7, [2, 1, 2]),
         pingpong(turned(128, 136, 6, 2, 1)),
     ];
     /// CTAs per cluster that every chip takes.
@@ -394,7 +403,10 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub fn allow(&self, plan: &Plan, shape: [usize; 3]) -> bool {
-        plan.tile.takes(self.end, self.vectors) && plan.fits(shape, self.scratch_bytes, self.counters)
+        let whole = self.end != End::BehindNorm || plan.splits == 1;
+        whole
+            && plan.tile.takes(self.end, self.vectors)
+            && plan.fits(shape, self.scratch_bytes, self.counters)
     }
 }
 

@@ -46,10 +46,11 @@ struct WithStats : Tile {
 // less. The sums that come from all CTAs lie where the ring was.
 template <class Tile>
 struct PartOf : Tile {
-    static constexpr int B = (Tile::B + 16 * Tile::CK - 1) / (16 * Tile::CK) * 16, BN = Tile::TURNED ? Tile::BN : B;
+    static constexpr int B = Tile::TURNED ? Tile::B / Tile::CK : (Tile::B + 16 * Tile::CK - 1) / (16 * Tile::CK) * 16;
+    static constexpr int BN = Tile::TURNED ? Tile::BN : B;
     static constexpr int COLUMNS = (BN + 31) / 32 * 32;
     static constexpr int VECTORS = Tile::HALVES * B / 8;
-    static_assert(!Tile::TURNED || Tile::B == B * Tile::CK);
+    static_assert(!Tile::TURNED || Tile::B % (8 * Tile::CK) == 0);
     static_assert(Tile::CK * VECTORS * Tile::CONSUMERS * 128 * 16 <= Tile::STAGES * Tile::STAGE_BYTES);
 };
 template <class Tile, int CK = Tile::CK>

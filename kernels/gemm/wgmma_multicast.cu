@@ -71,8 +71,8 @@ EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 80, 8, 1, 4, 2, 2, 1)
 EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 120, 6, 2, 1, 2, 2, 1)
 EXPORT_SHARED(gemm_multicast, WgmmaParams, 128, 72, 8, 2, 1, 4, 2, 1)
 
-EXPORT_SHARED_TURNED(128, 64, 8, 2, 1, 4, 2, 1)
-EXPORT_SHARED_TURNED(128, 96, 7, 2, 1, 2, 2, 1)
+EXPORT_SHARED_TURNED(128, 96, 7, 2, 1, 4, 2, 1)
+EXPORT_SHARED_TURNED(128, 112, 6, 2, 1, 2, 2, 1)
 
 EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 64, 80, 10, 1, 4, 2, 1, 1)
 EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 128, 80, 8, 1, 4, 2, 2, 1)

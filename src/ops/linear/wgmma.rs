@@ -131,8 +131,8 @@ impl WgmmaTile {
         shared(128, 80, 8, [1, 4, 2]),
         shared(128, 120, 6, [2, 1, 2]),
         shared(128, 72, 8, [2, 1, 4]),
-        turned_shared(128, 64, 8, [2, 1, 4]),
-        turned_shared(128, 96, 7, [2, 1, 2]),
+        turned_shared(128, 96, 7, [2, 1, 4]),
+        turned_shared(128, 112, 6, [2, 1, 2]),
         pingpong(turned(128, 136, 6, 2, 1)),
         pingpong(turned(128, 152, 5, 2, 1)),
         pingpong(direct(128, 128, 6, 2, 1)),
@@ -148,26 +148,28 @@ impl WgmmaTile {
         shared(128, 80, 8, [1, 4, 2]),
     ];
     /// The EXPORT lines of `gemm/wgmma_multicast_norm.cu`: products behind a norm, K whole.
-    pub const BEHIND_NORM: [WgmmaTile; 8] = [
+    pub const BEHIND_NORM: [WgmmaTile; 9] = [
+        turned(64, 64, 13, 4, 2),
+        turned(64, 96, 10, 2, 1),
         turned(128, 64, 8, 2, 4),
         turned(256, 96, 4, 2, 1),
         turned(256, 128, 4, 2, 1),
-        direct(64, 96, 10, 2, 1),
         direct(128, 80, 8, 2, 4),
         direct(128, 144, 6, 2, 1),
         pingpong(turned(128, 136, 6, 2, 1)),
         pingpong(turned(128, 152, 5, 2, 1)),
     ];
     /// And those that give the statistics of y.
-    pub const STATS: [WgmmaTile; 9] = [
+    pub const STATS: [WgmmaTile; 10] = [
+        turned(64, 16, 21, 4, 1),
         turned(64, 64, 13, 4, 2),
         turned(64, 96, 10, 2, 1),
         turned(128, 64, 8, 2, 4),
         turned(128, 80, 8, 4, 2),
         turned(256, 128, 4, 2, 1),
         turned(256, 136, 4, 2, 1),
-        turned_shared(128, 64, 8, [2, 1, 4]),
-        turned_shared(128, 96, 7, [2, 1, 2]),
+        turned_shared(128, 96, 7, [2, 1, 4]),
+        turned_shared(128, 112, 6, [2, 1, 2]),
         pingpong(turned(128, 136, 6, 2, 1)),
     ];
     /// CTAs per cluster that every chip takes.

@@ -7,7 +7,7 @@ use super::{Rewrite, Rule, Uses};
 use crate::core::{DType, Fold, Tensor};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{LinearAct, LinearFused};
+use crate::ops::linear::{LinearAct, LinearFused, gains_behind_norm};
 use crate::ops::norm::{LayerNorm, RowStats, row_stats_shape};
 
 pub struct LayerNormLinear;
@@ -38,7 +38,7 @@ impl Rule for LayerNormLinear {
         let norm = uses.private_writer(g, *y)?;
         let Op::LayerNorm(LayerNorm { eps, .. }) = g.nodes[norm].op else { return None };
         let [x, gain, shift] = g.nodes[norm].ins[..] else { return None };
-        if g.nodes[norm].op != LayerNorm::plain(eps).into() {
+        if g.nodes[norm].op != LayerNorm::plain(eps).into() || !gains_behind_norm(g.desc(x).rows()) {
             return None;
         }
         let stats_shape = row_stats_shape(g.desc(x))?;

@@ -107,6 +107,13 @@ pub fn norms_in_front(rows: usize, k: usize) -> bool {
     rows == 1 && k.is_multiple_of(8)
 }
 
+/// Whether a product of `rows` rows gains where a LayerNorm before it has gone into its weight: while kernels are short, and
+/// a norm is one more to wait for. Where the power limit rules, a pass over memory costs less than the same statistics on
+/// the way (kernels/gemm/LADDER.md: a tile of 1025 rows gained 4 %, four tiles lost 2).
+pub fn gains_behind_norm(rows: usize) -> bool {
+    rows <= 2048
+}
+
 fn cost(ins: &[&Desc], outs: &[&Desc]) -> Cost {
     let (t, k, n) = (ins[0].rows() as u64, ins[0].cols() as u64, ins[1].rows() as u64);
     Cost {

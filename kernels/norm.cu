@@ -5,9 +5,9 @@
 // row_stats:       of every 64 columns of a row their mean and squared deviations, for a product behind the norm
 // x, r, h, y [T, C] of T16; w, b [C]; statistics in f32, variance around the mean in a second pass, one rounding.
 // C % 8 == 0, C <= 8192. CTAs of THREADS threads, each with one vector of 8 columns (`_128`, `_512`, `_1024`: C <= 8·THREADS),
-// take rows in turns; the next row is on its way while one is done. With four vectors a thread and a warp a row (no barriers,
-// but 10 KB of code instead of 4) 1025 rows of 1024 took 3.2 us for 2.6, a step of 1000 frames of sound 1.109 ms for 1.087;
-// but 13325 rows 15.4 us for 17.7, and 512 of 3584 3.1 for 3.8, for more was on its way: more CTAs an SM are next.
+// take rows in turns; the next row is on its way while one is done. An SM is full of threads of 32 registers: 13325 rows of
+// 1024 take 15.0 us (17.7 with two thirds as many), 512 of 3584 3.2 (3.8). With four vectors a thread and a warp a row (no
+// barriers, but 10 KB of code instead of 4) they took 15.4 and 3.1, but 1025 rows of 1024 3.2 for 2.6.
 // h may be x and y may be x or r: a thread reads all its elements of a row before it writes the same ones.
 // Moves 4·T·C (add: 8·T·C) + 2·C bytes: bandwidth-bound. Goal 85 % of the copy rate from T = 512; T = 1 is
 // launch-bound, so w and b are loaded before the wait.

@@ -29,7 +29,7 @@ __device__ __forceinline__ float rstd_of(const float2* stats, uint32_t rows, uin
     // Deviations of the means from the first of them: of means that are far from zero no digits are lost.
     const float first = __ldcg(stats).x;
     float squares = 0.f, away = 0.f, away_squared = 0.f;
-#pragma unroll 8
+#pragma unroll 16
     for (uint32_t i = 0; i < parts; i++) {
         const float2 part = __ldcg(stats + size_t(i) * rows);
         const float d = part.x - first;

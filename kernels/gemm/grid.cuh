@@ -32,6 +32,8 @@ struct GridTile {
 template <class Tile>
 struct BehindNorm : Tile {
     static constexpr bool BEHIND_NORM = true;
+    // Statistics of 16 times 64 columns on their way at once.
+    static constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = Tile::CONSUMERS == 2 ? 224 : 216;
     static constexpr int FACTOR_BYTES = 2 * (Tile::BM * 4 + 16);
     static_assert(Tile::CK == 1);
     static_assert(Tile::STAGES * Tile::STAGE_BYTES + Tile::STATIC_BYTES + FACTOR_BYTES + 1024 <= 227 * 1024);

@@ -51,13 +51,17 @@ __device__ __forceinline__ void store_with_stats(const Epilogue& e, uint32_t m, 
                                                  uint32_t row, uint32_t apart, uint32_t end, uint32_t col) {
     const uint32_t lane = threadIdx.x % 8;
     float sum[4] = {}, squares[4] = {}, origin[4] = {};
-    const auto of_8 = [&](int i) { return load_shared(from + i * from_apart); };
+    uint4 eight[PASSES];
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) eight[i] = load_shared(from + i * from_apart);
+#pragma unroll
+    for (int i = 0; i < PASSES; i++)
+        if (row + i * apart < end && col < e.cols)
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row + i * apart) * e.cols + col) = eight[i];
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
-        const uint4 eight = of_8(i);
-        if (row + i * apart < end && col < e.cols)
-            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row + i * apart) * e.cols + col) = eight;
-        const Float8 f = unpack<T>(eight);
+        const Float8 f = unpack<T>(eight[i]);
         origin[i] = __shfl_sync(0xffffffffu, f.v[0], 0, 8);
 #pragma unroll
         for (int j = 0; j < 8; j++) {

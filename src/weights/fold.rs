@@ -1,10 +1,12 @@
 //! Weights with a norm's gain or shift folded in, carried out on the host: the reference of kernels/fold.cu.
 
 use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
 
-use super::{Packer, Source};
+use super::{Packer, Source, host_weight};
 use crate::bail_runtime;
-use crate::core::{Fold, Recipe, Result};
+use crate::core::{DType, Fold, HostWeight, Recipe, Result, Shape};
 
 /// Rows that one task folds.
 const TASK_ROWS: usize = 64;
@@ -39,27 +41,60 @@ pub(super) fn folded(recipe: &Recipe, fold: &Fold, source: &dyn Source) -> Resul
     let row_len = recipe.shape.len() / rows.max(1);
     let mut values = vec![0.0; recipe.shape.len()];
     values.par_chunks_mut((TASK_ROWS * row_len).max(1)).enumerate().for_each(|(task, out)| {
-        let mut products = vec![0.0; cols];
+        let mut row = vec![0.0; cols];
         for (i, out) in out.chunks_mut(row_len.max(1)).enumerate() {
-            matrix.fill_f32((task * TASK_ROWS + i) * cols, &mut products);
-            products.iter_mut().zip(&by).for_each(|(w, by)| *w *= by);
-            fold_row(fold, &products, out);
+            matrix.fill_f32((task * TASK_ROWS + i) * cols, &mut row);
+            match fold {
+                Fold::Centred { .. } => {
+                    centre(&mut row, &by);
+                    out.copy_from_slice(&row);
+                }
+                Fold::Shift { .. } => out.fill(times(&mut row, &by) as f32),
+            }
         }
         recipe.dtype.round_slice(out);
     });
     Ok(values)
 }
 
-/// A row of the folded weight, of the products of a row and the vector. The sum is f64: one after another in f32, its
-/// terms would lose digits.
-fn fold_row(fold: &Fold, products: &[f32], out: &mut [f32]) {
-    let sum: f64 = products.iter().copied().map(f64::from).sum();
-    match fold {
-        Fold::Centred { .. } => {
-            let mean = (sum / products.len() as f64) as f32;
-            out.iter_mut().zip(products).for_each(|(out, p)| *out = p - mean);
-        }
-        Fold::Shift { .. } => out.fill(sum as f32),
+/// `row = row ∘ by`; returns the sum. It is f64: one after another in f32, its terms would lose digits.
+fn times(row: &mut [f32], by: &[f32]) -> f64 {
+    row.iter_mut().zip(by).for_each(|(w, by)| *w *= by);
+    row.iter().copied().map(f64::from).sum()
+}
+
+/// `row = row ∘ gain`, less its mean.
+fn centre(row: &mut [f32], gain: &[f32]) {
+    let mean = (times(row, gain) / row.len().max(1) as f64) as f32;
+    row.iter_mut().for_each(|w| *w -= mean);
+}
+
+/// A centred weight as the CPU reads it: row by row, so that the stored one stays the only copy.
+pub(super) struct CentredWeight {
+    matrix: Arc<dyn HostWeight>,
+    gain: Vec<f32>,
+}
+
+impl CentredWeight {
+    pub(super) fn new(recipe: &Recipe, fold: &Fold, source: &Arc<dyn Source>) -> Result<CentredWeight> {
+        let gain = host_weight(vector_of(recipe, fold)?, source)?.to_f32();
+        Ok(CentredWeight { matrix: host_weight(&recipe.unfolded(), source)?, gain })
+    }
+}
+
+impl HostWeight for CentredWeight {
+    fn shape(&self) -> Shape {
+        self.matrix.shape()
+    }
+
+    fn dtype(&self) -> DType {
+        self.matrix.dtype()
+    }
+
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        self.matrix.read_rows(rows, out);
+        out.chunks_mut(self.gain.len().max(1)).for_each(|row| centre(row, &self.gain));
+        self.dtype().round_slice(out);
     }
 }
 

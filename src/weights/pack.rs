@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::convert::{convert, gather, narrow, widen};
 use super::{Source, fold};
-use crate::core::{DType, HostWeight, Part, Recipe, Result, Shape};
+use crate::core::{DType, Fold, HostWeight, Part, Recipe, Result, Shape};
 use crate::{bail_input, bail_runtime, ensure_input};
 
 /// Elements that one task packs.
@@ -222,13 +222,19 @@ pub fn pack(recipe: &Recipe, source: &dyn Source, out: &mut [u8]) -> Result<()> 
     Ok(())
 }
 
-/// A weight that the CPU reads through its recipe. Folded weights, and those whose neighbours are stored apart (permuted
-/// ones, all small), are carried out once instead.
+/// A weight that the CPU reads through its recipe. Vectors with a shift in them, and weights whose neighbours are stored
+/// apart (permuted ones, all small), are carried out once instead.
 pub fn host_weight(recipe: &Recipe, source: &Arc<dyn Source>) -> Result<Arc<dyn HostWeight>> {
     let (dtype, shape) = (recipe.dtype, recipe.shape);
-    if let Some(fold) = &recipe.fold {
-        let values = fold::folded(recipe, fold, source.as_ref())?;
-        return Ok(Arc::new(DenseWeight { dtype, shape, values }));
+    match &recipe.fold {
+        Some(fold @ Fold::Centred { .. }) => {
+            return Ok(Arc::new(fold::CentredWeight::new(recipe, fold, source)?));
+        }
+        Some(fold @ Fold::Shift { .. }) => {
+            let values = fold::folded(recipe, fold, source.as_ref())?;
+            return Ok(Arc::new(DenseWeight { dtype, shape, values }));
+        }
+        None => {}
     }
     let packer = Packer::new(recipe, source.as_ref())?;
     if packer.parts.iter().any(|(part, ..)| part.step() != 1) {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use crate::core::{Result, Tensor};
 use crate::exec::{Backend, ExeId, Lane, StateId};
@@ -9,10 +10,13 @@ use crate::fuse::{Fusion, fuse};
 use crate::graph::Graph;
 use crate::models::intern_vit::TiledInputs;
 use crate::plan::plan;
+use crate::weights::Source;
 
 /// Prepared graphs of one lane.
 pub(super) struct Graphs<K, T> {
     lane: Lane,
+    /// Has the weights that no graph before has asked for.
+    source: Arc<dyn Source>,
     ready: HashMap<K, (ExeId, T, u64)>,
     pinned: HashSet<K>,
     clock: u64,
@@ -22,8 +26,8 @@ pub(super) struct Graphs<K, T> {
 const KEEP: usize = 64;
 
 impl<K: Hash + Eq + Copy, T: Clone> Graphs<K, T> {
-    pub fn new(lane: Lane) -> Graphs<K, T> {
-        Graphs { lane, ready: HashMap::new(), pinned: HashSet::new(), clock: 0 }
+    pub fn new(lane: Lane, source: &Arc<dyn Source>) -> Graphs<K, T> {
+        Graphs { lane, source: source.clone(), ready: HashMap::new(), pinned: HashSet::new(), clock: 0 }
     }
 
     /// The graph of `key` stays from now on, however long nobody uses it.
@@ -54,6 +58,7 @@ impl<K: Hash + Eq + Copy, T: Clone> Graphs<K, T> {
         }
         let (graph, tensors) = build()?;
         let plan = plan(fuse(graph, fusion)?, |d| backend.arena_elem_bytes(d))?;
+        backend.load(&plan.graph.weights, &self.source, &mut |_, _| {})?;
         let exe = backend.prepare(self.lane, plan, states)?;
         self.ready.insert(key, (exe, tensors.clone(), self.clock));
         Ok((exe, tensors))
@@ -110,11 +115,13 @@ mod tests {
     use crate::core::DType;
     use crate::exec::cpu::Cpu;
     use crate::ops::elementwise::{Act, Unary};
+    use crate::weights::SynthSource;
 
     #[test]
     fn pinned_graphs_outlive_many_others() {
         let mut cpu = Cpu::new();
-        let mut graphs: Graphs<usize, ()> = Graphs::new(Lane::Text);
+        let none: Arc<dyn Source> = Arc::new(SynthSource::new(0, DType::F32, Vec::new()));
+        let mut graphs: Graphs<usize, ()> = Graphs::new(Lane::Text, &none);
         let mut built = Vec::new();
         let mut get = |graphs: &mut Graphs<usize, ()>, key: usize| {
             let build = || {

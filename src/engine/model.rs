@@ -110,7 +110,7 @@ pub struct ModelParts {
 }
 
 impl Model {
-    /// Loads every weight that any graph of the model wants, and creates its states.
+    /// Loads the weights of the model, and creates its states.
     pub fn load(parts: ModelParts, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
         let ModelParts { cfg, source, backend, dtype, sizes, fusion, cache, observe } = parts;
         let mut model = Model {
@@ -118,14 +118,14 @@ impl Model {
             sizes,
             dtype,
             backend,
-            source,
             fusion,
-            text: Graphs::new(Lane::Text),
-            vision: Graphs::new(Lane::Vision),
-            audio: Graphs::new(Lane::Audio),
-            pieces: Graphs::new(Lane::Audio),
-            pictures: Graphs::new(Lane::Vision),
-            samples: Graphs::new(Lane::Audio),
+            text: Graphs::new(Lane::Text, &source),
+            vision: Graphs::new(Lane::Vision, &source),
+            audio: Graphs::new(Lane::Audio, &source),
+            pieces: Graphs::new(Lane::Audio, &source),
+            pictures: Graphs::new(Lane::Vision, &source),
+            samples: Graphs::new(Lane::Audio, &source),
+            source,
             mel_states: Vec::new(),
             text_states: Vec::new(),
             cache: Cache::new(CacheOptions { enabled: false, ..cache }, 0, 0),
@@ -210,7 +210,8 @@ impl Model {
         self.backend.sync()
     }
 
-    /// Every weight of every graph, after fusion.
+    /// The weights of all graphs but those of the longest sounds, after fusion. Few and many rows may have them in other
+    /// forms; what is not among these comes when a graph wants it.
     fn recipes(&self) -> Result<Vec<Recipe>> {
         let mut all: Vec<Recipe> = Vec::new();
         let mut add = |g: Graph| -> Result<()> {
@@ -225,7 +226,9 @@ impl Model {
         let cfg = &self.cfg;
         add(qwen2::build(&cfg.text, &self.sizes, self.dtype, key(Ids::Host, Head::All))?.graph)?;
         if let Some(vision) = &cfg.vision {
-            add(intern_vit::build(vision, &cfg.text, self.dtype, 1, Pixels::Values)?.graph)?;
+            for tiles in [1, TILES_AT_ONCE] {
+                add(intern_vit::build(vision, &cfg.text, self.dtype, tiles, Pixels::Values)?.graph)?;
+            }
         }
         if let Some(audio) = &cfg.audio {
             add(whale::build(audio, &cfg.text, self.dtype, 64, 64)?.graph)?;

@@ -431,6 +431,9 @@ impl Backend for Cuda {
         let total: u64 = recipes.iter().map(Recipe::bytes).sum();
         let bytes: u64 = absent.iter().map(|r| r.bytes()).sum();
         progress(total - bytes, total);
+        if absent.is_empty() {
+            return Ok(());
+        }
         let stream = &self.lanes[Lane::Text as usize].stream;
         let uploader = Uploader { device: &self.device, modules: &self.modules, stream, meter: &self.meter };
         let loaded =

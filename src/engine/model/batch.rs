@@ -97,7 +97,8 @@ impl Model {
             .map(|i| if shared(i) { Some(self.text_states[i]) } else { next.next() })
             .collect::<Option<Vec<_>>>();
         let Some(states) = states else { crate::bail_runtime!("a batch without some of its states") };
-        self.batch = Some(Batch { sequences, rows, states, own: made, graphs: Graphs::new(Lane::Text) });
+        let graphs = Graphs::new(Lane::Text, &self.source);
+        self.batch = Some(Batch { sequences, rows, states, own: made, graphs });
         Ok(())
     }
 
@@ -173,13 +174,14 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ModelParts;
+    use super::super::{ModelParts, TILES_AT_ONCE, Work};
     use super::*;
     use crate::core::DType;
     use crate::engine::cache::CacheOptions;
     use crate::exec::cpu::Cpu;
     use crate::exec::{Backend, Wait};
     use crate::fuse::Fusion;
+    use crate::graph::Graph;
     use crate::models::config::{ModelConfig, synthetic};
     use std::sync::Arc;
 
@@ -204,6 +206,23 @@ mod tests {
         let mut model = Model::load(parts, &mut |_, _| {}).unwrap();
         model.backend_mut().set_poison(true);
         model
+    }
+
+    /// Few rows of an encoder have some weights in another form than many; what was not loaded at first comes when wanted.
+    #[test]
+    fn every_length_finds_its_weights() {
+        let mut model = model(Fusion::on());
+        let loaded = model.recipes().unwrap();
+        let absent = |g: &Graph| g.weights.iter().filter(|r| !loaded.contains(r)).count();
+        let vision = |tiles| Work::Vision { tiles, bytes: true };
+        let audio = |frames| Work::Audio { frames };
+        for work in [vision(1), vision(TILES_AT_ONCE), audio(7), audio(3000)] {
+            assert_eq!(absent(&model.fused(work).unwrap()), 0);
+        }
+        for work in [vision(130), audio(9000)] {
+            assert!(absent(&model.fused(work).unwrap()) > 0);
+            model.prepared(work).unwrap();
+        }
     }
 
     const PROMPT: [u32; 5] = [3, 141, 59, 26, 53];

@@ -213,7 +213,7 @@ impl WgmmaTile {
     }
 
     /// Whether there is a kernel of the tile that gives statistics of the rows of y.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    #[cfg(feature = "cuda")]
     pub fn gives_stats(&self) -> bool {
         Self::STATS.contains(self)
     }

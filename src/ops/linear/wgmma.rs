@@ -213,7 +213,6 @@ impl WgmmaTile {
     }
 
     /// Whether there is a kernel of the tile that gives statistics of the rows of y.
-    #[cfg(feature = "cuda")]
     pub fn gives_stats(&self) -> bool {
         Self::STATS.contains(self)
     }

@@ -185,3 +185,26 @@ fn q_k_and_v_have_a_kernel_with_rotation_at_every_length() {
         }
     }
 }
+
+#[test]
+fn the_encoders_products_have_kernels_around_their_norms() {
+    let there = |tiles: &[WgmmaTile]| tiles.iter().all(|tile| WgmmaTile::GRIDS.contains(tile));
+    assert!(there(&WgmmaTile::BEHIND_NORM) && there(&WgmmaTile::STATS));
+    let behind = Bounds { end: End::BehindNorm, ..bounds() };
+    for m in [1, 16, 74, 249, 400, 749, 1025, 1499, 2048, 13325] {
+        for n in [3072, 4096] {
+            let plan = choose([m, n, 1024], &behind);
+            assert!(WgmmaTile::BEHIND_NORM.contains(&plan.tile) && plan.splits == 1, "{m} x {n}: {plan:?}");
+            if let Some(measured) = measured([m, n, 1024]) {
+                assert_eq!(plan, measured, "{m} x {n}");
+            }
+        }
+    }
+    // A short, a usual and a long sound, and a tile.
+    for m in [74, 249, 749, 1025] {
+        for k in [1024, 4096] {
+            let tile = choose([m, 1024, k], &bounds()).tile;
+            assert!(tile.gives_stats(), "{m} rows of {k}: {}", tile.name());
+        }
+    }
+}

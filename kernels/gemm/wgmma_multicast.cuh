@@ -135,8 +135,8 @@ struct Joined {
     static constexpr int JOIN_BATCH = divisor_up_to(8, BN / 8);
 };
 
-// `mine`: the columns (turned: rows of x) of this CTA's part, of its consumer's rows, of the sums of all CTAs that share the tile's K, added in
-// the order of K. What one thread holds of them the same thread of the others gets, 16 bytes at a time.
+// `mine`: the columns (turned: rows of x) of this CTA's part, of its consumer's rows, of the sums of all CTAs that share the
+// tile's K, added in the order of K. What one thread holds of them the same thread of the others gets, 16 bytes at a time.
 template <class Tile, class Part>
 __device__ __forceinline__ void join_parts(const float (&acc)[Tile::HALVES][Tile::B / 2],
                                            float (&mine)[Tile::HALVES][Part::B / 2], const Place<Tile>& place,

@@ -2,7 +2,6 @@
 // the sum of their squared deviations, the product behind it, whose w has the norm's gain in it and rows without a mean,
 // multiplies its sums by 1 / sqrt(var + eps).
 #pragma once
-#include "common/act.cuh"
 #include "common/vec.cuh"
 
 constexpr uint32_t STATS_COLUMNS = 64;

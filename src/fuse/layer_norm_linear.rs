@@ -3,25 +3,14 @@
 //! the deviation of a row, divides its sums. Saves a kernel that reads and writes all rows, where it lies between two
 //! products: the one before it gives the statistics of its rows (`linear_stats`).
 
-use super::{Rewrite, Rule, Uses};
-use crate::core::{DType, Fold, Tensor};
+use super::{Rewrite, Rule, Uses, general, simplest};
+use crate::core::{DType, Tensor};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
 use crate::ops::linear::{LinearAct, LinearFused, gains_behind_norm};
 use crate::ops::norm::{LayerNorm, RowStats, row_stats_shape};
 
 pub struct LayerNormLinear;
-
-/// The op as it is without a norm, in its general form.
-fn fused(op: &Op) -> Option<LinearFused> {
-    let op = match op {
-        Op::Linear(op) => LinearFused::of(op),
-        Op::LinearFused(op) => op.clone(),
-        _ => return None,
-    };
-    let free = op.norm.is_none() && op.behind_norm.is_none() && !op.scale && op.act != LinearAct::Swiglu;
-    free.then_some(op)
-}
 
 impl Rule for LayerNormLinear {
     fn name(&self) -> &'static str {
@@ -33,23 +22,26 @@ impl Rule for LayerNormLinear {
     }
 
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite> {
-        let op = fused(&g.nodes[at].op)?;
-        let [y, w, rest @ ..] = &g.nodes[at].ins[..] else { return None };
-        let norm = uses.private_writer(g, *y)?;
+        let op = general(&g.nodes[at].op)?;
+        if op.norm.is_some() || op.behind_norm.is_some() || op.scale || op.act == LinearAct::Swiglu {
+            return None;
+        }
+        let [y, w, ref rest @ ..] = g.nodes[at].ins[..] else { return None };
+        let rest = rest.to_vec();
+        let norm = uses.private_writer(g, y)?;
         let Op::LayerNorm(LayerNorm { eps, .. }) = g.nodes[norm].op else { return None };
         let [x, gain, shift] = g.nodes[norm].ins[..] else { return None };
         if g.nodes[norm].op != LayerNorm::plain(eps).into() || !gains_behind_norm(g.desc(x).rows()) {
             return None;
         }
         let stats_shape = row_stats_shape(g.desc(x))?;
-        let centred = g.recipe(*w)?.centred(g.recipe(gain)?)?;
-        let shifted = g.recipe(*w)?.shifted_by(g.recipe(shift)?)?;
-        let mut ins = [&[x, *w], rest].concat();
-        ins[1] = g.weight(centred);
+        let centred = g.recipe(w)?.centred(g.recipe(gain)?)?;
+        let shifted = g.recipe(w)?.shifted_by(g.recipe(shift)?)?;
+        let (w, d) = (g.weight(centred), g.weight(shifted));
         let outs = g.nodes[at].outs.clone();
         let name = format!("{}.stats", g.desc(outs[0]).name);
         let stats = g.fresh(&name, DType::F32, stats_shape);
-        ins.extend([g.weight(shifted), stats]);
+        let ins = [&[x, w], &rest[..], &[d, stats]].concat();
         let op = LinearFused { behind_norm: Some(eps), ..op };
         let with = vec![
             Node { op: RowStats.into(), ins: vec![x], outs: vec![stats] },
@@ -72,8 +64,7 @@ impl Rule for LayerNormLinear {
         let w = g.weight(plain);
         let (name, desc) = (g.desc(node.outs[0]).name.clone(), g.desc(*x).clone());
         let y = g.fresh(&format!("{name}.normed"), desc.dtype, desc.shape);
-        let op = LinearFused { behind_norm: None, ..op };
-        let op: Op = op.alone().map_or_else(|| op.into(), Op::from);
+        let op = simplest(LinearFused { behind_norm: None, ..op });
         Some(vec![
             Node { op: LayerNorm::plain(eps).into(), ins: vec![*x, gain, shift], outs: vec![y] },
             Node { op, ins: [&[y, w], rest].concat(), outs: node.outs.clone() },
@@ -83,10 +74,6 @@ impl Rule for LayerNormLinear {
 
 /// The vector that is in the weight `t`.
 fn folded_in(g: &mut Graph, t: Tensor) -> Option<Tensor> {
-    let vector = match g.recipe(t)?.fold.as_ref()? {
-        Fold::Centred { gain } => gain,
-        Fold::Shift { shift } => shift,
-    };
-    let vector = vector.as_ref().clone();
+    let vector = g.recipe(t)?.fold.as_ref()?.vector().clone();
     Some(g.weight(vector))
 }

@@ -1,10 +1,10 @@
 //! The largest logit found where the logits are made, for one row. Saves a read of the logits and the start of a kernel
 //! over them.
 
-use super::{Rewrite, Rule, Uses};
+use super::{Rewrite, Rule, Uses, general, simplest};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{self, LinearFused};
+use crate::ops::linear;
 use crate::ops::sample::ArgMax;
 
 pub struct LinearArgMax;
@@ -22,11 +22,7 @@ impl Rule for LinearArgMax {
         let Op::ArgMax(ArgMax { limit }) = g.nodes[at].op else { return None };
         let logits = g.nodes[at].ins[0];
         let product = uses.writer(logits)?;
-        let fused = match &g.nodes[product].op {
-            Op::Linear(op) => LinearFused::of(op),
-            Op::LinearFused(op) => op.clone(),
-            _ => return None,
-        };
+        let fused = general(&g.nodes[product].op)?;
         let op = linear::LinearArgMax { norm: fused.norm, limit };
         let x = g.desc(g.nodes[product].ins[0]);
         if fused != op.parts().0 || !linear::LinearArgMax::takes(x.rows(), x.cols()) {
@@ -41,9 +37,8 @@ impl Rule for LinearArgMax {
         let Op::LinearArgMax(op) = &node.op else { return None };
         let [logits, ids] = node.outs[..] else { return None };
         let (product, arg_max) = op.parts();
-        let product = product.alone().map_or_else(|| product.into(), Op::from);
         Some(vec![
-            Node { op: product, ins: node.ins.clone(), outs: vec![logits] },
+            Node { op: simplest(product), ins: node.ins.clone(), outs: vec![logits] },
             Node { op: arg_max.into(), ins: vec![logits], outs: vec![ids] },
         ])
     }

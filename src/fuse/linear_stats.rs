@@ -1,6 +1,6 @@
 //! The statistics of rows, for a norm, from the matrix product that makes them. Saves a read of all rows, and a kernel.
 
-use super::{Rewrite, Rule, Uses};
+use super::{Rewrite, Rule, Uses, general, simplest};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
 use crate::ops::linear::LinearFused;
@@ -25,11 +25,7 @@ impl Rule for LinearStats {
         let Op::RowStats(RowStats) = g.nodes[at].op else { return None };
         let y = g.nodes[at].ins[0];
         let linear = uses.writer(y)?;
-        let op = match &g.nodes[linear].op {
-            Op::Linear(op) => LinearFused::of(op),
-            Op::LinearFused(op) => op.clone(),
-            _ => return None,
-        };
+        let op = general(&g.nodes[linear].op)?;
         if op.stats || op.out_f32 {
             return None;
         }
@@ -42,8 +38,7 @@ impl Rule for LinearStats {
     fn expand(&self, _: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let Op::LinearFused(op) = &node.op else { return None };
         let [y, stats] = node.outs[..] else { return None };
-        let op = LinearFused { stats: false, ..op.clone() };
-        let op: Op = op.alone().map_or_else(|| op.into(), Op::from);
+        let op = simplest(LinearFused { stats: false, ..op.clone() });
         Some(vec![
             Node { op, ins: node.ins.clone(), outs: vec![y] },
             Node { op: RowStats.into(), ins: vec![y], outs: vec![stats] },

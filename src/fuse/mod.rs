@@ -19,6 +19,8 @@ mod swiglu;
 
 use crate::core::{Place, Recipe, Result, Tensor};
 use crate::graph::{Graph, Node};
+use crate::ops::Op;
+use crate::ops::linear::LinearFused;
 
 /// Nodes to take out, and what stands in the place of the last of them.
 pub struct Rewrite {
@@ -226,6 +228,20 @@ fn apply(g: &mut Graph, rewrite: Rewrite) -> usize {
     }
     g.nodes = nodes;
     end
+}
+
+/// A matrix product in its general form.
+fn general(op: &Op) -> Option<LinearFused> {
+    match op {
+        Op::Linear(op) => Some(LinearFused::of(op)),
+        Op::LinearFused(op) => Some(op.clone()),
+        _ => None,
+    }
+}
+
+/// The way back: a product that nothing but its bias follows is the primitive.
+fn simplest(op: LinearFused) -> Op {
+    op.alone().map_or_else(|| op.into(), Op::from)
 }
 
 /// The stored tensors that a stacked or interleaved weight was made of, each as it is stored.

@@ -3,7 +3,6 @@ use std::collections::HashMap;
 use super::*;
 use crate::core::{DType, Desc};
 use crate::models::{config::ModelConfig, intern_vit, qwen2, whale};
-use crate::ops::Op;
 use crate::ops::norm::{LayerNorm, RowStats};
 
 /// Whether two graphs are the same up to the numbering and naming of tensors: where they differ, or nothing.

@@ -4,11 +4,11 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Packer, Source, host_weight};
+use super::{Source, host_weight};
 use crate::bail_runtime;
 use crate::core::{DType, Fold, HostWeight, Recipe, Result, Shape};
 
-/// Rows that one task folds.
+/// Rows that one task adds up.
 const TASK_ROWS: usize = 64;
 
 /// The gain or shift that is folded into `recipe`, if it has an element for each column of the unfolded weight, as
@@ -27,34 +27,6 @@ pub(super) fn vector_of<'a>(recipe: &Recipe, fold: &'a Fold) -> Result<&'a Recip
         );
     }
     Ok(vector)
-}
-
-/// The values of the folded weight, rounded to `recipe.dtype`, made on all threads.
-pub(super) fn folded(recipe: &Recipe, fold: &Fold, source: &dyn Source) -> Result<Vec<f32>> {
-    let vector = vector_of(recipe, fold)?;
-    let matrix = recipe.unfolded();
-    let (rows, cols) = (matrix.shape[0], matrix.shape[1]);
-    let mut by = vec![0.0; cols];
-    Packer::new(vector, source)?.fill_f32(0, &mut by);
-    let matrix = Packer::new(&matrix, source)?;
-
-    let row_len = recipe.shape.len() / rows.max(1);
-    let mut values = vec![0.0; recipe.shape.len()];
-    values.par_chunks_mut((TASK_ROWS * row_len).max(1)).enumerate().for_each(|(task, out)| {
-        let mut row = vec![0.0; cols];
-        for (i, out) in out.chunks_mut(row_len.max(1)).enumerate() {
-            matrix.fill_f32((task * TASK_ROWS + i) * cols, &mut row);
-            match fold {
-                Fold::Centred { .. } => {
-                    centre(&mut row, &by);
-                    out.copy_from_slice(&row);
-                }
-                Fold::Shift { .. } => out.fill(times(&mut row, &by) as f32),
-            }
-        }
-        recipe.dtype.round_slice(out);
-    });
-    Ok(values)
 }
 
 /// `row = row ∘ by`; returns the sum. It is f64: one after another in f32, its terms would lose digits.
@@ -77,8 +49,8 @@ pub(super) struct CentredWeight {
 
 impl CentredWeight {
     pub(super) fn new(recipe: &Recipe, fold: &Fold, source: &Arc<dyn Source>) -> Result<CentredWeight> {
-        let gain = host_weight(vector_of(recipe, fold)?, source)?.to_f32();
-        Ok(CentredWeight { matrix: host_weight(&recipe.unfolded(), source)?, gain })
+        let (matrix, gain) = bound(recipe, fold, source)?;
+        Ok(CentredWeight { matrix, gain })
     }
 }
 
@@ -98,14 +70,31 @@ impl HostWeight for CentredWeight {
     }
 }
 
+/// The values of a shift behind a weight, on all threads.
+pub(super) fn shifted(recipe: &Recipe, fold: &Fold, source: &Arc<dyn Source>) -> Result<Vec<f32>> {
+    let (matrix, shift) = bound(recipe, fold, source)?;
+    let mut values = vec![0.0; recipe.shape.len()];
+    values.par_chunks_mut(TASK_ROWS).enumerate().for_each(|(task, out)| {
+        let mut row = vec![0.0; shift.len()];
+        for (i, out) in (task * TASK_ROWS..).zip(out) {
+            matrix.read_rows(i..i + 1, &mut row);
+            *out = times(&mut row, &shift) as f32;
+        }
+    });
+    recipe.dtype.round_slice(&mut values);
+    Ok(values)
+}
+
+/// The weight as it is before, and what is folded in.
+fn bound(recipe: &Recipe, fold: &Fold, source: &Arc<dyn Source>) -> Result<(Arc<dyn HostWeight>, Vec<f32>)> {
+    let vector = host_weight(vector_of(recipe, fold)?, source)?.to_f32();
+    Ok((host_weight(&recipe.unfolded(), source)?, vector))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::convert::widen;
-    use super::super::{SynthSource, check_parts, host_weight, pack};
+    use super::super::{Packer, SynthSource, check_parts, pack};
     use super::*;
-    use crate::core::{DType, Shape};
 
     fn source() -> Arc<dyn Source> {
         let t = |name: &str, shape: &[usize]| (name.to_owned(), shape.to_vec());
@@ -157,11 +146,10 @@ mod tests {
                     let folded = host_weight(&r, &s).unwrap();
                     assert_eq!((folded.shape(), folded.dtype()), (r.shape, dtype));
                     assert_eq!(folded.to_f32(), want, "{} {dtype}", r.name());
-                    let mut bytes = vec![0xff; r.bytes() as usize];
-                    pack(&r, s.as_ref(), &mut bytes).unwrap();
-                    let mut packed = vec![0.0; want.len()];
-                    widen(dtype, &bytes, &mut packed);
-                    assert_eq!(packed, want, "{} {dtype}", r.name());
+                    let last = r.shape.rows() - 1;
+                    let mut row = vec![f32::NAN; r.shape.cols()];
+                    folded.read_rows(last..last + 1, &mut row);
+                    assert_eq!(row, want[last * row.len()..], "{} {dtype}", r.name());
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::convert::{convert, gather, narrow, widen};
+use super::convert::{convert, gather, widen};
 use super::{Source, fold};
 use crate::core::{DType, Fold, HostWeight, Part, Recipe, Result, Shape};
 use crate::{bail_input, bail_runtime, ensure_input};
@@ -196,7 +196,7 @@ impl<'a> Packer<'a> {
     }
 
     /// As [`Packer::fill`], rounded to `recipe.dtype` and widened again.
-    pub(super) fn fill_f32(&self, first: usize, out: &mut [f32]) {
+    fn fill_f32(&self, first: usize, out: &mut [f32]) {
         if self.recipe.padded {
             out.fill(0.0);
         }
@@ -210,15 +210,12 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// Carries out `recipe` on all threads: `out` gets the weight's bytes in `recipe.dtype`.
+/// Carries out an unfolded `recipe` on all threads: `out` gets the weight's bytes in `recipe.dtype`.
 pub fn pack(recipe: &Recipe, source: &dyn Source, out: &mut [u8]) -> Result<()> {
     if out.len() as u64 != recipe.bytes() {
         bail_runtime!("{}: expected room for {} bytes, found {}", recipe.name(), recipe.bytes(), out.len());
     }
-    match &recipe.fold {
-        Some(fold) => narrow(recipe.dtype, &fold::folded(recipe, fold, source)?, out),
-        None => Packer::new(recipe, source)?.fill_on_all_threads(0, out),
-    }
+    Packer::new(recipe, source)?.fill_on_all_threads(0, out);
     Ok(())
 }
 
@@ -231,7 +228,7 @@ pub fn host_weight(recipe: &Recipe, source: &Arc<dyn Source>) -> Result<Arc<dyn 
             return Ok(Arc::new(fold::CentredWeight::new(recipe, fold, source)?));
         }
         Some(fold @ Fold::Shift { .. }) => {
-            let values = fold::folded(recipe, fold, source.as_ref())?;
+            let values = fold::shifted(recipe, fold, source)?;
             return Ok(Arc::new(DenseWeight { dtype, shape, values }));
         }
         None => {}

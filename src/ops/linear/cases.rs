@@ -119,8 +119,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
             Some(fill) => case.act_with(shape, fill),
             None => case.act(shape),
         };
-        let [bias, scale, residual, norm] = [op.bias, op.scale, op.residual, op.norm.is_some()];
-        let op_behind_norm = op.behind_norm.is_some();
+        let [bias, scale, residual] = [op.bias, op.scale, op.residual];
+        let [norm, behind_norm] = [op.norm, op.behind_norm].map(|eps| eps.is_some());
         let mut case = weight(act(Case::new(name, op), &[t, k]), &[n, k]);
         if bias {
             case = weight(case, &[n]);
@@ -134,7 +134,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         if norm {
             case = weight(case, &[k]);
         }
-        if op_behind_norm {
+        if behind_norm {
             // Means far from zero; deviations about as large.
             let stats = Fill::Uniform { centre: 20.0, scale: 10.0 };
             case = case.weight(&[n]).act_f32(&[k / STATS_COLUMNS, t, 2], stats);

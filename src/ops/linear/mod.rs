@@ -70,6 +70,7 @@ pub struct LinearFused {
     pub norm: Option<f32>,
     /// The epsilon of the LayerNorm; no scale, other norm or SwiGLU then.
     pub behind_norm: Option<f32>,
+    /// For the LayerNorm of y; M is whole 64s, and y of x's type.
     pub stats: bool,
     pub out_f32: bool,
 }

@@ -55,8 +55,8 @@ unsafe impl Kernel for MulticastRopeKernel {
 }
 
 struct MulticastBehindNormKernel;
-// SAFETY: `gemm_multicast_behind_norm_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading compares
-// the sizes.
+// SAFETY: `gemm_multicast_behind_norm_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading
+// compares the sizes.
 unsafe impl Kernel for MulticastBehindNormKernel {
     const FILE: &'static str = "gemm/wgmma_multicast_norm";
     const SYMBOL: &'static str = "gemm_multicast_behind_norm";
@@ -64,8 +64,8 @@ unsafe impl Kernel for MulticastBehindNormKernel {
 }
 
 struct MulticastStatsKernel;
-// SAFETY: `gemm_multicast_stats_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading compares the
-// sizes.
+// SAFETY: `gemm_multicast_stats_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading compares
+// the sizes.
 unsafe impl Kernel for MulticastStatsKernel {
     const FILE: &'static str = "gemm/wgmma_multicast_norm";
     const SYMBOL: &'static str = "gemm_multicast_stats";

@@ -440,13 +440,12 @@ impl Backend for Cuda {
             uploader.upload(&absent, from.as_ref(), &mut |done| progress(total - bytes + done, total))?;
         stream.sync()?;
         self.weights.extend(absent.into_iter().cloned().zip(loaded.buffers));
-        let (all, gb, waits) = (start.elapsed().as_secs_f64(), bytes as f64 / 1e9, loaded.waits);
+        let (all, gb) = (start.elapsed().as_secs_f64(), bytes as f64 / 1e9);
         tracing::info!(
-            "weights: {gb:.2} GB in {all:.2} s, {:.1} GB/s; {} threads waited {:.2} s for the bus, {:.2} s for memory",
+            "weights: {gb:.2} GB in {all:.3} s, {:.1} GB/s; {} threads waited {:.3} s for the bus",
             gb / all.max(1e-9),
             loaded.threads,
-            waits.bus.as_secs_f64(),
-            waits.memory.as_secs_f64()
+            loaded.waited.as_secs_f64()
         );
         Ok(())
     }

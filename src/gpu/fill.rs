@@ -1,7 +1,7 @@
 //! Synthetic weights made on the device, to the same bits as on the host.
 
 use super::device::Device;
-use super::launch::{DevicePtr, Geometry, Kernel, Launch, Launcher, Scratch};
+use super::launch::{DevicePtr, Geometry, Kernel, Launch, Launcher};
 use super::modules::Modules;
 use super::stream::Stream;
 use crate::core::{Recipe, Result};
@@ -39,14 +39,7 @@ pub fn fill(
     dst: DevicePtr,
 ) -> Result<()> {
     let mut program: Vec<Launch> = Vec::new();
-    let mut launcher = Launcher {
-        device,
-        modules,
-        program: &mut program,
-        node: 0,
-        step: DevicePtr::NULL,
-        scratch: Scratch::none(),
-    };
+    let mut launcher = Launcher::alone(device, modules, &mut program);
     // Enough CTAs to fill the chip several times; the kernel strides over the rest.
     let ctas = (device.sm_count() * 8) as u32;
     for (part, spec) in recipe.parts.iter().zip(specs) {

@@ -1,8 +1,10 @@
 //! Gains and shifts of norms folded into weights on the device, where the weights already are.
 
+use std::collections::HashMap;
+
 use super::device::Device;
-use super::launch::{DevicePtr, Geometry, Kernel, Launch, Launcher, Scratch};
-use super::memory::DeviceBuffer;
+use super::launch::{DevicePtr, Geometry, Kernel, Launch, Launcher};
+use super::memory::{DeviceBuffer, copy_within};
 use super::modules::Modules;
 use super::stream::Stream;
 use crate::core::{Fold, Recipe, Result};
@@ -51,14 +53,17 @@ unsafe impl Kernel for ShiftKernel {
 #[derive(PartialEq, Eq, Debug)]
 pub struct Folding {
     /// What each place gets at first: those of the weights themselves, a centred one as it is before; then those of what is
-    /// folded in and is none of them. What is still folded here is not brought, but computed.
+    /// folded in and is none of them. What is still folded here is not brought, but computed, and of what stands here twice
+    /// the second is copied.
     pub brought: Vec<Recipe>,
-    /// In this order: matrices are centred when the shifts have been computed of them.
+    /// In this order: matrices are centred when they have been copied, and the shifts computed of them.
     pub steps: Vec<FoldStep>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FoldStep {
+    /// A matrix that is wanted as it is and centred, or centred for two norms, crosses the bus once.
+    Copy { from: usize, to: usize },
     /// `y = w·shift`.
     Shift { w: usize, shift: usize, y: usize },
     /// `w` is centred in place.
@@ -89,7 +94,19 @@ impl Folding {
             }
         }
         steps.append(&mut centred);
+        let mut first = HashMap::new();
+        let copies = brought.iter().enumerate().filter_map(|(to, recipe)| {
+            let from = *first.entry(recipe).or_insert(to);
+            (from < to).then_some(FoldStep::Copy { from, to })
+        });
+        let steps = copies.chain(steps).collect();
         Folding { brought, steps }
+    }
+
+    /// Whether a place gets its weight here, and not from the source.
+    pub fn makes(&self, place: usize) -> bool {
+        let copied = |s: &FoldStep| matches!(s, FoldStep::Copy { to, .. } if *to == place);
+        self.brought[place].fold.is_some() || self.steps.iter().any(copied)
     }
 }
 
@@ -102,27 +119,30 @@ pub fn fold(
     buffers: &[DeviceBuffer],
 ) -> Result<()> {
     let mut program: Vec<Launch> = Vec::new();
-    let mut launcher = Launcher {
-        device,
-        modules,
-        program: &mut program,
-        node: 0,
-        step: DevicePtr::NULL,
-        scratch: Scratch::none(),
+    let mut launcher = Launcher::alone(device, modules, &mut program);
+    // The matrix at a place, and CTAs for its rows.
+    let matrix = |w: usize| {
+        let (shape, dtype) = (&folding.brought[w].shape, folding.brought[w].dtype);
+        let geometry = Geometry::grid([shape.rows().div_ceil(ROWS).max(1) as u32, 1, 1]);
+        (buffers[w].ptr, dtype, geometry, shape.rows() as u32, shape.cols() as u32)
     };
     for step in &folding.steps {
-        let (FoldStep::Shift { w, .. } | FoldStep::Centred { w, .. }) = *step;
-        let (matrix, dtype) = (&folding.brought[w].shape, folding.brought[w].dtype);
-        let geometry = Geometry::grid([matrix.rows().div_ceil(ROWS).max(1) as u32, 1, 1]);
-        let (rows, cols, w) = (matrix.rows() as u32, matrix.cols() as u32, buffers[w].ptr);
         match *step {
-            FoldStep::Shift { shift, y, .. } => {
+            FoldStep::Copy { from, to } => {
+                let (to, from, bytes) =
+                    (&buffers[to], &buffers[from], folding.brought[from].bytes() as usize);
+                // SAFETY: both are weights of the same recipe, in buffers of their own.
+                unsafe { copy_within(to.ptr, from.ptr, bytes, stream)? };
+            }
+            FoldStep::Shift { w, shift, y } => {
+                let (w, dtype, geometry, rows, cols) = matrix(w);
                 let p = ShiftParams { w, shift: buffers[shift].ptr, y: buffers[y].ptr, rows, cols };
                 // SAFETY: every buffer holds the whole weight of its place; `check_parts` has seen that the shift has an
                 // element for each column, and a folded weight has one for each row.
                 unsafe { launcher.launch::<ShiftKernel>(dtype, geometry, &p)? };
             }
-            FoldStep::Centred { gain, .. } => {
+            FoldStep::Centred { w, gain } => {
+                let (w, dtype, geometry, rows, cols) = matrix(w);
                 let p = CentredParams { w, gain: buffers[gain].ptr, rows, cols };
                 // SAFETY: as above, for the gain.
                 unsafe { launcher.launch::<CentredKernel>(dtype, geometry, &p)? };
@@ -180,7 +200,15 @@ mod tests {
         let shared = folding(&[&v.centred(&gain).unwrap(), &c, &w.centred(&shift).unwrap()]);
         assert_eq!(shared.brought, [&v, &w, &w, &gain, &shift].map(Recipe::clone));
         let centred = |w, gain| FoldStep::Centred { w, gain };
-        assert_eq!(shared.steps, [centred(0, 3), centred(1, 3), centred(2, 4)]);
+        let copied = FoldStep::Copy { from: 1, to: 2 };
+        assert_eq!(shared.steps, [copied, centred(0, 3), centred(1, 3), centred(2, 4)]);
+        assert_eq!([0, 1, 2, 3].map(|place| shared.makes(place)), [false, false, true, false]);
+
+        // Centred and as it is.
+        let twice = folding(&[&c, &w, &d]);
+        assert_eq!(twice.brought, [&w, &w, &d, &gain, &shift].map(Recipe::clone));
+        let of_d = FoldStep::Shift { w: 0, shift: 4, y: 2 };
+        assert_eq!(twice.steps, [FoldStep::Copy { from: 0, to: 1 }, of_d, centred(0, 3)]);
     }
 
     /// A source that hides how its values are made, so that they are packed.

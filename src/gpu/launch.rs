@@ -134,6 +134,17 @@ pub struct Launcher<'a> {
     pub(crate) scratch: Scratch,
 }
 
+impl<'a> Launcher<'a> {
+    /// For launches outside of a graph, without a step or scratch memory.
+    pub(crate) fn alone(
+        device: &'a Device,
+        modules: &'a Modules,
+        program: &'a mut Vec<Launch>,
+    ) -> Launcher<'a> {
+        Launcher { device, modules, program, node: 0, step: DevicePtr::NULL, scratch: Scratch::none() }
+    }
+}
+
 /// Memory of a lane that lives for one node: split-K partials, softmax partials.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {

@@ -4,6 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use cudarc::driver::{result, sys};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::{MmapMut, MmapOptions};
 
 use super::driver::check;
 use super::launch::DevicePtr;
@@ -30,18 +33,16 @@ impl Meter {
     }
 }
 
-/// Memory of the device.
-pub struct DeviceBuffer {
-    pub ptr: DevicePtr,
-    pub bytes: usize,
+/// What the driver gave at once, for one buffer or several.
+struct Block {
+    ptr: DevicePtr,
+    bytes: usize,
     meter: Meter,
 }
 
-impl DeviceBuffer {
-    /// `bytes` of uninitialised memory, for `what`.
-    pub fn new(bytes: usize, what: &str, meter: &Meter) -> Result<DeviceBuffer> {
-        let bytes = bytes.max(256);
-        // SAFETY: the buffer owns what it gets; nobody reads it before it is written.
+impl Block {
+    fn new(bytes: usize, what: &str, meter: &Meter) -> Result<Block> {
+        // SAFETY: the block owns what it gets; nobody reads it before it is written.
         let ptr = unsafe { result::malloc_sync(bytes) }.map_err(|_| {
             let (free, total) = result::mem_get_info().unwrap_or((0, 0));
             crate::core::Error::runtime(format!(
@@ -52,7 +53,62 @@ impl DeviceBuffer {
             ))
         })?;
         meter.add(bytes as u64);
-        Ok(DeviceBuffer { ptr: DevicePtr(ptr), bytes, meter: meter.clone() })
+        Ok(Block { ptr: DevicePtr(ptr), bytes, meter: meter.clone() })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated in new(), freed once. cuMemFree waits for work that uses it.
+        let _ = unsafe { result::free_sync(self.ptr.0) };
+        self.meter.sub(self.bytes as u64);
+    }
+}
+
+/// Memory of the device.
+pub struct DeviceBuffer {
+    pub ptr: DevicePtr,
+    pub bytes: usize,
+    /// Freed with the last of its buffers.
+    _block: Rc<Block>,
+}
+
+/// Where buffers of one block begin: large ones as the driver lays them, each in pages of its own.
+const SMALL_ALIGN: usize = 256;
+const PAGE_BYTES: usize = 2 << 20;
+
+/// Where buffers of these sizes begin in a block, and its size.
+fn lay_out(sizes: &[usize]) -> (Vec<usize>, usize) {
+    let mut end = 0usize;
+    let place = |&bytes: &usize| {
+        let start = end.next_multiple_of(if bytes < PAGE_BYTES { SMALL_ALIGN } else { PAGE_BYTES });
+        end = start + bytes.max(SMALL_ALIGN);
+        start
+    };
+    (sizes.iter().map(place).collect(), end)
+}
+
+impl DeviceBuffer {
+    /// `bytes` of uninitialised memory, for `what`.
+    pub fn new(bytes: usize, what: &str, meter: &Meter) -> Result<DeviceBuffer> {
+        let bytes = bytes.max(SMALL_ALIGN);
+        let block = Block::new(bytes, what, meter)?;
+        Ok(DeviceBuffer { ptr: block.ptr, bytes, _block: Rc::new(block) })
+    }
+
+    /// Buffers of these sizes, in one piece: the driver takes 0.2 ms for each that it is asked for, and lets nobody else in.
+    pub fn several(sizes: &[usize], what: &str, meter: &Meter) -> Result<Vec<DeviceBuffer>> {
+        if sizes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (starts, bytes) = lay_out(sizes);
+        let block = Rc::new(Block::new(bytes, what, meter)?);
+        let buffer = |(start, &bytes): (usize, &usize)| DeviceBuffer {
+            ptr: block.ptr.offset(start),
+            bytes: bytes.max(SMALL_ALIGN),
+            _block: block.clone(),
+        };
+        Ok(starts.into_iter().zip(sizes).map(buffer).collect())
     }
 
     /// Fills the whole buffer with one byte; 0xff makes every float NaN.
@@ -71,18 +127,12 @@ impl DeviceBuffer {
     }
 }
 
-impl Drop for DeviceBuffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated in new(), freed once. cuMemFree waits for work that uses it.
-        let _ = unsafe { result::free_sync(self.ptr.0) };
-        self.meter.sub(self.bytes as u64);
-    }
-}
-
 /// Page-locked host memory: the copy engines read and write it while threads go on.
 pub struct PinnedBuffer {
     ptr: *mut u8,
     len: usize,
+    /// What the driver did not allocate, but pinned.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: plain memory with one owner; the raw pointer is what keeps it from being Send by itself.
@@ -90,6 +140,9 @@ unsafe impl Send for PinnedBuffer {}
 
 impl PinnedBuffer {
     pub fn new(bytes: usize) -> Result<PinnedBuffer> {
+        if bytes >= PAGE_BYTES {
+            return PinnedBuffer::of_large_pages(bytes);
+        }
         let bytes = bytes.max(64);
         // SAFETY: the buffer owns what it gets.
         let ptr = check(unsafe { result::malloc_host(bytes, 0) }, || {
@@ -98,7 +151,24 @@ impl PinnedBuffer {
         let ptr = ptr.cast::<u8>();
         // SAFETY: `bytes` were just allocated; zeroing makes them initialised for slices.
         unsafe { std::ptr::write_bytes(ptr, 0, bytes) };
-        Ok(PinnedBuffer { ptr, len: bytes })
+        Ok(PinnedBuffer { ptr, len: bytes, map: None })
+    }
+
+    /// In pages of 2 MB, where the system has them: 48 MB are pinned in 2 ms, by the driver's own allocation in 17 to 28, and
+    /// most of the rest of its work, zeros in every page, is done by the thread that asks.
+    fn of_large_pages(bytes: usize) -> Result<PinnedBuffer> {
+        let failed = |e| crate::core::Error::runtime(format!("{bytes} bytes of host memory: {e}"));
+        let mut map = MmapOptions::new().len(bytes + PAGE_BYTES).map_anon().map_err(failed)?;
+        let start = map.as_ptr().align_offset(PAGE_BYTES);
+        // Small pages do as well, and take longer.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(Advice::HugePage, start, bytes);
+        map[start..start + bytes].fill(0);
+        let ptr = map[start..].as_mut_ptr();
+        // SAFETY: the range lies in the map, which the buffer owns and drop() unpins before it goes.
+        let pinned = unsafe { sys::cuMemHostRegister_v2(ptr.cast(), bytes, 0) };
+        check(pinned.result(), || format!("pinning {bytes} bytes of host memory"))?;
+        Ok(PinnedBuffer { ptr, len: bytes, map: Some(map) })
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -114,8 +184,11 @@ impl PinnedBuffer {
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in new(), freed once.
-        let _ = unsafe { result::free_host(self.ptr.cast()) };
+        // SAFETY: allocated or pinned in new(), freed or unpinned once.
+        let _ = match self.map {
+            Some(_) => unsafe { sys::cuMemHostUnregister(self.ptr.cast()) }.result(),
+            None => unsafe { result::free_host(self.ptr.cast()) },
+        };
     }
 }
 
@@ -248,4 +321,22 @@ pub unsafe fn copy_within_2d(
     // SAFETY: the caller's promise.
     let done = unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) };
     check(done.result(), || format!("copying {rows} runs of {width} bytes within the device"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_a_block_are_aligned_and_apart() {
+        let sizes = [100, PAGE_BYTES + 1, 0, 300, 5 * PAGE_BYTES, 1];
+        let (starts, end) = lay_out(&sizes);
+        assert_eq!(starts[..3], [0, PAGE_BYTES, 2 * PAGE_BYTES + SMALL_ALIGN]);
+        for (i, (start, bytes)) in starts.iter().zip(sizes).enumerate() {
+            let align = if bytes < PAGE_BYTES { SMALL_ALIGN } else { PAGE_BYTES };
+            assert!(start.is_multiple_of(align), "{i}: {start}");
+            assert!(start + bytes.max(1) <= *starts.get(i + 1).unwrap_or(&end), "{i}: {starts:?}, {end}");
+        }
+        assert_eq!(lay_out(&[]), (Vec::new(), 0));
+    }
 }

@@ -15,17 +15,16 @@ use super::stream::{Event, Stream};
 use crate::core::{Recipe, Result};
 use crate::weights::{Packer, Source, SynthSpec, check_parts};
 
-/// One pinned buffer, and what a thread packs at a time: large enough that a copy outlasts what it takes to start it
-/// (40 us at 55 GB/s).
+/// One pinned buffer, and what a thread packs at a time: large enough that a copy outlasts what it takes to start it. Copies
+/// of 2 MB take 51 GB/s of a bus that takes 54, those of 4 MB 53.
 ///
-/// Why threads share nothing but a queue: where the bus takes 55 GB/s (H200 hosts, 16 cores), all of them filling one
-/// buffer of 32 MB after another, together, brought 20 to 29 out of the page cache. Alone, 12 threads with two buffers of
-/// 2 MB bring 41, and wait for the bus a tenth of the time; 16 with 2 MB 39, with 4 MB 37, with 1 MB 38, with four of 1 MB
-/// 35: it takes a while to pin memory. To read the file in place of copying out of its map gains 2 %.
-const STAGE_BYTES: usize = 2 << 20;
+/// Why threads share nothing but a queue: on a host of an H200, with 16 cores, all of them filling one buffer of 32 MB after
+/// another, together, brought 20 to 29 GB/s out of the page cache. Alone, 12 threads with two buffers each copy out of it
+/// at 75, and so wait for the bus. To read the file in place of copying out of its map is no faster.
+const STAGE_BYTES: usize = 4 << 20;
 /// Buffers of a thread: one is filled while the other is copied.
 const STAGES: usize = 2;
-/// More than the bus needs would only pin more memory: 48 MB with these.
+/// More than the bus needs would only pin more memory: 96 MB with these.
 const MOST_THREADS: usize = 12;
 /// Weights start at multiples of it in a buffer, and are cut at multiples of it: no element is, and copies are aligned.
 const ALIGN: usize = 256;
@@ -43,17 +42,8 @@ pub struct Uploaded {
     /// In the order of the recipes.
     pub buffers: Vec<DeviceBuffer>,
     pub threads: usize,
-    /// The mean over the threads.
-    pub waits: Waits,
-}
-
-/// What a thread did but packing and pinning.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Waits {
-    /// Waiting for a buffer to be copied: most of the time where nothing but the bus is in the way.
-    pub bus: Duration,
-    /// Waiting for something to pack: device memory is taken while weights are loaded.
-    pub memory: Duration,
+    /// How long a thread waited for the bus, the mean over all: most of the time where nothing else is in the way.
+    pub waited: Duration,
 }
 
 /// How a weight comes about.
@@ -66,9 +56,6 @@ enum Way<'a> {
 
 impl<'a> Way<'a> {
     fn of(recipe: &'a Recipe, from: &'a dyn Source) -> Result<Way<'a>> {
-        if recipe.fold.is_some() {
-            return Ok(Way::Folded);
-        }
         let specs: Option<Vec<_>> = recipe.parts.iter().map(|p| from.synth(&p.name)).collect();
         Ok(match specs {
             Some(specs) => Way::Made(specs),
@@ -159,18 +146,14 @@ impl Drop for Stages<'_> {
 }
 
 /// What each thread does: packs and sends until there is no more.
-fn send_all(device: &Device, stream: &Stream, pieces: &Hand<Vec<Span>>) -> Result<Waits> {
+fn send_all(device: &Device, stream: &Stream, pieces: &Hand<Vec<Span>>) -> Result<Duration> {
     device.make_current()?;
     let mut stages = Stages { stream, all: Vec::new(), next: 0, waited: Duration::ZERO };
-    let mut memory = Duration::ZERO;
-    loop {
-        let start = Instant::now();
-        let Some(piece) = pieces.take() else { break };
-        memory += start.elapsed();
+    while let Some(piece) = pieces.take() {
         stages.send(&piece)?;
         pieces.report(piece.iter().map(|span| span.at.len() as u64).sum());
     }
-    Ok(Waits { bus: stages.waited, memory })
+    Ok(stages.waited)
 }
 
 impl Uploader<'_> {
@@ -185,52 +168,58 @@ impl Uploader<'_> {
         recipes.iter().try_for_each(|r| check_parts(r, from))?;
         let folding = Folding::of(recipes);
         let total = recipes.iter().map(|r| r.bytes()).sum();
-        let mut buffers = Vec::with_capacity(folding.brought.len());
-        let brought =
-            self.bring(&folding.brought, from, &mut buffers, &mut |done: u64| progress(done.min(total)));
+        // What is kept, and what goes when it has been folded in.
+        let sizes: Vec<usize> = folding.brought.iter().map(|r| r.bytes() as usize).collect();
+        let (kept, folded_in) = sizes.split_at(recipes.len());
+        let mut buffers = DeviceBuffer::several(kept, "weights", self.meter)?;
+        buffers.extend(DeviceBuffer::several(folded_in, "what is folded into weights", self.meter)?);
+        let brought = self.bring(&folding, from, &buffers, &mut |done: u64| progress(done.min(total)));
         let folded = brought.and_then(|brought| {
             fold(self.device, self.modules, self.stream, &folding, &buffers)?;
             Ok(brought)
         });
         // Nothing is freed while the stream uses it.
         let ended = match &folded {
-            Ok(_) if buffers.len() == recipes.len() => Ok(()),
+            Ok(_) if folded_in.is_empty() => Ok(()),
             _ => self.stream.sync(),
         };
-        let (threads, waits) = folded?;
+        let (threads, waited) = folded?;
         ended?;
         buffers.truncate(recipes.len());
         if !folding.steps.is_empty() {
             progress(total);
         }
-        Ok(Uploaded { buffers, threads, waits })
+        Ok(Uploaded { buffers, threads, waited })
     }
 
-    /// Takes memory for every weight, into `buffers`, and fills it but where weights are folded of others. Returns the
-    /// number of threads, and what they waited for.
+    /// Fills the buffer of every weight, but where weights are folded of others. Returns the number of threads, and how long
+    /// they waited for the bus.
     fn bring(
         &self,
-        recipes: &[Recipe],
+        folding: &Folding,
         from: &dyn Source,
-        buffers: &mut Vec<DeviceBuffer>,
+        buffers: &[DeviceBuffer],
         progress: &mut dyn FnMut(u64),
-    ) -> Result<(usize, Waits)> {
-        let ways: Vec<Way> = recipes.iter().map(|r| Way::of(r, from)).collect::<Result<_>>()?;
-        let weights = || recipes.iter().zip(&ways);
-        let packed: u64 =
-            weights().filter(|(_, w)| matches!(w, Way::Packed(_))).map(|(r, _)| r.bytes()).sum();
+    ) -> Result<(usize, Duration)> {
+        let recipes = &folding.brought;
+        let way = |(place, recipe)| match folding.makes(place) {
+            true => Ok(Way::Folded),
+            false => Way::of(recipe, from),
+        };
+        let ways: Vec<Way> = recipes.iter().enumerate().map(way).collect::<Result<_>>()?;
+        let weights = || recipes.iter().zip(&ways).zip(buffers);
+        let is_packed = |way: &Way| matches!(way, Way::Packed(_));
+        let packed: u64 = weights().filter(|((_, w), _)| is_packed(w)).map(|((r, _), _)| r.bytes()).sum();
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
         let threads = threads.min(packed.div_ceil(STAGE_BYTES as u64) as usize);
 
         let (device, stream) = (self.device, self.stream);
-        let waits = crew(
+        let waited = crew(
             threads,
             |pieces| send_all(device, stream, pieces),
             |feed| {
                 let mut cutter = Cutter::default();
-                for (recipe, way) in weights() {
-                    buffers.push(DeviceBuffer::new(recipe.bytes() as usize, &recipe.name(), self.meter)?);
-                    let to = &buffers[buffers.len() - 1];
+                for ((recipe, way), to) in weights() {
                     match way {
                         Way::Packed(packer) => cutter.add(packer, to.ptr, |piece| feed.give(piece)),
                         Way::Made(specs) => {
@@ -247,9 +236,7 @@ impl Uploader<'_> {
             },
             progress,
         )?;
-        let mean =
-            |of: fn(&Waits) -> Duration| waits.iter().map(of).sum::<Duration>() / threads.max(1) as u32;
-        Ok((threads, Waits { bus: mean(|w| w.bus), memory: mean(|w| w.memory) }))
+        Ok((threads, waited.iter().sum::<Duration>() / threads.max(1) as u32))
     }
 
     /// Enqueues the making of a synthetic weight.

@@ -48,6 +48,15 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
+// The same, kept in the L2 by `policy`, as `createpolicy` makes them.
+__device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0, int32_t c1,
+                                            uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], "
+        "[%2], %5;" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "l"(policy)
+        : "memory");
+}
 // To the same place of every CTA of the cluster whose bit is set, where the barrier at the same place counts the bytes.
 __device__ __forceinline__ void tma_load_2d_to_cluster(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
                                                        int32_t c1, uint16_t ctas) {
@@ -55,6 +64,14 @@ __device__ __forceinline__ void tma_load_2d_to_cluster(uint32_t dst, const Tenso
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
         "[%1, {%3, %4}], [%2], %5;" ::"r"(dst),
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(ctas)
+        : "memory");
+}
+__device__ __forceinline__ void tma_load_2d_to_cluster(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,
+                                                       int32_t c1, uint16_t ctas, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+        "[%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(ctas), "l"(policy)
         : "memory");
 }
 __device__ __forceinline__ void tma_load_3d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0,

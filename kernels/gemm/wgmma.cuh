@@ -24,6 +24,7 @@ struct WgmmaParams {
     uint32_t* counters;  // split-K: one per tile and consumer, zero between kernels
     uint32_t m, n, k;
     uint32_t splits;  // parts of K
+    uint64_t policy;  // what becomes of w in the L2, in wgmma_multicast.cuh
 };
 
 // A part [first, last) of the k steps of one tile.

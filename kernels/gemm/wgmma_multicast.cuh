@@ -29,14 +29,14 @@ struct WgmmaRopeParams {
     RopeEpilogue r;
 };
 
-// An operand of a step to all CTAs of `to`, where each barrier counts what arrives.
-template <int CTAS>
+// An operand of a step to all CTAs of `to`, where each barrier counts what arrives; `policy`, if it is w.
+template <int CTAS, class... Policy>
 __device__ __forceinline__ void send(uint32_t to, const TensorMap& map, uint32_t barrier, uint32_t step, uint32_t row,
-                                     uint16_t ctas) {
+                                     uint16_t ctas, Policy... policy) {
     if constexpr (CTAS == 1)
-        tma_load_2d(to, map, barrier, step * 64, row);
+        tma_load_2d(to, map, barrier, step * 64, row, policy...);
     else
-        tma_load_2d_to_cluster(to, map, barrier, step * 64, row, ctas);
+        tma_load_2d_to_cluster(to, map, barrier, step * 64, row, ctas, policy...);
 }
 
 // One thread. The weights of the first stages are asked for before the wait for the kernels that made x.
@@ -46,14 +46,20 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
     const Place<Tile> place;
     const uint16_t with_a = place.with_a(), with_b = place.with_b();
     const auto fill_a = [&](uint32_t slot, uint32_t step, const Unit& u) {
-        if (place.fills_a(slot))
-            send<Tile::CB>(ring.slots + slot * Tile::STAGE_BYTES, TURNED ? p.w : p.x, ring.full + slot * 8, step,
-                           TURNED ? u.n0 : u.m0, with_a);
+        if (!place.fills_a(slot)) return;
+        const uint32_t to = ring.slots + slot * Tile::STAGE_BYTES, barrier = ring.full + slot * 8;
+        if constexpr (TURNED)
+            send<Tile::CB>(to, p.w, barrier, step, u.n0, with_a, p.policy);
+        else
+            send<Tile::CB>(to, p.x, barrier, step, u.m0, with_a);
     };
     const auto fill_b = [&](uint32_t slot, uint32_t step, const Unit& u) {
-        if (place.fills_b(slot))
-            send<Tile::CA>(ring.slots + slot * Tile::STAGE_BYTES + Tile::A_BYTES, TURNED ? p.x : p.w,
-                           ring.full + slot * 8, step, TURNED ? u.m0 : u.n0, with_b);
+        if (!place.fills_b(slot)) return;
+        const uint32_t to = ring.slots + slot * Tile::STAGE_BYTES + Tile::A_BYTES, barrier = ring.full + slot * 8;
+        if constexpr (TURNED)
+            send<Tile::CA>(to, p.x, barrier, step, u.m0, with_b);
+        else
+            send<Tile::CA>(to, p.w, barrier, step, u.n0, with_b, p.policy);
     };
     const auto fill_w = [&](uint32_t slot, uint32_t step, const Unit& u) {
         if constexpr (TURNED)

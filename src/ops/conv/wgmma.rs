@@ -328,6 +328,7 @@ pub(super) mod launch {
                 n: n as u32,
                 k: w.cols() as u32,
                 splits: splits as u32,
+                policy: 0,
             },
             odd_rows: rows(1)?,
             out_height: out_height as u32,

@@ -19,6 +19,7 @@ pub(crate) struct WgmmaParams {
     pub n: u32,
     pub k: u32,
     pub splits: u32,
+    pub policy: u64,
 }
 
 struct WgmmaKernel;
@@ -132,6 +133,7 @@ pub unsafe fn launch_windows(
         n: n as u32,
         k: k as u32,
         splits: splits as u32,
+        policy: super::policy_of_weights(m),
     };
     let chunks = (c / super::WgmmaTile::BK) as u32;
     let p = WindowParams { g, odd: map_rows(x, (1, 2), t / 2, c, tile.bm)?, chunks };
@@ -174,6 +176,7 @@ pub unsafe fn launch(
         n: n as u32,
         k: k as u32,
         splits: splits as u32,
+        policy: super::policy_of_weights(m),
     };
     let grid = plan.grid(m, n, l.device.sm_count());
     let geometry = Geometry::grid([grid as u32, 1, 1]).cluster(plan.cluster() as u32).smem(tile.smem_bytes());

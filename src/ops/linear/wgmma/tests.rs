@@ -208,3 +208,10 @@ fn the_encoders_products_have_kernels_around_their_norms() {
         }
     }
 }
+
+#[test]
+fn weights_that_are_read_once_leave_the_l2_first() {
+    let first = policy_of_weights(1);
+    assert!([16, 128, 1025].iter().all(|&m| policy_of_weights(m) == first));
+    assert!([2048, 13325].iter().all(|&m| policy_of_weights(m) != first));
+}

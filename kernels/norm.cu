@@ -3,6 +3,7 @@
 // layer_norm_act:  y = scale · act(layer_norm(x))
 // add_*:           h = x + r, rounded once; y = norm of the rounded h
 // row_stats:       of every 64 columns of a row their mean and squared deviations, for a product behind the norm
+// rms_begin:       y = w · x, and of every 32 columns of a row of x the sum of their squares, for the same
 // x, r, h, y [T, C] of T16; w, b [C]; statistics in f32, variance around the mean in a second pass, one rounding.
 // C % 8 == 0, C <= 8192. CTAs of THREADS threads, each with one vector of 8 columns (`_128`, `_512`, `_1024`: C <= 8·THREADS),
 // take rows in turns; the next row is on its way while one is done. An SM is full of threads of 32 registers: 13325 rows of
@@ -132,6 +133,33 @@ __device__ __forceinline__ void row_stats(const RowStatsParams& p) {
 
 EXPORT(row_stats_bf16, RowStatsParams, 256, 1, row_stats<__nv_bfloat16>)
 EXPORT(row_stats_f16, RowStatsParams, 256, 1, row_stats<__half>)
+
+struct RmsBeginParams {
+    const void* x;   // [rows, cols], cols % 32 == 0
+    const void* w;   // [cols]
+    void* y;         // [rows, cols]
+    float* squares;  // [cols / 32, rows]
+    uint32_t rows;
+    uint32_t cols;
+};
+
+// A thread a vector: 4 lanes have 32 columns.
+template <class T>
+__device__ __forceinline__ void rms_begin(const RmsBeginParams& p) {
+    pdl_trigger();
+    pdl_wait();
+    const uint32_t vectors = p.cols / 8;
+    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint32_t row = uint32_t(at / vectors), vector = uint32_t(at % vectors);
+    const uint4 x = row < p.rows ? static_cast<const uint4*>(p.x)[at] : make_uint4(0, 0, 0, 0);
+    const float squares = squares_of_32<T>(x);
+    if (row >= p.rows) return;
+    static_cast<uint4*>(p.y)[at] = gained_8<T>(x, static_cast<const uint4*>(p.w)[vector]);
+    if (vector % 4 == 0) p.squares[size_t(vector / 4) * p.rows + row] = squares;
+}
+
+EXPORT(rms_begin_bf16, RmsBeginParams, 256, 1, rms_begin<__nv_bfloat16>)
+EXPORT(rms_begin_f16, RmsBeginParams, 256, 1, rms_begin<__half>)
 
 // An SM full of threads where 32 registers are enough for one, as for bf16: what is on its way is what bounds many rows.
 template <Norm NORM, bool ADD, int THREADS>

@@ -126,9 +126,9 @@ fn compare(gpu: &mut dyn Backend, case: &Case<Op>, dtype: DType) -> Result<Vec<(
         runs.push(bound.run(gpu, case)?);
     }
     bound.release(gpu);
-    // Statistics are those of rows that have been rounded.
-    let of_rounded = matches!(&case.op, Op::LinearFused(op) if op.stats);
-    let rounded_to = |i: usize, t: &HostTensor| if of_rounded && i == 1 { dtype } else { t.desc.dtype };
+    // Statistics and sums of squares are those of rows that have been rounded.
+    let of_rounded = matches!(&case.op, Op::LinearFused(op) if op.stats || op.begins);
+    let rounded_to = |i: usize, t: &HostTensor| if of_rounded && i > 0 { dtype } else { t.desc.dtype };
     let both = runs[0].iter().zip(&exact).enumerate();
     let mut verdicts: Vec<_> = both.map(|(i, (a, b))| judge(a, b, rounded_to(i, a))).collect();
     let bits = |t: &HostTensor| t.data.f32s().iter().map(|x| x.to_bits()).collect::<Vec<_>>();

@@ -140,6 +140,11 @@ __device__ __forceinline__ float4 load_cluster(uint32_t address) {
     return v;
 }
 // Stores to a CTA of the cluster; its barrier counts the bytes. Both addresses from `cluster_address`.
+__device__ __forceinline__ void cluster_store(uint32_t dst, float x, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(dst), "f"(x),
+                 "r"(barrier)
+                 : "memory");
+}
 __device__ __forceinline__ void cluster_store(uint32_t dst, float x, float y, uint32_t barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(dst),
                  "f"(x), "f"(y), "r"(barrier)

@@ -1,5 +1,6 @@
 // What follows a matrix product on its f32 sums:  y = r + s · act(sum + b), rounded once. Every GEMM ends here. Behind a
-// norm y = r + act(sum / sqrt(var + eps) + b + s), var that of x's row (stats.cuh).
+// LayerNorm y = r + act(sum / sqrt(var + eps) + b + s), var that of x's row; behind an RmsNorm sum / sqrt(mean + eps) stands
+// for the sum, and the next one may be begun (stats.cuh).
 #pragma once
 #include "common/act.cuh"
 #include "common/ptx.cuh"
@@ -7,12 +8,15 @@
 
 struct Epilogue {
     const void* bias;      // [N] of T16, or null
-    const void* scale;     // [cols] of T16, or null; behind a norm what its shift adds
+    const void* scale;     // [cols] of T16, or null; behind a LayerNorm what its shift adds; with `gained` the gain
     const void* residual;  // of T16, or null: [M, residual_cols], added from column residual_first on. Of all columns
                            // it may be y itself: a thread reads what it then writes
     void* y;               // [M, cols] of T16, or of f32 if out_f32
-    const float2* stats;   // of x, if a norm is before the product: [K / 64, M], else null
+    const float2* stats;   // of x, if a LayerNorm is before the product: [K / 64, M], else null
     float2* stats_of_y;    // [cols / 64, M], in kernels that have them
+    const float* squares;  // of x, if its RmsNorm has been begun: [K / 32, M], else null
+    float* squares_of_y;   // [cols / 32, M], with `gained` in kernels that begin the norm of y
+    void* gained;          // [M, cols]: y times the gain
     uint32_t cols;         // N, or N / 2 after SwiGLU; the row pitch of y
     uint32_t act;
     uint32_t out_f32;

@@ -8,7 +8,7 @@ template <bool TURNED_, int CONSUMERS_, int HALVES_, int B_, int STAGES_, int CA
           bool PINGPONG_ = false>
 struct GridTile {
     static constexpr bool TURNED = TURNED_, PINGPONG = PINGPONG_;
-    static constexpr bool BEHIND_NORM = false, STATS = false;
+    static constexpr bool BEHIND_NORM = false, BEHIND_RMS = false, STATS = false, BEGINS = false;
     static constexpr int CONSUMERS = CONSUMERS_, HALVES = HALVES_, STAGES = STAGES_, BK = 64;
     static constexpr int SHARING = PINGPONG ? 1 : CONSUMERS;  // warpgroups that multiply a tile
     // Rows of the operand that a warpgroup takes 64 of at a time, and of the other; where those of a consumer begin.
@@ -28,20 +28,29 @@ struct GridTile {
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
 };
 
-// The same tile behind a norm, and of a y whose statistics are wanted.
+// The same tile behind a norm, LayerNorm or RmsNorm, and of a y whose statistics are wanted, or whose RmsNorm begins.
 template <class Tile>
 struct BehindNorm : Tile {
     static constexpr bool BEHIND_NORM = true;
     // Statistics of 16 times 64 columns on their way at once.
     static constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = Tile::CONSUMERS == 2 ? 224 : 216;
     static constexpr int FACTOR_BYTES = 2 * (Tile::BM * 4 + 16);
-    static_assert(Tile::CK == 1);
     static_assert(Tile::STAGES * Tile::STAGE_BYTES + Tile::STATIC_BYTES + FACTOR_BYTES + 1024 <= 227 * 1024);
+};
+template <class Tile>
+struct BehindRms : BehindNorm<Tile> {
+    static constexpr bool BEHIND_RMS = true;
+    static_assert(!Tile::TURNED && Tile::CM == 1);
 };
 template <class Tile>
 struct WithStats : Tile {
     static constexpr bool STATS = true;
     static_assert(Tile::TURNED);
+};
+template <class Tile>
+struct BeginsRms : Tile {
+    static constexpr bool BEGINS = true;
+    static_assert(!Tile::TURNED && Tile::BN / Tile::CK % 32 == 0);
 };
 
 // What a CTA finishes of a tile whose K it shares: B rows of the operand that consumers share, of which the last CTA may have
@@ -105,7 +114,8 @@ struct GridSchedule {
         steps = (p.k + Tile::BK - 1) / Tile::BK;
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
-    __device__ __forceinline__ bool more_after_this() const { return unit + gridDim.x / Tile::CTAS < units; }
+    // Whether this CTA has a unit that many further on.
+    __device__ __forceinline__ bool more_after(uint32_t some) const { return unit + some * (gridDim.x / Tile::CTAS) < units; }
     __device__ __forceinline__ void next() { unit += gridDim.x / Tile::CTAS; }
     __device__ __forceinline__ Unit get(const WgmmaParams& p, const Place<Tile>& place) const {
         constexpr uint32_t ROWS = Tile::BM * Tile::CM, COLS = Tile::BN * Tile::CN;
@@ -140,7 +150,7 @@ struct GridRing {
 };
 
 // Behind a norm: the factors of the rows of two tiles in turn, and barriers of tile t at t · 8: `full` when all are there,
-// `empty` when every warp that finishes the tile has read them.
+// `empty` when every warp that finishes the tile has read them; behind an RmsNorm, those of all CTAs of the cluster.
 template <class Tile>
 struct FactorRing {
     float (&rows)[2][Tile::BEHIND_NORM ? Tile::BM : 1];

@@ -86,6 +86,20 @@ __device__ __forceinline__ void store_with_stats(const Epilogue& e, uint32_t m, 
             make_float2(fmaf(s, 1.f / STATS_COLUMNS, first), fmaxf(fmaf(s * (-1.f / STATS_COLUMNS), s, q), 0.f));
 }
 
+// Stores 8 columns of a row, the same times their gains, and the first of 4 lanes the sum of the squares of 32. Lanes that
+// have nothing to store take part.
+template <class T>
+__device__ __forceinline__ void store_begun(const Epilogue& e, uint32_t m, uint32_t from, const T* gains, uint32_t row,
+                                            uint32_t col, bool mine) {
+    const uint4 y = mine ? load_shared(from) : make_uint4(0, 0, 0, 0);
+    const float squares = squares_of_32<T>(y);
+    if (!mine) return;
+    const size_t at = size_t(row) * e.cols + col;
+    *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + at) = y;
+    *reinterpret_cast<uint4*>(static_cast<T*>(e.gained) + at) = gained_8<T>(y, *reinterpret_cast<const uint4*>(gains));
+    if (threadIdx.x % 4 == 0) e.squares_of_y[size_t(col / SQUARES_COLUMNS) * m + row] = squares;
+}
+
 // All that follows the sums of a warpgroup: 64 · HALVES rows of w, which are columns of y from n0 on, for rows of x from m0
 // on. `columns` are those of the whole tile, these from `first_column` on. In turns of up to 64 rows of x: the residual
 // comes into shared memory by rows, goes transposed into the registers that hold the sums, and the result the way back.
@@ -279,8 +293,8 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const float* v = sums + 4 * (i % ROUND) + 2 * h;
-                    float2 a = make_float2(v[0] + bias[0].x, v[1] + bias[0].y);
-                    float2 b = make_float2(v[4] + bias[1].x, v[5] + bias[1].y);
+                    float2 a = make_float2(fmaf(v[0], rstd[h], bias[0].x), fmaf(v[1], rstd[h], bias[0].y));
+                    float2 b = make_float2(fmaf(v[4], rstd[h], bias[1].x), fmaf(v[5], rstd[h], bias[1].y));
                     turn_pairs(a, b, angles.cs[i / 2][h]);
                     y[h] = pack2(a, T()), y[2 + h] = pack2(b, T());
                 }
@@ -294,13 +308,13 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 #pragma unroll
                 for (int k = 0; k < TOGETHER; k++) bias[k] = two_of(columns, first + i + k);
             }
-            if constexpr (Tile::BEHIND_NORM) {
+            if constexpr (Tile::BEHIND_NORM && !Tile::BEHIND_RMS) {
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
                     const float2 shift = two_of(columns + Tile::COLUMNS, first + i + k);
                     bias[k].x += shift.x, bias[k].y += shift.y;
                 }
-            } else if (e.scale != nullptr) {
+            } else if (!Tile::BEHIND_RMS && !Tile::BEGINS && e.scale != nullptr) {
 #pragma unroll
                 for (int k = 0; k < 2; k++)
                     scale[k] = two_of(columns + Tile::COLUMNS, HALVED ? (first + i) / 2 + k : first + i + k);
@@ -309,11 +323,14 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             for (int j = 0; j < 4; j++) {
                 const int block = j / 2 * (TOGETHER / 2);
                 const float* v = sums + 4 * (i % ROUND + block) + 2 * (j % 2);
-                float2 sum = make_float2(v[0] + bias[block].x, v[1] + bias[block].y);
-                if constexpr (Tile::BEHIND_NORM)
-                    sum = make_float2(fmaf(v[0], rstd[j % 2], bias[block].x), fmaf(v[1], rstd[j % 2], bias[block].y));
+                // Two sums of block b; without a norm the factor is 1.
+                const auto biased = [&](int b) {
+                    const float* from = v + 4 * (b - block);
+                    return make_float2(fmaf(from[0], rstd[j % 2], bias[b].x), fmaf(from[1], rstd[j % 2], bias[b].y));
+                };
+                float2 sum = biased(block);
                 if constexpr (HALVED) {
-                    const float2 up = make_float2(v[4] + bias[block + 1].x, v[5] + bias[block + 1].y);
+                    const float2 up = biased(block + 1);
                     sum.x = silu_16(sum.x) * up.x, sum.y = silu_16(sum.y) * up.y;
                 }
                 if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
@@ -332,6 +349,16 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t) {
                 if (row < to.rows) *reinterpret_cast<uint4*>(to.at + row * to.pitch) = load_shared(at);
             });
+            continue;
+        }
+        if constexpr (Tile::BEGINS) {
+            const uint32_t of_tile = turn % TURNS * 64 + unit * 8;
+#pragma unroll
+            for (uint32_t i = 0; i < PASSES; i++) {
+                const uint32_t row = i * ROWS_A_PASS + lane / UNITS, of_x = row0 + turn / TURNS * 64 + row;
+                store_begun<T>(e, p.m, staging + staged_at<HALVED>(row, unit), columns + Tile::COLUMNS + of_tile, of_x,
+                               n0 + of_tile, of_x < p.m && n0 + of_tile < end);
+            }
             continue;
         }
         each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
@@ -359,7 +386,9 @@ __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Til
                                             const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
                                             const T* columns, const float* factors, const Unit& u, uint32_t n_end,
                                             uint32_t consumer) {
-    if constexpr (Rope::ON || Tile::STATS) {
+    if constexpr (Tile::BEHIND_RMS && !Rope::ON) {
+        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+    } else if constexpr (Rope::ON || Tile::STATS || Tile::BEGINS) {
         finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
     } else {
         if constexpr (!Tile::BEHIND_NORM) {

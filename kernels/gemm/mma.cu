@@ -57,14 +57,27 @@ __device__ __forceinline__ bool join_splits(Accumulators<Tile>& acc, const GemmP
     return true;
 }
 
+// Behind an RmsNorm: the factors of the rows of x.
+template <class Tile>
+__device__ __forceinline__ void scale_rows(Accumulators<Tile>& acc, const GemmParams& p, uint32_t row0) {
+    if (p.e.squares == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::BLOCKS_M; i++) {
+        const uint32_t row = row0 + i * 8;
+        const float rstd = row < p.m ? rms_rstd_of(p.e.squares + row, p.m, p.k, p.e.eps) : 0.f;
+#pragma unroll
+        for (int j = 0; j < Tile::BLOCKS_N; j++) acc.c[i / 2][j][i % 2 * 2] *= rstd, acc.c[i / 2][j][i % 2 * 2 + 1] *= rstd;
+    }
+}
+
 // Bias, activation, scale and residual on the accumulators, straight to global memory: a quad writes 8 neighbours.
 template <class T, class Tile>
-__device__ __forceinline__ void finish(const Accumulators<Tile>& acc, const GemmParams& p, uint32_t m0,
-                                       uint32_t n0) {
+__device__ __forceinline__ void finish(Accumulators<Tile>& acc, const GemmParams& p, uint32_t m0, uint32_t n0) {
     const Epilogue& e = p.e;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t row0 = m0 + warp / Tile::WARPS_N * Tile::WM + lane / 4;
     const uint32_t n_warp = n0 + warp % Tile::WARPS_N * Tile::WN;
+    scale_rows(acc, p, row0);
     if (e.stats != nullptr) {
 #pragma unroll
         for (int i = 0; i < 2 * Tile::BLOCKS_M; i++) {
@@ -130,11 +143,12 @@ __device__ __forceinline__ void finish(const Accumulators<Tile>& acc, const Gemm
 
 // Bias and rotation on the accumulators: blocks 2j and 2j + 1 hold both elements of 8 pairs.
 template <class T, class Tile>
-__device__ __forceinline__ void finish(const Accumulators<Tile>& acc, const GemmParams& p, const RopeEpilogue& rope,
+__device__ __forceinline__ void finish(Accumulators<Tile>& acc, const GemmParams& p, const RopeEpilogue& rope,
                                        uint32_t m0, uint32_t n0) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, at = lane % 4 * 2;
     const uint32_t row0 = m0 + warp / Tile::WARPS_N * Tile::WM + lane / 4;
     const uint32_t n_warp = n0 + warp % Tile::WARPS_N * Tile::WN;
+    scale_rows(acc, p, row0);
 #pragma unroll
     for (int j = 0; j < Tile::BLOCKS_N; j += 2) {
         const uint32_t col = n_warp + j * 8;

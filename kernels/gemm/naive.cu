@@ -50,6 +50,10 @@ __device__ __forceinline__ void gemm_naive(const GemmParams& p) {
         sum = fmaf(sum, rstd_of(p.e.stats + row, p.m, p.k, p.e.eps), s);
         s = 1.f;
     }
+    if (p.e.squares != nullptr) {
+        const float rstd = rms_rstd_of(p.e.squares + row, p.m, p.k, p.e.eps);
+        sum *= rstd, up *= rstd;
+    }
     float v = sum + value_or<T>(p.e.bias, n, p.n, 0.f);
     v = gated ? silu(v) * (up + value_or<T>(p.e.bias, n + 8, p.n, 0.f)) : activate(p.e.act, v);
     put<T>(p.e, row, col, v, s);

@@ -19,7 +19,7 @@
 // Moves 2·(M·K + N·K + M·cols) bytes at least, 2·M·N·K flops. Goal: as cuBLAS (10.5 us at 128 x 3584 x 3584, 15.7 at
 // 1025 x 1024 x 4096, 113 at 13325 x 3072 x 1024).
 // Tiles, places and units are in grid.cuh, what follows the sums of a tile in grid_ends.cuh; the kernels are named in
-// wgmma_multicast.cu, those beside a LayerNorm in wgmma_multicast_norm.cu.
+// wgmma_multicast.cu, those beside a norm in wgmma_multicast_norm.cu.
 #pragma once
 #include "gemm/grid.cuh"
 #include "gemm/grid_ends.cuh"
@@ -118,6 +118,40 @@ __device__ __forceinline__ void produce_factors(const WgmmaParams& p, const Fact
                 m0 + row < p.m ? rstd_of(p.e.stats + m0 + row, p.m, p.k, p.e.eps) : 0.f;
         __syncwarp();
         if (threadIdx.x % 32 == 0) mbarrier_arrive(factors.full + tile % 2 * 8);
+    }
+}
+
+// The same behind an RmsNorm, by two warps. The CTAs of a cluster have the same rows of x: each adds up the squares of its
+// share of them and sends the factors to all. (Where each adds up all, 57 KB for 128 rows of 3584, qkv takes 5 us more.)
+template <class Tile>
+__device__ __forceinline__ void produce_rms_factors(const WgmmaParams& p, const FactorRing<Tile>& factors) {
+    constexpr uint32_t THREADS = 64, ROWS = Tile::BM / Tile::CTAS, LANES = THREADS / ROWS;
+    static_assert(ROWS * LANES == THREADS && LANES <= 32);
+    const Place<Tile> place;
+    pdl_wait();
+    pdl_trigger();
+    const uint32_t thread = threadIdx.x - 32, lane = thread % LANES, parts = p.k / SQUARES_COLUMNS;
+    if (thread >= THREADS) return;
+    const uint32_t row = cluster_rank() * ROWS + thread / LANES;
+    uint32_t tile = 0;
+    for (GridSchedule<Tile> schedule(p); schedule.more(); schedule.next(), tile++) {
+        const uint32_t turn = tile % 2, of_x = schedule.get(p, place).m0 + row;
+        mbarrier_wait(factors.empty + turn * 8, tile / 2 % 2 ^ 1);
+        if (thread == 0) mbarrier_expect_tx(factors.full + turn * 8, Tile::BM * 4);
+        float sum = 0.f;
+        if (of_x < p.m) {
+            const float* squares = p.e.squares + of_x;
+#pragma unroll 28
+            for (uint32_t i = lane; i < parts; i += LANES) sum += __ldcg(squares + size_t(i) * p.m);
+        }
+        __syncwarp();
+#pragma unroll
+        for (uint32_t other = 1; other < LANES; other *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
+        const float factor = rsqrtf(__fdividef(sum, float(p.k)) + p.e.eps);
+        const uint32_t to = smem_address(&factors.rows[turn][row]);
+#pragma unroll
+        for (uint32_t cta = lane; cta < Tile::CTAS; cta += LANES)
+            cluster_store(cluster_address(to, cta), factor, cluster_address(factors.full + turn * 8, cta));
     }
 }
 
@@ -270,7 +304,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             before = at.stage;
         }
         if constexpr (Tile::PINGPONG) {
-            if (schedule.more_after_this()) pass_turn(consumer);
+            if (schedule.more_after(1)) pass_turn(consumer);
         }
         wgmma_wait<0>();
 #pragma unroll
@@ -283,17 +317,28 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             // A cluster has one tile.
             float mine[Tile::HALVES][Part::B / 2];
             join_parts<Tile, Part>(acc, mine, place, ring, consumer);
+            if constexpr (Tile::BEHIND_RMS) cluster_mbarrier_wait(factors.full, 0);
             consumer_barrier<Tile::CONSUMERS>(consumer);
-            return finish_grid<T, Part>(mine, p, rope, angles, staging, columns, nullptr, u, n_end, consumer);
+            return finish_grid<T, Part>(mine, p, rope, angles, staging, columns, factors.rows[0], u, n_end, consumer);
         } else {
             if constexpr (Tile::HALVES == 1 && !Tile::BEHIND_NORM) {
                 if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
             }
             const uint32_t turn = of_tile % 2;
-            if constexpr (Tile::BEHIND_NORM) mbarrier_wait(factors.full + turn * 8, of_tile / 2 % 2);
+            if constexpr (Tile::BEHIND_RMS)
+                cluster_mbarrier_wait(factors.full + turn * 8, of_tile / 2 % 2);
+            else if constexpr (Tile::BEHIND_NORM)
+                mbarrier_wait(factors.full + turn * 8, of_tile / 2 % 2);
             consumer_barrier<Tile::CONSUMERS>(consumer);
             finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, factors.rows[turn], u, n_end, consumer);
-            if (Tile::BEHIND_NORM && threadIdx.x % 32 == 0) mbarrier_arrive(factors.empty + turn * 8);
+            if constexpr (Tile::BEHIND_RMS) {
+                // Nobody gives back what nobody will fill: the other CTA may have ended.
+                const uint32_t lane = threadIdx.x % 32;
+                if (lane < Tile::CTAS && schedule.more_after(2))
+                    mbarrier_arrive_cluster(cluster_address(factors.empty + turn * 8, lane));
+            } else if constexpr (Tile::BEHIND_NORM) {
+                if (threadIdx.x % 32 == 0) mbarrier_arrive(factors.empty + turn * 8);
+            }
         }
     }
 }
@@ -324,8 +369,8 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope)
             mbarrier_init(ring.empty_b + s * 8, Tile::SHARING * Tile::CA);
         }
         for (int t = 0; Tile::BEHIND_NORM && t < 2; t++) {
-            mbarrier_init(factors.full + t * 8, 3);
-            mbarrier_init(factors.empty + t * 8, 4 * Tile::SHARING);
+            mbarrier_init(factors.full + t * 8, Tile::BEHIND_RMS ? 1 : 3);
+            mbarrier_init(factors.empty + t * 8, 4 * Tile::SHARING * (Tile::BEHIND_RMS ? Tile::CTAS : 1));
         }
         if constexpr (Tile::CK > 1) {
             // What comes for a consumer's rows from the others that share K.
@@ -348,7 +393,10 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Rope& rope)
     if (warpgroup == 0) {
         give_registers<Tile::PRODUCER_REGISTERS>();
         if (threadIdx.x >= 32) {
-            if constexpr (Tile::BEHIND_NORM) produce_factors<Tile>(p, factors);
+            if constexpr (Tile::BEHIND_RMS)
+                produce_rms_factors<Tile>(p, factors);
+            else if constexpr (Tile::BEHIND_NORM)
+                produce_factors<Tile>(p, factors);
         } else if (elect_one()) {
             produce_grid<Tile>(p, ring);
         }

@@ -48,6 +48,7 @@ impl Rule for LinearRope {
         }
         let op = linear::LinearRope {
             norm: None,
+            begun: false,
             table: angles == Angles::Table,
             heads: rope.heads,
             kv_heads: rope.kv_heads,

@@ -10,11 +10,13 @@ mod linear_act;
 mod linear_arg_max;
 mod linear_keys;
 mod linear_residual;
+mod linear_rms;
 mod linear_rope;
 mod linear_stats;
 mod norm_act;
 mod norm_linear;
 mod qkv_rope;
+mod rms_norm_linear;
 mod swiglu;
 
 use crate::core::{Place, Recipe, Result, Tensor};
@@ -61,6 +63,8 @@ pub const RULES: &[&dyn Rule] = &[
     &add_norm::AddNorm,
     &layer_norm_linear::LayerNormLinear,
     &linear_stats::LinearStats,
+    &rms_norm_linear::RmsNormLinear,
+    &linear_rms::LinearRms,
     &norm_linear::NormLinear,
     &linear_arg_max::LinearArgMax,
     &embed_splice::EmbedSplice,

@@ -41,12 +41,12 @@ impl Rule for NormLinear {
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let (eps, product): (f32, Op) = match node.op.clone() {
-            Op::LinearFused(op) => {
+            Op::LinearFused(op) if !op.begun => {
                 let eps = op.norm?;
                 let fused = LinearFused { norm: None, ..op };
                 (eps, simplest(fused))
             }
-            Op::LinearRope(op) => (op.norm?, LinearRope { norm: None, ..op }.into()),
+            Op::LinearRope(op) if !op.begun => (op.norm?, LinearRope { norm: None, ..op }.into()),
             _ => return None,
         };
         let [x, rest @ .., gain] = &node.ins[..] else { return None };

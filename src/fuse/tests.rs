@@ -165,6 +165,24 @@ fn unknown_rules_are_named() {
     assert_eq!(Fusion::without(&[""; 0]).unwrap(), Fusion::on());
 }
 
+/// Of a short prompt only the first norm is a kernel, of rows that no product made: those between products are begun by the
+/// one and ended by the other, and of the last row alone the last product has its norm in front.
+#[test]
+fn norms_of_a_short_prompt_are_shared_by_the_products_around_them() {
+    for name in ["prefill", "chunk"] {
+        let g = graphs().into_iter().find(|(n, _)| *n == name).unwrap().1;
+        let fused = fuse(g, &Fusion::on()).unwrap();
+        let count = |of: &dyn Fn(&Op) -> bool| fused.nodes.iter().filter(|n| of(&n.op)).count();
+        let begins = count(&|op| matches!(op, Op::LinearFused(op) if op.begins));
+        let gates = count(&|op| matches!(op, Op::LinearFused(op) if op.begun));
+        let turned = count(&|op| matches!(op, Op::LinearRope(op) if op.begun));
+        // Two layers.
+        assert_eq!((begins, gates, turned), (2, 1, 1), "{name}");
+        let norms = |op: &Op| matches!(op, Op::RmsNorm(_) | Op::RmsBegin(_));
+        assert_eq!(count(&norms), 1, "{name}");
+    }
+}
+
 /// Of a layer of an encoder neither norm is left: the product before each gives the statistics, those of the first norm come
 /// from rows that no product made. Behind the last layer of the audio encoder no product follows its norm.
 #[test]

@@ -118,4 +118,13 @@ impl CpuOuts<'_> {
             _ => crate::bail_runtime!("{name}: the op writes two f32 outputs"),
         }
     }
+
+    /// The first three outputs, of floats.
+    pub fn f32_three(&mut self) -> Result<[&mut [f32]; 3]> {
+        let name = self.descs[0].name.clone();
+        match self.data.get_disjoint_mut([0, 1, 2]) {
+            Ok([HostData::F32(x), HostData::F32(y), HostData::F32(z)]) => Ok([x, y, z]),
+            _ => crate::bail_runtime!("{name}: the op writes three f32 outputs"),
+        }
+    }
 }

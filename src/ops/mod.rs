@@ -128,6 +128,7 @@ ops! {
     norm::AddRmsNorm,
     norm::AddLayerNorm,
     norm::RowStats,
+    norm::RmsBegin,
     rope::Rope,
     rope::KvAppend,
     rope::RopeKvAppend,

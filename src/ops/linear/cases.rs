@@ -1,7 +1,7 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
 use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
-use crate::ops::norm::STATS_COLUMNS;
+use crate::ops::norm::{SQUARES_COLUMNS, STATS_COLUMNS};
 use crate::ops::rope::batch_name;
 use crate::ops::{Case, Fill};
 
@@ -16,6 +16,9 @@ const AUDIO: [(&str, usize, usize); 4] = [
     ("whale_w1", 4096, 1024),
     ("whale_w2", 1024, 4096),
 ];
+
+/// Sums of the squares of 32 elements about as large as 1.
+const SQUARES: Fill = Fill::Uniform { centre: 30.0, scale: 25.0 };
 
 pub(super) fn linear() -> Vec<Case<Linear>> {
     let case = |name: &str, t: usize, n: usize, k: usize, bias: bool, out_f32: bool| {
@@ -121,6 +124,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         };
         let [bias, scale, residual] = [op.bias, op.scale, op.residual];
         let [norm, behind_norm] = [op.norm, op.behind_norm].map(|eps| eps.is_some());
+        let (begun, begins) = (op.begun, op.begins);
         let mut case = weight(act(Case::new(name, op), &[t, k]), &[n, k]);
         if bias {
             case = weight(case, &[n]);
@@ -138,6 +142,12 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
             // Means far from zero; deviations about as large.
             let stats = Fill::Uniform { centre: 20.0, scale: 10.0 };
             case = case.weight(&[n]).act_f32(&[k / STATS_COLUMNS, t, 2], stats);
+        }
+        if begun {
+            case = act(case, &[t, k]).act_f32(&[k / SQUARES_COLUMNS, t], SQUARES);
+        }
+        if begins {
+            case = weight(case, &[m]);
         }
         case
     };
@@ -321,6 +331,35 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("stats_vit_fc2_t{t}"), t, 1024, 4096, scaled.clone(), None).bench());
         all.push(case(&format!("stats_vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
     }
+    // Behind an RmsNorm that has been begun, and with the beginning of one.
+    let begun = LinearFused { norm: Some(1e-6), begun: true, ..swiglu.clone() };
+    let begun_biased = LinearFused { bias: true, ..begun.clone() };
+    for (t, n, k) in
+        [(1, 16, 32), (17, 272, 96), (33, 48, 896), (64, 1040, 3584), (129, 592, 640), (300, 2560, 64)]
+    {
+        all.push(case(&format!("begun_t{t}_n{n}_k{k}"), t, n, k, begun.clone(), None));
+        all.push(case(&format!("begun_bias_t{t}_n{n}_k{k}"), t, n, k, begun_biased.clone(), None));
+    }
+    let begins = |op: LinearFused| LinearFused { begins: true, ..op };
+    for (t, n, k) in [
+        (1, 32, 72),
+        (9, 96, 136),
+        (17, 544, 592),
+        (64, 1024, 3584),
+        (128, 96, 18944),
+        (129, 480, 896),
+        (300, 3584, 64),
+    ] {
+        for (name, op) in [("plain", &bias), ("residual", &kinds[3].1)] {
+            all.push(case(&format!("begins_{name}_t{t}_n{n}_k{k}"), t, n, k, begins(op.clone()), None));
+        }
+    }
+    for t in [64, 128] {
+        all.push(case(&format!("begun_gate_up_t{t}"), t, 37888, 3584, begun.clone(), None).bench());
+        let residual = begins(kinds[3].1.clone());
+        all.push(case(&format!("begins_down_t{t}"), t, 3584, 18944, residual.clone(), None).bench());
+        all.push(case(&format!("begins_o_t{t}"), t, 3584, 3584, residual, None).bench());
+    }
     // A norm in front, of one row: every form of the kernel, around its batches.
     let normed = |op: LinearFused| LinearFused { norm: Some(1e-6), ..op };
     for (n, k) in [(515, 8), (70, 896), (37, 1800), (1031, 3584), (45, 4096), (24, 18944), (11, 20488)] {
@@ -342,8 +381,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
 }
 
 pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
-    let batch = |b: usize,
-                 norm: bool,
+    let shape = |b: usize,
+                 (norm, begun): (bool, bool),
                  (t, valid): (usize, usize),
                  (h, g, d): (usize, usize, usize),
                  k: usize,
@@ -354,6 +393,7 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         let norm_eps = norm.then_some(1e-6);
         let op = LinearRope {
             norm: norm_eps,
+            begun,
             table,
             heads: h,
             kv_heads: g,
@@ -361,7 +401,8 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
             theta: 1e6,
             sequences: b,
         };
-        let name = format!("{}{}", batch_name(b), if norm { "normed_" } else { "" });
+        let front = if begun { "begun_" } else { "normed_" };
+        let name = format!("{}{}", batch_name(b), if norm { front } else { "" });
         let case = Case::new(format!("{name}t{t}_v{valid}_h{h}_g{g}_d{d}_k{k}_at{pos}"), op)
             .act(&[b * t, k])
             .weight(&[n, k])
@@ -371,8 +412,11 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         // Any numbers turn as cosines and sines do.
         let case =
             if table { case.act_f32(&[t, d], Fill::Uniform { centre: 0.0, scale: 1.0 }) } else { case };
-        if norm { case.weight(&[k]) } else { case }
+        let case = if norm { case.weight(&[k]) } else { case };
+        if begun { case.act(&[t, k]).act_f32(&[k / SQUARES_COLUMNS, t], SQUARES) } else { case }
     };
+    let batch = |b, norm, rows, heads, k, s, pos| shape(b, (norm, false), rows, heads, k, s, pos);
+    let begun = |rows, heads, k, s, pos| shape(1, (true, true), rows, heads, k, s, pos);
     let case = |norm, rows, heads, k, s, pos| batch(1, norm, rows, heads, k, s, pos);
     let mut all = Vec::new();
     // Every form of the kernel for one row, the ends of the cache, a row that is padding.
@@ -407,6 +451,13 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         case(false, (512, 512), (28, 4, 128), 3584, 4096, 0).bench(),
         case(false, (1024, 1024), (28, 4, 128), 3584, 4096, 0).bench(),
         case(false, (2048, 2048), (28, 4, 128), 3584, 4096, 0).bench(),
+        // Behind an RmsNorm that has been begun.
+        begun((17, 17), (2, 1, 16), 32, 40, 1),
+        begun((33, 20), (3, 2, 48), 608, 60, 40),
+        begun((65, 65), (7, 1, 128), 896, 128, 63),
+        begun((130, 129), (5, 1, 80), 288, 300, 171),
+        begun((64, 64), (28, 4, 128), 3584, 4096, 500).bench(),
+        begun((128, 128), (28, 4, 128), 3584, 4096, 500).bench(),
         // A row of each of several sequences: at the end of their caches, none that holds a token.
         batch(2, false, (1, 1), (2, 1, 16), 8, 8, 7),
         batch(5, false, (1, 1), (3, 2, 48), 592, 40, 7),

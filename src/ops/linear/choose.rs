@@ -12,6 +12,16 @@ pub(crate) enum End {
     Turned,
     /// A norm's gain is in them: the factors of rows of x come in the end.
     BehindNorm,
+    /// The second and the third behind an RmsNorm that has been begun.
+    GatedBehindRms,
+    TurnedBehindRms,
+}
+
+impl End {
+    /// Whether the factors of rows of x come in the end.
+    pub fn is_behind(self) -> bool {
+        matches!(self, End::BehindNorm | End::GatedBehindRms | End::TurnedBehindRms)
+    }
 }
 
 /// One product `[M, K] · [N, K]ᵀ`.
@@ -235,10 +245,14 @@ pub(crate) fn choose(p: &Problem, chip: &Chip) -> Config {
     let skinny = Skinny::choose(shape, chip.sm_count);
     match (p.m, asked) {
         _ if !p.aligned => Config::Naive,
-        (_, Some(plan)) if p.end == End::BehindNorm => Config::Wgmma(plan),
-        _ if p.end == End::BehindNorm => match chip.wanted {
+        (_, Some(plan)) if p.end.is_behind() => Config::Wgmma(plan),
+        _ if p.end.is_behind() => match chip.wanted {
             Some(Wanted::Mma) => mma(p, chip),
-            _ if on_wgmma && p.vectors => Config::Wgmma(wgmma::choose(shape, &bounds)),
+            // Where K is shared it has two steps at least.
+            _ if on_wgmma && p.vectors => match wgmma::choose(shape, &bounds) {
+                plan if bounds.allow(&plan, shape) => Config::Wgmma(plan),
+                _ => mma(p, chip),
+            },
             _ => mma(p, chip),
         },
         (1, _) if p.dense => Config::Gemv(Gemv::choose(p.k)),
@@ -446,6 +460,13 @@ mod tests {
         let odd = "d128x112_1x2/1";
         assert_eq!(taken(odd, Problem { end: End::Gated, ..wide(300) }).0, "d128x112_1x2");
         assert_ne!(taken(odd, Problem { vectors: false, ..wide(300) }).0, "d128x112_1x2");
+        // Behind a norm that has been begun; a K of one step cannot be shared.
+        let behind = |k| Problem { end: End::TurnedBehindRms, ..dense(64, 512, k) };
+        assert!(
+            matches!(choose(&behind(128), &H200), Config::Wgmma(plan) if plan.tile.name() == "d64x80_1x4x2")
+        );
+        assert!(matches!(choose(&behind(64), &H200), Config::Mma { .. }));
+        assert!(matches!(choose(&behind(128), &B200), Config::Mma { .. }));
         // Few rows go to tiles for few rows alone.
         assert_eq!(taken("t64x16_4x1/1", wide(8)).0, "t64x16_4x1");
         for (text, p) in [("t64x64_4x2/1", wide(8)), ("t64x16_4x1/1", Problem { vectors: false, ..wide(8) })]

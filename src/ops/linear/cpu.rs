@@ -25,7 +25,7 @@ fn add(y: &mut [f32], b: &[f32]) {
 
 pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w) = (io.ins.f32s(0)?, io.ins.weight(1)?);
-    let [b, s, r, g, d, stats] = op.optional_inputs();
+    let [b, s, r, g, d, stats, z, squares, gain_of_y] = op.optional_inputs();
     let vector = |i: Option<usize>| i.map(|i| io.ins.vector(i)).transpose();
     let (b, s, d) = (vector(b)?, vector(s)?, vector(d)?);
     let (n, m) = (w.shape().rows(), w.shape().rows() / op.act.rows_per_col());
@@ -33,8 +33,13 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let residual = r.map(|r| io.ins.f32s(r)).transpose()?;
     // The columns that it is added to.
     let (first, width) = (op.table_at.unwrap_or(0), r.map_or(0, |r| io.ins.extent(r).1));
-    let normed = match (op.norm, g) {
-        (Some(eps), Some(g)) => Some(norm::rms_rows(x, &io.ins.vector(g)?, eps)),
+    let normed = match (op.norm, g, z) {
+        (Some(eps), Some(g), None) => Some(norm::rms_rows(x, &io.ins.vector(g)?, eps)),
+        _ => None,
+    };
+    let x = z.map_or(Ok(x), |z| io.ins.f32s(z))?;
+    let norms = match (op.norm, squares) {
+        (Some(eps), Some(squares)) => Some(norm::rstd_of_squares(io.ins.f32s(squares)?, rows, eps)),
         _ => None,
     };
     let deviations = match (op.behind_norm, stats) {
@@ -46,6 +51,9 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let y = io.outs.f32s(0)?;
     sums.par_chunks_mut(n.max(1)).zip(y.par_chunks_mut(m.max(1))).enumerate().with_min_len(16).for_each(
         |(t, (sums, y))| {
+            if let Some(rstd) = &norms {
+                sums.iter_mut().for_each(|y| *y *= rstd[t]);
+            }
             if let (Some(rstd), Some(d)) = (&deviations, &d) {
                 sums.iter_mut().zip(d).for_each(|(y, d)| *y = *y * rstd[t] + d);
             }
@@ -71,19 +79,33 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
         dtype.round_slice(y);
         norm::row_stats(y, m, stats);
     }
+    if let Some(gain) = gain_of_y {
+        let dtype = io.outs.descs[0].dtype;
+        let gain = io.ins.vector(gain)?;
+        let [y, z, squares] = io.outs.f32_three()?;
+        dtype.round_slice(y);
+        norm::begin_rms(y, &gain, z, squares);
+    }
     Ok(())
 }
 
 pub(super) fn linear_rope(op: &LinearRope, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w, bias) = (io.ins.f32s(0)?, io.ins.weight(1)?, io.ins.vector(2)?);
-    let normed = match (op.norm, op.optional_inputs()[1]) {
-        (Some(eps), Some(gain)) => Some(norm::rms_rows(x, &io.ins.vector(gain)?, eps)),
+    let [table, gain, z, squares] = op.optional_inputs();
+    let normed = match (op.norm, gain, z) {
+        (Some(eps), Some(gain), None) => Some(norm::rms_rows(x, &io.ins.vector(gain)?, eps)),
         _ => None,
     };
-    let mut qkv = vec![0.0; io.ins.extent(0).0 * bias.len()];
+    let x = z.map_or(Ok(x), |z| io.ins.f32s(z))?;
+    let rows = io.ins.extent(0).0;
+    let mut qkv = vec![0.0; rows * bias.len()];
     gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut qkv);
+    if let (Some(eps), Some(squares)) = (op.norm, squares) {
+        let norms = norm::rstd_of_squares(io.ins.f32s(squares)?, rows, eps);
+        qkv.chunks_mut(bias.len()).zip(norms).for_each(|(row, rstd)| row.iter_mut().for_each(|y| *y *= rstd));
+    }
     qkv.chunks_mut(bias.len()).for_each(|row| add(row, &bias));
-    let table = op.optional_inputs()[0].map(|table| io.ins.f32s(table)).transpose()?;
+    let table = table.map(|table| io.ins.f32s(table)).transpose()?;
     rope::rotate_and_append(&op.rope(), &qkv, table, io.step, &io.ins.descs[3].name, &mut io.outs)
 }
 

@@ -8,7 +8,7 @@ use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::CudaOp;
-use crate::ops::norm::launch_row_stats;
+use crate::ops::norm::{launch_rms_begin, launch_row_stats};
 
 /// `Epilogue` of kernels/gemm/epilogue.cuh.
 #[repr(C)]
@@ -21,6 +21,10 @@ pub(crate) struct Epilogue {
     /// Of the rows of a, behind a norm; and of y.
     pub stats: DevicePtr,
     pub stats_of_y: DevicePtr,
+    /// Of the rows that a was before its gain; and of y, with y times the gain, which is `scale` then.
+    pub squares: DevicePtr,
+    pub squares_of_y: DevicePtr,
+    pub gained: DevicePtr,
     /// Output columns.
     pub cols: u32,
     /// As the enum there: see [`act_code`].
@@ -119,8 +123,12 @@ pub(crate) struct Product<'a> {
     pub table_at: Option<usize>,
     pub norm: Option<Norm<'a>>,
     pub behind_norm: Option<BehindNorm<'a>>,
+    /// Of a norm that has been begun: a is z.
+    pub behind_rms: Option<BehindRms<'a>>,
     /// As [`LinearFused::stats`].
     pub stats_of_y: Option<GpuTensor<'a>>,
+    /// As [`LinearFused::begins`].
+    pub begins: Option<BeginsRms<'a>>,
     /// Instead of all that follows but the bias; y is then its q.
     pub rope: Option<RopeEpilogue>,
     pub y: GpuTensor<'a>,
@@ -141,6 +149,22 @@ pub(crate) struct BehindNorm<'a> {
     /// Of the rows of a, [`RowStats`](crate::ops::norm::RowStats).
     pub stats: GpuTensor<'a>,
     pub eps: f32,
+}
+
+/// An RMS norm before the product that has been begun.
+#[derive(Clone, Copy)]
+pub(crate) struct BehindRms<'a> {
+    /// Of the rows that a was before its gain, [`RmsBegin`](crate::ops::norm::RmsBegin).
+    pub squares: GpuTensor<'a>,
+    pub eps: f32,
+}
+
+/// What the product begins of a norm of y.
+#[derive(Clone, Copy)]
+pub(crate) struct BeginsRms<'a> {
+    pub gain: GpuTensor<'a>,
+    pub z: GpuTensor<'a>,
+    pub squares: GpuTensor<'a>,
 }
 
 /// `ACT_*` of kernels/common/act.cuh.
@@ -180,7 +204,9 @@ impl<'a> Product<'a> {
             table_at: None,
             norm: None,
             behind_norm: None,
+            behind_rms: None,
             stats_of_y: None,
+            begins: None,
             rope: None,
             y,
         }
@@ -197,7 +223,8 @@ impl<'a> Product<'a> {
             self.a.desc.brief()
         );
         let (gain, shift) = (self.norm.map(|n| n.gain), self.behind_norm.map(|n| n.shift));
-        let others = [Some(self.w), self.bias, self.scale, self.residual, gain, shift];
+        let gain_of_y = self.begins.map(|b| b.gain);
+        let others = [Some(self.w), self.bias, self.scale, self.residual, gain, shift, gain_of_y];
         for t in others.into_iter().flatten() {
             crate::ensure_input!(
                 t.desc.dtype == dtype,
@@ -232,12 +259,15 @@ impl<'a> Product<'a> {
             y: self.y.ptr,
             stats: ptr(self.behind_norm.map(|n| n.stats)),
             stats_of_y: DevicePtr::NULL,
+            squares: ptr(self.behind_rms.map(|n| n.squares)),
+            squares_of_y: DevicePtr::NULL,
+            gained: DevicePtr::NULL,
             cols: (self.w.rows() / self.act.rows_per_col()) as u32,
             act: act_code(self.act),
             out_f32: u32::from(self.y.desc.dtype == DType::F32),
             residual_first: self.table_at.unwrap_or(0) as u32,
             residual_cols: self.residual.map_or(0, |r| r.cols()) as u32,
-            eps: self.behind_norm.map_or(0.0, |n| n.eps),
+            eps: self.behind_norm.map(|n| n.eps).or(self.behind_rms.map(|n| n.eps)).unwrap_or(0.0),
         }
     }
 
@@ -253,7 +283,9 @@ impl<'a> Product<'a> {
             return Ok(());
         }
         let end = match self.act {
+            _ if self.rope.is_some() && self.behind_rms.is_some() => End::TurnedBehindRms,
             _ if self.rope.is_some() => End::Turned,
+            _ if self.behind_rms.is_some() => End::GatedBehindRms,
             _ if self.behind_norm.is_some() => End::BehindNorm,
             LinearAct::Swiglu => End::Gated,
             _ => End::Plain,
@@ -267,7 +299,7 @@ impl<'a> Product<'a> {
             self.a.name(),
             self.a.desc.brief()
         );
-        let mut stats_of_y = self.stats_of_y;
+        let (mut stats_of_y, mut begins) = (self.stats_of_y, self.begins);
         match config {
             Config::Gemv(gemv) => self.launch_gemv(l, gemv),
             Config::Skinny(skinny) => self.launch_skinny(l, skinny),
@@ -278,6 +310,9 @@ impl<'a> Product<'a> {
                 if let Some(stats) = stats_of_y.take_if(|_| plain && plan.tile.gives_stats()) {
                     e.stats_of_y = stats.ptr;
                 }
+                if let Some(begun) = begins.take_if(|_| plain && plan.begins_norms()) {
+                    (e.scale, e.gained, e.squares_of_y) = (begun.gain.ptr, begun.z.ptr, begun.squares.ptr);
+                }
                 // SAFETY: infer() fixed the extents of all operands and check() their types; choose() wants K % 8 == 0, and
                 // names a tile that there is with rotation, or behind a norm, where it is asked for; the statistics are
                 // of whole vectors.
@@ -285,7 +320,8 @@ impl<'a> Product<'a> {
             }
         }?;
         // Of products that do not give them a kernel of its own does.
-        stats_of_y.map_or(Ok(()), |stats| launch_row_stats(l, self.y, stats))
+        stats_of_y.map_or(Ok(()), |stats| launch_row_stats(l, self.y, stats))?;
+        begins.map_or(Ok(()), |b| launch_rms_begin(l, [self.y, b.gain, b.z], b.squares))
     }
 
     /// Records the same for the windows of `a` with stride 2, on sm_90a.
@@ -363,9 +399,14 @@ impl CudaOp for Linear {
 
 impl CudaOp for LinearFused {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
-        let [bias, scale, residual, gain, shift, stats] =
+        let [bias, scale, residual, gain, shift, stats, z, squares, gain_of_y] =
             self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
-        let norm = self.norm.zip(gain).map(|(eps, gain)| Norm { gain, eps });
+        let norm = self.norm.zip(gain).filter(|_| !self.begun).map(|(eps, gain)| Norm { gain, eps });
+        let behind_rms = self.norm.zip(squares).map(|(eps, squares)| BehindRms { squares, eps });
+        let begins = match (gain_of_y, &io.outs[..]) {
+            (Some(gain), &[_, z, squares]) => Some(BeginsRms { gain, z, squares }),
+            _ => None,
+        };
         let behind_norm = self.behind_norm.zip(shift.zip(stats));
         Product {
             bias,
@@ -375,8 +416,10 @@ impl CudaOp for LinearFused {
             table_at: self.table_at,
             norm,
             behind_norm: behind_norm.map(|(eps, (shift, stats))| BehindNorm { shift, stats, eps }),
-            stats_of_y: io.outs.get(1).copied(),
-            ..Product::of(io.ins[0], io.ins[1], io.outs[0])
+            behind_rms,
+            stats_of_y: io.outs.get(1).copied().filter(|_| self.stats),
+            begins,
+            ..Product::of(z.unwrap_or(io.ins[0]), io.ins[1], io.outs[0])
         }
         .launch(l)
     }
@@ -391,7 +434,7 @@ impl CudaOp for LinearRope {
         let angles = LinearRope::angles(m, self.sequences, k, self.head_dim);
         crate::ensure_input!(
             angles == Some(if self.table { Angles::Table } else { Angles::Computed })
-                && (m == 1 || self.norm.is_none()),
+                && (m == 1 || self.norm.is_none() || self.begun),
             "{}: LinearRope wants one row, or up to 8 of one sequence or 16, one of each, of at most 3584 elements, or 17 or \
              more of one and a table, of a multiple of 8 elements (with a norm one row), and a head dim that is a multiple of \
              16 and at most 256 on the GPU; got {} {} of {} sequences, head dim {}",
@@ -401,7 +444,8 @@ impl CudaOp for LinearRope {
             self.sequences,
             self.head_dim
         );
-        let [table, gain] = self.optional_inputs().map(|i| i.and_then(|i| io.ins.get(i)));
+        let [table, gain, z, squares] =
+            self.optional_inputs().map(|i| i.and_then(|i| io.ins.get(i)).copied());
         let max_rows = kv.desc.shape[2] as u32;
         let rope = table.map(|table| RopeEpilogue {
             table: table.ptr,
@@ -413,8 +457,10 @@ impl CudaOp for LinearRope {
             head_dim: self.head_dim as u32,
             max_rows,
         });
-        let norm = self.norm.zip(gain).map(|(eps, &gain)| Norm { gain, eps });
-        let product = Product { bias: Some(bias), norm, rope, ..Product::of(a, w, y) };
+        let norm = self.norm.zip(gain).filter(|_| !self.begun).map(|(eps, gain)| Norm { gain, eps });
+        let behind_rms = self.norm.zip(squares).map(|(eps, squares)| BehindRms { squares, eps });
+        let a = z.unwrap_or(a);
+        let product = Product { bias: Some(bias), norm, behind_rms, rope, ..Product::of(a, w, y) };
         if rope.is_some() {
             return product.launch(l);
         }

@@ -14,7 +14,7 @@ pub(crate) mod wgmma;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::elementwise::Act;
-use crate::ops::norm::{STATS_COLUMNS, row_stats_shape};
+use crate::ops::norm::{SQUARES_COLUMNS, STATS_COLUMNS, row_stats_shape, squares_shape};
 pub use arg_max::LinearArgMax;
 pub use rope::{Angles, LinearRope};
 
@@ -50,14 +50,16 @@ impl LinearAct {
 
 /// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end. With `norm`, an epsilon,
 /// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32 as well; on a GPU that is for one
-/// row, see [`norms_in_front`].
+/// row, see [`norms_in_front`], or for many where it has been `begun`: then z is multiplied instead of x, and the sums by
+/// the factor of their row.
 ///
 /// Behind a LayerNorm whose gain is in w (`behind_norm`, [`Recipe::centred`](crate::core::Recipe::centred)), the sums are
 /// divided by the deviation of their row, sqrt(var + eps), and d, what the norm's shift adds, comes to the bias.
 ///
 /// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`, d `[N]` and
-/// x's [`RowStats`](crate::ops::norm::RowStats); outs: y `[T, M]` with M = N, or N / 2 after SwiGLU, and y's own
-/// statistics with `stats`. r may share memory with y, unless it is a table: see `table_at`.
+/// x's [`RowStats`](crate::ops::norm::RowStats), z and squares of x's [`RmsBegin`](crate::ops::norm::RmsBegin), the gain
+/// `[M]` of y's; outs: y `[T, M]` with M = N, or N / 2 after SwiGLU, and y's own statistics with `stats`, or what begins
+/// its RmsNorm with `begins`. r may share memory with y, unless it is a table: see `table_at`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearFused {
     pub bias: bool,
@@ -68,10 +70,14 @@ pub struct LinearFused {
     /// multiple of 8, as W and M then are.
     pub table_at: Option<usize>,
     pub norm: Option<f32>,
+    /// The RmsNorm of x has been begun; gates and ups, no scale and no residual then.
+    pub begun: bool,
     /// The epsilon of the LayerNorm; no scale, other norm or SwiGLU then.
     pub behind_norm: Option<f32>,
     /// For the LayerNorm of y; M is whole 64s, and y of x's type.
     pub stats: bool,
+    /// The RmsNorm of y; M is whole 32s, no scale, activation, norm or other statistics, and y of x's type.
+    pub begins: bool,
     pub out_f32: bool,
 }
 
@@ -86,8 +92,10 @@ impl LinearFused {
             residual: false,
             table_at: None,
             norm: None,
+            begun: false,
             behind_norm: None,
             stats: false,
+            begins: false,
             out_f32,
         }
     }
@@ -113,6 +121,13 @@ pub fn norms_in_front(rows: usize, k: usize) -> bool {
 /// the way (kernels/gemm/LADDER.md: a tile of 1025 rows gained 4 %, four tiles lost 2).
 pub fn gains_behind_norm(rows: usize) -> bool {
     rows <= 2048
+}
+
+/// Whether an RmsNorm between two products of `rows` rows of `cols` columns is begun by the one and ended by the other: of few
+/// rows it is done in front of the latter ([`norms_in_front`]), for more than 128 the former has no kernel that begins one.
+/// For bf16: a row times its gain, before it is divided by its norm, is too large for f16.
+pub fn begins_norms(rows: usize, cols: usize, dtype: DType) -> bool {
+    (17..=128).contains(&rows) && cols.is_multiple_of(SQUARES_COLUMNS) && dtype == DType::BF16
 }
 
 fn cost(ins: &[&Desc], outs: &[&Desc]) -> Cost {
@@ -164,10 +179,12 @@ impl OpDef for Linear {
 }
 
 impl LinearFused {
-    /// Indices of b, s, r, g, d and the statistics among the inputs.
-    fn optional_inputs(&self) -> [Option<usize>; 6] {
-        let (mut next, behind) = (2, self.behind_norm.is_some());
-        [self.bias, self.scale, self.residual, self.norm.is_some(), behind, behind].map(|given| {
+    /// Indices of b, s, r, g, d and the statistics, z and squares, and the gain of y's norm among the inputs.
+    fn optional_inputs(&self) -> [Option<usize>; 9] {
+        let (mut next, behind, begun) = (2, self.behind_norm.is_some(), self.begun);
+        let norm = self.norm.is_some();
+        let given = [self.bias, self.scale, self.residual, norm, behind, behind, begun, begun, self.begins];
+        given.map(|given| {
             let at = given.then_some(next);
             next += usize::from(given);
             at
@@ -192,12 +209,15 @@ impl LinearFused {
                 self.behind_norm.is_some(),
                 "d [N], f32 statistics [K/64, T, 2] of x, no scale, other norm or gates".to_owned(),
             ),
+            (self.begun, "z as x, f32 squares [K/32, T], a norm, gates, no scale or residual".to_owned()),
+            (self.begins, format!("gain [{m}], no scale, activation, norm or statistics")),
         ] {
             if given {
                 wants = format!("{wants}, {what}");
             }
         }
         let wants = if self.stats { format!("{wants}, 16-bit y with N % 64 == 0") } else { wants };
+        let wants = if self.begins { format!("{wants}, 16-bit y with N % 32 == 0") } else { wants };
         if self.act == LinearAct::Swiglu { format!("{wants} with N % 16 == 0") } else { wants }
     }
 }
@@ -206,9 +226,9 @@ impl OpDef for LinearFused {
     const NAME: &'static str = "LinearFused";
 
     fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
-        let [b, s, r, g, d, stats] = self.optional_inputs();
-        let given = [b, s, r, g, d, stats].iter().flatten().count();
-        if ins.len() != 2 + given || !multiplies(ins[0], ins[1]) {
+        let optional = self.optional_inputs();
+        let [b, s, r, g, d, stats, z, squares, gain_of_y] = optional;
+        if ins.len() != 2 + optional.iter().flatten().count() || !multiplies(ins[0], ins[1]) {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
         let n = ins[1].rows();
@@ -234,17 +254,36 @@ impl OpDef for LinearFused {
             && stats.is_none_or(|at| {
                 ins[at].dtype == DType::F32 && Some(ins[at].shape) == row_stats_shape(ins[0])
             })
-            && (!self.stats || !self.out_f32 && out.cols().is_multiple_of(STATS_COLUMNS));
+            && (!self.stats || !self.out_f32 && out.cols().is_multiple_of(STATS_COLUMNS))
+            && z.is_none_or(|z| {
+                let gates = self.act == LinearAct::Swiglu && !self.scale && !self.residual;
+                ins[z].shape == ins[0].shape && ins[z].dtype == ins[0].dtype && g.is_some() && gates
+            })
+            && squares
+                .is_none_or(|at| ins[at].dtype == DType::F32 && Some(ins[at].shape) == squares_shape(ins[0]))
+            && gain_of_y.is_none_or(|at| {
+                let alone = !self.scale && !self.stats && self.act == LinearAct::None && g.or(d).is_none();
+                let whole = !self.out_f32 && out.cols().is_multiple_of(SQUARES_COLUMNS);
+                ins[at].shape.dims() == [out.cols()] && alone && whole
+            });
         if !fits {
             return Err(mismatch(Self::NAME, &self.wants(), ins));
         }
         let y = (out_type(ins[0], self.out_f32), out);
         let stats = (DType::F32, Shape::new(&[out.cols() / STATS_COLUMNS, ins[0].rows(), 2]));
-        Ok(if self.stats { vec![y, stats] } else { vec![y] })
+        let squares = (DType::F32, Shape::new(&[out.cols() / SQUARES_COLUMNS, ins[0].rows()]));
+        Ok(match (self.stats, self.begins) {
+            (true, _) => vec![y, stats],
+            (_, true) => vec![y, y, squares],
+            _ => vec![y],
+        })
     }
 
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
         let all = cost(ins, outs);
+        // z is read in place of x and its gain.
+        let unread = if self.begun { ins[0].bytes() + 2 * ins[0].cols() as u64 } else { 0 };
+        let all = Cost { read_bytes: all.read_bytes - unread, ..all };
         match (self.optional_inputs()[2], self.table_at) {
             // Of a table the rows of this run.
             (Some(r), Some(_)) => {

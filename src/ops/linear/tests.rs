@@ -248,12 +248,41 @@ fn a_norm_in_front_is_the_norm_and_then_the_product() {
 }
 
 #[test]
+fn a_norm_begun_by_one_product_and_ended_by_the_next_is_the_norm_between_them() {
+    use crate::ops::norm::RmsNorm;
+    let (t, c, n, k) = (3, 64, 32, 24);
+    let (x, r) = (counted(t * k, 1), counted(t * c, 2));
+    let (w, gates, gain) = (dense(&[c, k], 3), dense(&[n, c], 4), dense(&[c], 5));
+    let step = Step::default();
+    let before = LinearFused { residual: true, ..LinearFused::of(&Linear { bias: false, out_f32: false }) };
+    let behind =
+        LinearFused { act: LinearAct::Swiglu, ..LinearFused::of(&Linear { bias: false, out_f32: false }) };
+    let first = [In::Act(&[t, k], &x), In::Weight(&w), In::Act(&[t, c], &r), In::Weight(&gain)];
+    let y = call(&before, step, &first[..3]).remove(0);
+    let normed = call(&RmsNorm { eps: 1e-5 }, step, &[In::Act(&[t, c], &y), In::Weight(&gain)]).remove(0);
+    let want = call(&behind, step, &[In::Act(&[t, c], &normed), In::Weight(&gates)]).remove(0);
+
+    let begun = call(&LinearFused { begins: true, ..before }, step, &first);
+    assert_eq!(begun[0], y);
+    let squares: f32 = (0..2).map(|part| begun[2][part * t + 1]).sum();
+    let of_row: f32 = y[c..2 * c].iter().map(|v| v * v).sum();
+    assert!((squares - of_row).abs() < 1e-4 * of_row, "{squares} for {of_row}");
+    let op = LinearFused { norm: Some(1e-5), begun: true, ..behind };
+    let (z, squares) = (In::Act(&[t, c], &begun[1]), In::Act(&[c / 32, t], &begun[2]));
+    let ins = [In::Act(&[t, c], &y), In::Weight(&gates), In::Weight(&gain), z, squares];
+    for (got, want) in call(&op, step, &ins)[0].iter().zip(&want) {
+        assert!((got - want).abs() <= 1e-4 * want.abs().max(1.0), "{got} for {want}");
+    }
+}
+
+#[test]
 fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     use crate::ops::norm::RmsNorm;
     use crate::ops::rope::RopeTable;
     let (t, k, h, g, d, s) = (3, 40, 3, 2, 16, 9);
     let n = (h + 2 * g) * d;
     let op = |norm| LinearRope {
+        begun: false,
         norm,
         table: false,
         heads: h,
@@ -312,6 +341,9 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
 #[test]
 fn rows_decide_norm_and_rotation() {
     assert!(norms_in_front(1, 3584) && !norms_in_front(2, 3584) && !norms_in_front(1, 77));
+    let begins = |rows, cols| begins_norms(rows, cols, DType::BF16);
+    assert!(begins(17, 3584) && begins(128, 896) && !begins_norms(64, 3584, DType::F16));
+    assert!(!begins(16, 3584) && !begins(129, 3584) && !begins(64, 3600));
     for (rows, sequences, k, d, takes) in [
         (1, 1, 3584, 128, Some(Angles::Computed)),
         (8, 1, 8, 16, Some(Angles::Computed)),
@@ -340,6 +372,7 @@ fn messages_name_the_gain_and_the_cache() {
         (desc("x", &[1, 64], DType::BF16), desc("w", &[64, 64], DType::BF16), desc("b", &[64], DType::BF16));
     let kv = desc("kv.3", &[2, 1, 9, 16], DType::BF16);
     let op = LinearRope {
+        begun: false,
         norm: Some(1e-6),
         table: false,
         heads: 2,

@@ -172,6 +172,12 @@ impl WgmmaTile {
         turned_shared(128, 112, 6, [2, 1, 2]),
         pingpong(turned(128, 136, 6, 2, 1)),
     ];
+    /// Products behind an RmsNorm that has been begun, of gates and ups, and those whose sums are turned.
+    pub const GATED_BEHIND_RMS: [WgmmaTile; 2] = [direct(64, 144, 8, 1, 2), direct(128, 144, 6, 1, 2)];
+    pub const ROPE_BEHIND_RMS: [WgmmaTile; 2] =
+        [shared(64, 80, 10, [1, 4, 2]), shared(128, 80, 8, [1, 4, 2])];
+    /// And those that begin one.
+    pub const BEGINS_RMS: [WgmmaTile; 2] = [shared(64, 64, 12, [1, 4, 2]), shared(128, 64, 8, [1, 4, 2])];
     /// CTAs per cluster that every chip takes.
     const MOST_CTAS_PER_CLUSTER: usize = 8;
 
@@ -208,6 +214,8 @@ impl WgmmaTile {
             End::Gated => self.bn.is_multiple_of(16),
             End::Turned => Self::ROPE.contains(self),
             End::BehindNorm => Self::BEHIND_NORM.contains(self),
+            End::GatedBehindRms => Self::GATED_BEHIND_RMS.contains(self),
+            End::TurnedBehindRms => Self::ROPE_BEHIND_RMS.contains(self),
         };
         fits && (vectors || !matches!(self.form, Form::Grid(_)))
     }
@@ -303,6 +311,11 @@ impl Plan {
 
     fn resident(&self, sm_count: usize) -> usize {
         resident_in_clusters(self.cluster(), sm_count) * self.tile.ctas
+    }
+
+    /// Whether it begins an RmsNorm of y.
+    pub fn begins_norms(&self) -> bool {
+        WgmmaTile::BEGINS_RMS.contains(&self.tile) && self.splits == 1
     }
 
     /// CTAs per cluster; 1: none.
@@ -417,7 +430,7 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub fn allow(&self, plan: &Plan, shape: [usize; 3]) -> bool {
-        let whole = self.end != End::BehindNorm || plan.splits == 1;
+        let whole = !self.end.is_behind() || plan.splits == 1;
         whole
             && plan.tile.takes(self.end, self.vectors)
             && plan.fits(shape, self.scratch_bytes, self.counters)

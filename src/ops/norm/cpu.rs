@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, STATS_COLUMNS};
+use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, SQUARES_COLUMNS, STATS_COLUMNS};
 use crate::core::Result;
 use crate::ops::CpuIo;
 
@@ -59,6 +59,34 @@ pub(crate) fn rstd_of_rows(stats: &[f32], rows: usize, eps: f32) -> Vec<f32> {
         let between = means().map(|m| (m - middle) * (m - middle)).sum::<f64>() / count;
         let within = parts().map(|p| f64::from(p[2 * row + 1])).sum::<f64>() / (count * STATS_COLUMNS as f64);
         (1.0 / (between + within + f64::from(eps)).sqrt()) as f32
+    };
+    (0..rows).map(rstd).collect()
+}
+
+/// [`RmsBegin`](super::RmsBegin) of rows as wide as `w`.
+pub(crate) fn begin_rms(x: &[f32], w: &[f32], z: &mut [f32], squares: &mut [f32]) {
+    let c = w.len();
+    let rows = x.len() / c.max(1);
+    z.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(z, x)| {
+        for (z, (x, w)) in z.iter_mut().zip(x.iter().zip(w)) {
+            *z = x * w;
+        }
+    });
+    squares.par_chunks_mut(rows.max(1)).enumerate().for_each(|(part, squares)| {
+        for (sum, row) in squares.iter_mut().zip(x.chunks_exact(c)) {
+            let part = &row[part * SQUARES_COLUMNS..][..SQUARES_COLUMNS];
+            *sum = mean(part.iter().map(|v| v * v)) * SQUARES_COLUMNS as f32;
+        }
+    });
+}
+
+/// `1 / sqrt(mean + eps)` of every row, of the sums of [`begin_rms`].
+pub(crate) fn rstd_of_squares(squares: &[f32], rows: usize, eps: f32) -> Vec<f32> {
+    let parts = || squares.chunks_exact(rows.max(1));
+    let columns = (parts().len().max(1) * SQUARES_COLUMNS) as f64;
+    let rstd = |row: usize| {
+        let sum: f64 = parts().map(|p| f64::from(p[row])).sum();
+        (1.0 / (sum / columns + f64::from(eps)).sqrt()) as f32
     };
     (0..rows).map(rstd).collect()
 }

@@ -1,6 +1,6 @@
 //! Launchers of the norms.
 
-use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RowStats};
+use super::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsBegin, RmsNorm, RowStats};
 use crate::core::Result;
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
 use crate::ops::elementwise::Act;
@@ -104,6 +104,48 @@ impl CudaOp for RowStats {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let ([x], [stats]) = io.take()?;
         row_stats(l, x, stats)
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RmsBeginParams {
+    x: DevicePtr,
+    w: DevicePtr,
+    y: DevicePtr,
+    squares: DevicePtr,
+    rows: u32,
+    cols: u32,
+}
+
+struct RmsBeginKernel;
+// SAFETY: `rms_begin` in kernels/norm.cu takes one RmsBeginParams by value; loading compares the sizes.
+unsafe impl Kernel for RmsBeginKernel {
+    const FILE: &'static str = "norm";
+    const SYMBOL: &'static str = "rms_begin";
+    type Params = RmsBeginParams;
+}
+
+/// Records [`RmsBegin`] of x.
+pub(crate) fn rms_begin(
+    l: &mut Launcher<'_>,
+    [x, w, z]: [GpuTensor<'_>; 3],
+    squares: GpuTensor<'_>,
+) -> Result<()> {
+    const THREADS: usize = 256;
+    let dtype = checks::same_t16("RmsBegin", &[x, w, z])?;
+    let (rows, cols) = (x.rows() as u32, x.cols() as u32);
+    let ctas = (x.desc.shape.len() / 8).div_ceil(THREADS) as u32;
+    let p = RmsBeginParams { x: x.ptr, w: w.ptr, y: z.ptr, squares: squares.ptr, rows, cols };
+    // SAFETY: infer() made z as large as x, w as wide, and a sum for every 32 columns; a thread reads and writes its vector
+    // of a row below `rows`.
+    unsafe { l.launch::<RmsBeginKernel>(dtype, Geometry::grid([ctas, 1, 1]), &p) }
+}
+
+impl CudaOp for RmsBegin {
+    fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
+        let ([x, w], [z, squares]) = io.take()?;
+        rms_begin(l, [x, w, z], squares)
     }
 }
 

@@ -7,9 +7,9 @@ mod cuda;
 use super::elementwise::Act;
 use super::{Case, CpuIo, OpDef, mismatch};
 use crate::core::{Cost, DType, Desc, Result, Shape};
-pub(crate) use cpu::{rms_rows, row_stats, rstd_of_rows};
+pub(crate) use cpu::{begin_rms, rms_rows, row_stats, rstd_of_rows, rstd_of_squares};
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::row_stats as launch_row_stats;
+pub(crate) use cuda::{rms_begin as launch_rms_begin, row_stats as launch_row_stats};
 
 /// `y = w · x / sqrt(mean(x²) + eps)` (Zhang and Sennrich 2019; Qwen2RMSNorm). One rounding.
 ///
@@ -51,6 +51,22 @@ pub struct AddLayerNorm {
 /// ins: x `[T, C]`, C % 64 == 0; outs: f32 `[C / 64, T, 2]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RowStats;
+
+/// What of an [`RmsNorm`] of x can be done before a row is there as a whole: z = w · x, rounded once, and of every 32 columns
+/// the sum of the squares of x. A product of z makes up the rest, by a factor of its sums.
+///
+/// ins: x `[T, C]`, w `[C]`, C % 32 == 0; outs: z `[T, C]`, f32 `[C / 32, T]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RmsBegin;
+
+/// Columns of a sum of [`RmsBegin`].
+pub const SQUARES_COLUMNS: usize = 32;
+
+/// The shape of the sums of [`RmsBegin`] of `x`.
+pub(crate) fn squares_shape(x: &Desc) -> Option<Shape> {
+    let whole = x.shape.rank() >= 1 && x.cols().is_multiple_of(SQUARES_COLUMNS);
+    whole.then(|| Shape::new(&[x.cols() / SQUARES_COLUMNS, x.rows()]))
+}
 
 /// Columns of a mean of [`RowStats`].
 pub const STATS_COLUMNS: usize = 64;
@@ -253,6 +269,41 @@ impl OpDef for RowStats {
             [(1, 64), (3, 896), (17, 1024), (1025, 128), (5, 4096)].map(|(t, c)| case(t, c)).into();
         all.push(Case::new("far_t17_c1088", RowStats).act_with(&[17, 1088], far));
         all.extend([1025, 13325].map(|t| case(t, 1024).bench()));
+        all
+    }
+}
+
+impl OpDef for RmsBegin {
+    const NAME: &'static str = "RmsBegin";
+
+    fn infer(&self, ins: &[&Desc]) -> Result<Vec<(DType, Shape)>> {
+        match ins {
+            [x, w]
+                if w.shape.dims() == [x.cols()]
+                    && let Some(squares) = squares_shape(x) =>
+            {
+                Ok(vec![(x.dtype, x.shape), (DType::F32, squares)])
+            }
+            _ => Err(mismatch(Self::NAME, "x [T, C] with C % 32 == 0, w [C]", ins)),
+        }
+    }
+
+    fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
+        cost(3, ins, outs)
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
+        let (x, w) = (io.ins.f32s(0)?, io.ins.vector(1)?);
+        let (z, squares) = io.outs.f32_pair(0, 1)?;
+        cpu::begin_rms(x, &w, z, squares);
+        Ok(())
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let case = |t: usize, c: usize| Case::new(format!("t{t}_c{c}"), RmsBegin).act(&[t, c]).weight(&[c]);
+        let mut all: Vec<_> =
+            [(1, 32), (3, 896), (17, 1024), (129, 96), (5, 4096)].map(|(t, c)| case(t, c)).into();
+        all.push(case(128, 3584).bench());
         all
     }
 }

@@ -73,6 +73,33 @@ unsafe impl Kernel for MulticastStatsKernel {
     type Params = WgmmaParams;
 }
 
+struct MulticastBehindRmsKernel;
+// SAFETY: `gemm_multicast_behind_rms_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading
+// compares the sizes.
+unsafe impl Kernel for MulticastBehindRmsKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast_norm";
+    const SYMBOL: &'static str = "gemm_multicast_behind_rms";
+    type Params = WgmmaParams;
+}
+
+struct MulticastRopeBehindRmsKernel;
+// SAFETY: `gemm_multicast_rope_behind_rms_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaRopeParams by value;
+// loading compares the sizes.
+unsafe impl Kernel for MulticastRopeBehindRmsKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast_norm";
+    const SYMBOL: &'static str = "gemm_multicast_rope_behind_rms";
+    type Params = WgmmaRopeParams;
+}
+
+struct MulticastBeginsRmsKernel;
+// SAFETY: `gemm_multicast_begins_rms_*` in kernels/gemm/wgmma_multicast_norm.cu take one WgmmaParams by value; loading
+// compares the sizes.
+unsafe impl Kernel for MulticastBeginsRmsKernel {
+    const FILE: &'static str = "gemm/wgmma_multicast_norm";
+    const SYMBOL: &'static str = "gemm_multicast_begins_rms";
+    type Params = WgmmaParams;
+}
+
 /// `WindowParams` of kernels/gemm/wgmma.cu.
 #[repr(C, align(128))]
 #[derive(Clone, Copy)]
@@ -149,7 +176,7 @@ pub unsafe fn launch_windows(
 ///
 /// # Safety
 /// The addresses in `e` are valid for m rows of `e.cols` columns and N biases and, where they are not null, for the
-/// statistics of m rows of x and of y, of which the tile has the kernel; those in `rope` for m rows of its N = (H + 2G)·D
+/// statistics or squares of m rows of x and of y, of which the tile has the kernel; those in `rope` for m rows of its N = (H + 2G)·D
 /// columns; K % 8 == 0.
 pub unsafe fn launch(
     l: &mut Launcher<'_>,
@@ -186,7 +213,23 @@ pub unsafe fn launch(
         match tile.form {
             Form::Grid(_) if let Some(r) = rope => {
                 let p = WgmmaRopeParams { g: p, r };
-                l.launch_variant::<MulticastRopeKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+                match e.squares {
+                    DevicePtr::NULL => {
+                        l.launch_variant::<MulticastRopeKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+                    }
+                    _ => l.launch_variant::<MulticastRopeBehindRmsKernel>(
+                        &tile.variant(),
+                        x.desc.dtype,
+                        geometry,
+                        &p,
+                    ),
+                }
+            }
+            Form::Grid(_) if e.squares != DevicePtr::NULL => {
+                l.launch_variant::<MulticastBehindRmsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
+            }
+            Form::Grid(_) if e.squares_of_y != DevicePtr::NULL => {
+                l.launch_variant::<MulticastBeginsRmsKernel>(&tile.variant(), x.desc.dtype, geometry, &p)
             }
             Form::Grid(_) if e.stats != DevicePtr::NULL => {
                 l.launch_variant::<MulticastBehindNormKernel>(&tile.variant(), x.desc.dtype, geometry, &p)

@@ -210,6 +210,36 @@ fn the_encoders_products_have_kernels_around_their_norms() {
 }
 
 #[test]
+fn a_short_prompts_products_have_kernels_around_their_norms() {
+    let lists = [WgmmaTile::GATED_BEHIND_RMS, WgmmaTile::ROPE_BEHIND_RMS, WgmmaTile::BEGINS_RMS];
+    assert!(lists.iter().flatten().all(|tile| WgmmaTile::GRIDS.contains(tile)));
+    let products = [(End::GatedBehindRms, 37888, &lists[0]), (End::TurnedBehindRms, 4608, &lists[1])];
+    for m in [17, 32, 64, 65, 100, 128, 300] {
+        for (end, n, tiles) in products {
+            let plan = choose([m, n, 3584], &Bounds { end, ..bounds() });
+            assert!(tiles.contains(&plan.tile) && plan.splits == 1, "{m} x {n}: {plan:?}");
+        }
+    }
+    // The plans of the products without a norm.
+    for m in [33, 64, 65, 128] {
+        for (end, n, _) in products {
+            assert_eq!(
+                Some(choose([m, n, 3584], &Bounds { end, ..bounds() })),
+                measured([m, n, 3584]),
+                "{m} x {n}"
+            );
+        }
+        for k in [3584, 18944] {
+            assert!(choose([m, 3584, k], &bounds()).begins_norms(), "{m} rows of {k}");
+        }
+    }
+    // Where K is shared it has a step for each part.
+    let turned = Bounds { end: End::TurnedBehindRms, ..bounds() };
+    let allowed = |k| turned.allow(&choose([64, 4608, k], &turned), [64, 4608, k]);
+    assert!(allowed(96) && !allowed(64));
+}
+
+#[test]
 fn weights_that_are_read_once_leave_the_l2_first() {
     let first = policy_of_weights(1);
     assert!([16, 128, 1025].iter().all(|&m| policy_of_weights(m) == first));

@@ -4,8 +4,9 @@
 
 use std::borrow::Cow;
 use std::f64::consts::PI;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use rayon::prelude::*;
 use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
@@ -113,41 +114,26 @@ pub fn fbank_from(samples: &[f32], first: usize, options: FbankOptions) -> Resul
     options.check()?;
     let frames = frame_count(samples.len()).saturating_sub(first);
     let mut data = vec![0.0; frames * BINS];
-    let (tables, failed) = (Tables::get(), OnceLock::new());
-    // Threads take blocks as they wake, all of them woken at once: each woken by the one before, as a parallel iterator
-    // does it, they take longer to wake than ten seconds of sound to filter.
-    let blocks = Mutex::new(data.chunks_mut(BLOCK * BINS).enumerate());
-    let take = || blocks.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let share = || {
-        let mut work = Workspace::new(tables);
-        while let Some((block, out)) = take() {
-            for (i, out) in out.chunks_mut(LANES * BINS).enumerate() {
-                let t = first + BLOCK * block + LANES * i;
+    let tables = Tables::get();
+    data.par_chunks_mut(LANES * BINS)
+        .with_min_len(2)
+        .enumerate()
+        .try_for_each_init(
+            || Workspace::new(tables),
+            |work, (block, out)| {
+                let t = first + LANES * block;
                 for (lane, wave) in work.waves.iter_mut().take(out.len() / BINS).enumerate() {
                     load(&samples[(t + lane) * SHIFT..][..FRAME], t + lane, options, wave);
                 }
-                if let Err(e) = work.frames(tables, out) {
-                    let _ = failed.set(e);
-                }
-            }
-        }
-    };
-    rayon::scope(|threads| {
-        for _ in 1..frames.div_ceil(BLOCK).min(rayon::current_num_threads()) {
-            threads.spawn(|_| share());
-        }
-        share();
-    });
-    match failed.into_inner() {
-        Some(e) => Err(Error::runtime(format!("fbank: {e}"))),
-        None => Ok(Fbank { frames, data }),
-    }
+                work.frames(tables, out)
+            },
+        )
+        .map_err(|e| Error::runtime(format!("fbank: {e}")))?;
+    Ok(Fbank { frames, data })
 }
 
 /// Frames that are made side by side: sums run over them, each in the order that one frame alone has.
 const LANES: usize = 8;
-/// Frames that a thread takes at a time, 16 us of work.
-const BLOCK: usize = 2 * LANES;
 
 /// What a thread works on.
 struct Workspace {

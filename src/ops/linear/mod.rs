@@ -282,7 +282,8 @@ impl OpDef for LinearFused {
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
         let all = cost(ins, outs);
         // z is read in place of x and its gain.
-        let unread = if self.begun { ins[0].bytes() + 2 * ins[0].cols() as u64 } else { 0 };
+        let [_, _, _, gain, ..] = self.optional_inputs();
+        let unread = gain.filter(|_| self.begun).map_or(0, |g| ins[0].bytes() + ins[g].bytes());
         let all = Cost { read_bytes: all.read_bytes - unread, ..all };
         match (self.optional_inputs()[2], self.table_at) {
             // Of a table the rows of this run.

@@ -123,7 +123,8 @@ impl OpDef for LinearRope {
         let (t, k, n) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
         let appended = 2 * t * self.kv_heads * self.head_dim * ins[3].dtype.bytes();
         let read = |i: &[&Desc]| i.iter().map(|d| d.bytes()).sum::<u64>();
-        let unread = if self.begun { ins[0].bytes() + 2 * k as u64 } else { 0 };
+        let [_, gain, ..] = self.optional_inputs();
+        let unread = gain.filter(|_| self.begun).map_or(0, |g| ins[0].bytes() + ins[g].bytes());
         Cost {
             flops: (2 * t * k * n + 3 * t * (self.heads + self.kv_heads) * self.head_dim) as u64,
             read_bytes: read(&ins[..3]) + read(&ins[4..]) - unread,

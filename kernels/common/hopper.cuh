@@ -48,7 +48,7 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, 
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
         : "memory");
 }
-// The same, kept in the L2 by `policy`, as `createpolicy` makes them.
+// The same; `policy` says what becomes of it in the L2 (ops/linear/wgmma.rs).
 __device__ __forceinline__ void tma_load_2d(uint32_t dst, const TensorMap& map, uint32_t barrier, int32_t c0, int32_t c1,
                                             uint64_t policy) {
     asm volatile(

@@ -110,21 +110,15 @@ impl CpuOuts<'_> {
         }
     }
 
-    /// Two float outputs at once.
-    pub fn f32_pair(&mut self, a: usize, b: usize) -> Result<(&mut [f32], &mut [f32])> {
-        let name = self.descs[a].name.clone();
-        match self.data.get_disjoint_mut([a, b]) {
-            Ok([HostData::F32(x), HostData::F32(y)]) => Ok((x, y)),
-            _ => crate::bail_runtime!("{name}: the op writes two f32 outputs"),
-        }
-    }
-
-    /// The first three outputs, of floats.
-    pub fn f32_three(&mut self) -> Result<[&mut [f32]; 3]> {
-        let name = self.descs[0].name.clone();
-        match self.data.get_disjoint_mut([0, 1, 2]) {
-            Ok([HostData::F32(x), HostData::F32(y), HostData::F32(z)]) => Ok([x, y, z]),
-            _ => crate::bail_runtime!("{name}: the op writes three f32 outputs"),
-        }
+    /// The first N outputs at once, all of floats.
+    pub fn first_f32s<const N: usize>(&mut self) -> Result<[&mut [f32]; N]> {
+        let all = self.data.iter_mut().map_while(|data| match data {
+            HostData::F32(v) => Some(v.as_mut_slice()),
+            HostData::U32(_) => None,
+        });
+        let first: Vec<_> = all.take(N).collect();
+        let fail =
+            || crate::core::Error::runtime(format!("{}: the op writes {N} f32 outputs", self.descs[0].name));
+        first.try_into().map_err(|_: Vec<_>| fail())
     }
 }

@@ -191,7 +191,7 @@ pub(super) fn key_bias(io: &mut CpuIo<'_>, heads: usize, head_dim: usize, scale:
     let (x, p) = (io.ins.f32s(0)?, io.ins.vector(1)?);
     let (u, vb) = (io.ins.vector(2)?, io.ins.vector(3)?);
     let (t, cols) = io.ins.extent(0);
-    let (y, bias) = io.outs.f32_pair(0, 1)?;
+    let [y, bias] = io.outs.first_f32s()?;
     for row in 0..t {
         for head in 0..heads {
             let mut sum = 0.0;

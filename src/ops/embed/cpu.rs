@@ -72,7 +72,7 @@ pub(super) fn rows_at(op: &RowsAt, io: &mut CpuIo<'_>) -> Result<()> {
 pub(super) fn recent(op: &Recent, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, (_, cols)) = (io.ins.f32s(0)?, io.ins.extent(0));
     let (pos, ring_rows) = (io.step.pos as usize, io.outs.descs[1].rows());
-    let (y, ring) = io.outs.f32_pair(0, 1)?;
+    let [y, ring] = io.outs.first_f32s()?;
     let (before, now) = y.split_at_mut(op.rows * cols);
     for (i, y) in before.chunks_mut(cols).enumerate() {
         match (pos + i).checked_sub(op.rows) {

@@ -12,8 +12,9 @@ pub(crate) enum End {
     Turned,
     /// A norm's gain is in them: the factors of rows of x come in the end.
     BehindNorm,
-    /// The second and the third behind an RmsNorm that has been begun.
+    /// As `Gated`, behind an RmsNorm that has been begun.
     GatedBehindRms,
+    /// As `Turned`, likewise.
     TurnedBehindRms,
 }
 

@@ -75,14 +75,14 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     if op.stats {
         // Of y as it is stored.
         let dtype = io.outs.descs[0].dtype;
-        let (y, stats) = io.outs.f32_pair(0, 1)?;
+        let [y, stats] = io.outs.first_f32s()?;
         dtype.round_slice(y);
         norm::row_stats(y, m, stats);
     }
     if let Some(gain) = gain_of_y {
         let dtype = io.outs.descs[0].dtype;
         let gain = io.ins.vector(gain)?;
-        let [y, z, squares] = io.outs.f32_three()?;
+        let [y, z, squares] = io.outs.first_f32s()?;
         dtype.round_slice(y);
         norm::begin_rms(y, &gain, z, squares);
     }

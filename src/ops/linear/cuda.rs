@@ -436,8 +436,8 @@ impl CudaOp for LinearRope {
             angles == Some(if self.table { Angles::Table } else { Angles::Computed })
                 && (m == 1 || self.norm.is_none() || self.begun),
             "{}: LinearRope wants one row, or up to 8 of one sequence or 16, one of each, of at most 3584 elements, or 17 or \
-             more of one and a table, of a multiple of 8 elements (with a norm one row), and a head dim that is a multiple of \
-             16 and at most 256 on the GPU; got {} {} of {} sequences, head dim {}",
+             more of one and a table, of a multiple of 8 elements (with a norm that has not been begun one row), and a head \
+             dim that is a multiple of 16 and at most 256 on the GPU; got {} {} of {} sequences, head dim {}",
             y.name(),
             a.name(),
             a.desc.brief(),

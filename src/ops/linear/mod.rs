@@ -123,9 +123,10 @@ pub fn gains_behind_norm(rows: usize) -> bool {
     rows <= 2048
 }
 
-/// Whether an RmsNorm between two products of `rows` rows of `cols` columns is begun by the one and ended by the other: of few
-/// rows it is done in front of the latter ([`norms_in_front`]), for more than 128 the former has no kernel that begins one.
-/// For bf16: a row times its gain, before it is divided by its norm, is too large for f16.
+/// Whether an RmsNorm between two products of `rows` rows of `cols` columns is begun by the one and ended by the other. One row
+/// has it in front of the latter ([`norms_in_front`]), products of 2 to 16 rows know no factors, and for more than 128 the
+/// former has no kernel that begins one. For bf16: a row times its gain, before it is divided by its norm, may be too large
+/// for f16.
 pub fn begins_norms(rows: usize, cols: usize, dtype: DType) -> bool {
     (17..=128).contains(&rows) && cols.is_multiple_of(SQUARES_COLUMNS) && dtype == DType::BF16
 }

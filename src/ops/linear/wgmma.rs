@@ -267,8 +267,8 @@ impl WgmmaTile {
 /// and more, which read weights again, 41.0 -> 41.3 and 18.65 -> 18.9 (13 tiles).
 const STREAMED_ROWS: usize = 1088;
 
-/// How the L2 keeps the weights of a product of `m` rows. The policies are what `createpolicy.fractional.L2` gives of
-/// everything as evict_first and as evict_normal.
+/// How the L2 keeps the weights of a product of `m` rows: the constants that CUTLASS has for hints of TMA copies. The second
+/// is as no hint at all; what `createpolicy` makes of evict_normal is not (kernels/gemm/LADDER.md).
 pub(crate) fn policy_of_weights(m: usize) -> u64 {
     const EVICT_FIRST: u64 = 0x12f0_0000_0000_0000;
     const EVICT_NORMAL: u64 = 0x1000_0000_0000_0000;

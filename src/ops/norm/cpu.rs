@@ -112,7 +112,7 @@ fn add_then(io: &mut CpuIo<'_>, norm: impl Fn(&[f32], &mut [f32]) + Sync) -> Res
     let (x, r) = (io.ins.f32s(0)?, io.ins.f32s(1)?);
     let (_, c) = io.ins.extent(0);
     let dtype = io.outs.descs[0].dtype;
-    let (h, y) = io.outs.f32_pair(0, 1)?;
+    let [h, y] = io.outs.first_f32s()?;
     let ins = x.par_chunks(c).zip(r.par_chunks(c));
     h.par_chunks_mut(c).zip(y.par_chunks_mut(c)).zip(ins).for_each(|((h, y), (x, r))| {
         for (h, (x, r)) in h.iter_mut().zip(x.iter().zip(r)) {

@@ -294,7 +294,7 @@ impl OpDef for RmsBegin {
 
     fn cpu(&self, io: &mut CpuIo<'_>) -> Result<()> {
         let (x, w) = (io.ins.f32s(0)?, io.ins.vector(1)?);
-        let (z, squares) = io.outs.f32_pair(0, 1)?;
+        let [z, squares] = io.outs.first_f32s()?;
         cpu::begin_rms(x, &w, z, squares);
         Ok(())
     }

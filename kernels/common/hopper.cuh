@@ -368,6 +368,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
 #define WGMMA_FROM_REGISTERS_ANY(TYPE)                                                              \
     if constexpr (N == 64)                                                                          \
         WGMMA_FROM_REGISTERS(64, TYPE, WGMMA_NAMES_32, WGMMA_REGS_32, "%32, %33, %34, %35", "36"); \
+    if constexpr (N == 72)                                                                          \
+        WGMMA_FROM_REGISTERS(72, TYPE, WGMMA_NAMES_36, WGMMA_REGS_36, "%36, %37, %38, %39", "40"); \
     if constexpr (N == 128)                                                                         \
         WGMMA_FROM_REGISTERS(128, TYPE, WGMMA_NAMES_64, WGMMA_REGS_64, "%64, %65, %66, %67", "68")
 
@@ -377,7 +379,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
 template <class T, int N>
 __device__ __forceinline__ void wgmma_from_registers(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2,
                                                      uint32_t a3, uint64_t b) {
-    static_assert(N == 64 || N == 128, "no wrapper for this width");
+    static_assert(N == 64 || N == 72 || N == 128, "no wrapper for this width");
     if constexpr (IsBf16<T>::value) {
         WGMMA_FROM_REGISTERS_ANY("bf16");
     } else {

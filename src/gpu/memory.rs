@@ -77,15 +77,20 @@ pub struct DeviceBuffer {
 const SMALL_ALIGN: usize = 256;
 const PAGE_BYTES: usize = 2 << 20;
 
-/// Where buffers of these sizes begin in a block, and its size.
+/// Where buffers of these sizes begin in a block, and its size: the large ones first, for one behind a small one would leave
+/// out the rest of a page.
 fn lay_out(sizes: &[usize]) -> (Vec<usize>, usize) {
+    let mut starts = vec![0; sizes.len()];
     let mut end = 0usize;
-    let place = |&bytes: &usize| {
-        let start = end.next_multiple_of(if bytes < PAGE_BYTES { SMALL_ALIGN } else { PAGE_BYTES });
-        end = start + bytes.max(SMALL_ALIGN);
-        start
-    };
-    (sizes.iter().map(place).collect(), end)
+    for (align, large) in [(PAGE_BYTES, true), (SMALL_ALIGN, false)] {
+        for (start, &bytes) in
+            starts.iter_mut().zip(sizes).filter(|(_, bytes)| (**bytes >= PAGE_BYTES) == large)
+        {
+            *start = end.next_multiple_of(align);
+            end = *start + bytes.max(SMALL_ALIGN);
+        }
+    }
+    (starts, end)
 }
 
 impl DeviceBuffer {
@@ -332,11 +337,14 @@ mod tests {
     fn buffers_of_a_block_are_aligned_and_apart() {
         let sizes = [100, PAGE_BYTES + 1, 0, 300, 5 * PAGE_BYTES, 1];
         let (starts, end) = lay_out(&sizes);
-        assert_eq!(starts[..3], [0, PAGE_BYTES, 2 * PAGE_BYTES + SMALL_ALIGN]);
+        let small = 7 * PAGE_BYTES;
+        assert_eq!(starts, [small, 0, small + 256, small + 512, 2 * PAGE_BYTES, small + 1024]);
+        assert_eq!(end, small + 1024 + SMALL_ALIGN);
         for (i, (start, bytes)) in starts.iter().zip(sizes).enumerate() {
             let align = if bytes < PAGE_BYTES { SMALL_ALIGN } else { PAGE_BYTES };
             assert!(start.is_multiple_of(align), "{i}: {start}");
-            assert!(start + bytes.max(1) <= *starts.get(i + 1).unwrap_or(&end), "{i}: {starts:?}, {end}");
+            let next = starts.iter().copied().filter(|other| other > start).min().unwrap_or(end);
+            assert!(start + bytes.max(1) <= next, "{i}: {starts:?}, {end}");
         }
         assert_eq!(lay_out(&[]), (Vec::new(), 0));
     }

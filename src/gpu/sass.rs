@@ -60,7 +60,8 @@ fn count(code: &[u16], any: &[u16]) -> usize {
 
 #[test]
 fn what_wants_wgmma_and_tma_has_them() {
-    const FILES: [&str; 4] = ["attention/wgmma", "conv/wgmma", "gemm/wgmma", "gemm/wgmma_multicast"];
+    const FILES: [&str; 5] =
+        ["attention/wgmma", "attention/wgmma_d64", "conv/wgmma", "gemm/wgmma", "gemm/wgmma_multicast"];
     let all = hopper();
     for (file, name, code) in all.iter().filter(|(file, ..)| FILES.contains(file)) {
         // Four steps of k at least, both operands.

@@ -57,6 +57,12 @@ fn lengths(lengths: &[usize], bias: Option<(&str, Fill)>, op: Attention) -> Case
     }
 }
 
+/// With scores so far apart that a row's largest may come in any tile, above those before by little or by very much.
+fn steep(case: Case<Attention>) -> Case<Attention> {
+    let op = Attention { scale: 20.0, ..case.op };
+    Case { name: format!("steep_{}", case.name), op, ..case }
+}
+
 /// `t` rows of which `valid` hold tokens, after `pos` rows, in a cache of `s_max`.
 fn cache(
     t: usize,
@@ -162,9 +168,9 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     all.push(caches(2, (1, 2500, 1), (4096, 2600), (28, 4, 128)));
     all.push(caches(20, (1, 300, 1), (512, 400), (28, 4, 128)));
     all.push(caches(2, (130, 300, 121), (512, 430), (7, 1, 128)));
-    // Edges of tiles of 96, 128 and 208 keys and of 128 and 192 rows, one and more tiles of either, and more tiles than
+    // Edges of tiles of 80, 96, 128 and 208 keys and of 128 and 192 rows, one and more tiles of either, and more tiles than
     // SMs.
-    for t in [96, 97, 192, 208, 209, 290, 417] {
+    for t in [80, 81, 96, 97, 160, 192, 208, 209, 290, 417] {
         all.push(separate(t, op(2, 2, 64, Mask::Full, Source::Separate)));
     }
     for t in [128, 257, 400] {
@@ -192,6 +198,15 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
         all.push(cache(200, 57, 130, (256, 400), heads));
         all.push(cache(130, 1000, 130, (2048, 1130), heads));
         all.push(cache(128, 128, 128, (256, 300), heads));
+    }
+
+    for d in [64, 128] {
+        for (t, mask) in [(390, Mask::Full), (700, Mask::Causal), (420, Mask::Chunk { size: 64, left: -1 })] {
+            all.push(steep(packed(t, 1, None, op(2, 2, d, mask, Source::Packed))));
+            all.push(steep(packed(t, 1, Some(("bias", bias)), op(2, 2, d, mask, Source::Packed))));
+        }
+        all.push(steep(packed(130, 40, None, op(4, 4, d, Mask::Full, Source::Packed))));
+        all.push(steep(cache(200, 57, 130, (256, 400), (4, 2, d))));
     }
 
     biased(&mut all);

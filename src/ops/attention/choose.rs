@@ -35,7 +35,7 @@ pub(super) enum Choice {
     Flash {
         rows: usize,
     },
-    /// `attention/wgmma.cu`, sm_90a.
+    /// `attention/wgmma.cu` or `wgmma_d64.cu`, sm_90a.
     Wgmma,
     /// `tiles` of 16 (row, query head) pairs for each kv head, `splits` of the keys.
     Decode {

@@ -61,7 +61,7 @@ unsafe impl Kernel for Flash {
     type Params = BatchParams;
 }
 
-/// `FlashParams` of kernels/attention/wgmma.cu.
+/// `FlashParams` of kernels/attention/wgmma.cuh.
 #[repr(C, align(128))]
 #[derive(Clone, Copy)]
 struct WgmmaParams {
@@ -73,9 +73,17 @@ struct WgmmaParams {
 }
 
 struct Wgmma;
-// SAFETY: `flash_wgmma_*` in kernels/attention/wgmma.cu take one WgmmaParams by value; loading compares the sizes.
+// SAFETY: `flash_wgmma_d128_*` in kernels/attention/wgmma.cu take one WgmmaParams by value; loading compares the sizes.
 unsafe impl Kernel for Wgmma {
     const FILE: &'static str = "attention/wgmma";
+    const SYMBOL: &'static str = "flash_wgmma";
+    type Params = WgmmaParams;
+}
+
+struct WgmmaD64;
+// SAFETY: `flash_wgmma_d64_*` in kernels/attention/wgmma_d64.cu take one WgmmaParams by value; loading compares the sizes.
+unsafe impl Kernel for WgmmaD64 {
+    const FILE: &'static str = "attention/wgmma_d64";
     const SYMBOL: &'static str = "flash_wgmma";
     type Params = WgmmaParams;
 }
@@ -312,7 +320,10 @@ impl Attention {
                 // sequence may see rows of another, which it does not use; a bias is read below the rows of its sequence,
                 // rows beyond are not written, choose() names instances that exist, and ctas() gives those that share keys
                 // a cluster for every tile.
-                unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) }
+                match d {
+                    64 => unsafe { l.launch_variant::<WgmmaD64>(tile.name, dtype, geometry, &p) },
+                    _ => unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) },
+                }
             }
             Choice::Decode { tiles, splits } => {
                 let parts = self.kv_heads * tiles * splits;

@@ -1,8 +1,8 @@
-//! Tiles of `attention/wgmma.cu`: a pure choice, tested without a GPU.
+//! Tiles of `attention/wgmma.cu` and `wgmma_d64.cu`: a pure choice, tested without a GPU.
 
 use super::Attention;
 
-/// Tiles of `attention/wgmma.cu`, as `Flash` there.
+/// Tiles of `attention/wgmma.cu` and `wgmma_d64.cu`, as `Flash` of their header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct WgmmaTile {
     /// Part of a kernel symbol.
@@ -27,6 +27,8 @@ pub(super) const SMALLEST_SCALE: f32 = 1.0 / (1u64 << 60) as f32;
 /// Tiles of the ring of biases, and bytes of its other operand: ones.
 const BIAS_STAGES: usize = 4;
 const ONES_BYTES: usize = 64 * 32;
+/// At head dim 64, 16 rows of ones that stand beside V.
+const SUMS_BYTES: usize = 16 * 128;
 
 impl WgmmaTile {
     const fn new(name: &'static str, head_dim: usize, [consumers, keys, stages]: [usize; 3]) -> WgmmaTile {
@@ -42,11 +44,11 @@ impl WgmmaTile {
     }
 
     const D64: [WgmmaTile; 2] =
-        [WgmmaTile::new("_d64_c2", 64, [2, 96, 8]), WgmmaTile::new("_d64_c3", 64, [3, 96, 8])];
+        [WgmmaTile::new("_d64_c2", 64, [2, 128, 8]), WgmmaTile::new("_d64_c3", 64, [3, 80, 8])];
     const D64_BIAS: WgmmaTile = WgmmaTile::with_bias("_d64_c1_bias", 64, [1, 128, 5]);
     const D64_BIAS_PAIRS: [WgmmaTile; 2] = [
         WgmmaTile::pair("_d64_c1_bias_pair", 64, [1, 128, 4]),
-        WgmmaTile::pair("_d64_c3_bias_pair", 64, [3, 96, 8]),
+        WgmmaTile::pair("_d64_c3_bias_pair", 64, [3, 80, 8]),
     ];
     const D128: WgmmaTile = WgmmaTile::new("_d128_c2", 128, [2, 128, 5]);
     const D128_BIAS: WgmmaTile = WgmmaTile::with_bias("_d128_c2_bias", 128, [2, 128, 5]);
@@ -86,12 +88,13 @@ impl WgmmaTile {
         if self.consumers == 1 { 2 } else { 1 }
     }
 
-    /// Dynamic shared memory: Q, the ring, biases, and slack to align them to 1 KiB.
+    /// Dynamic shared memory: Q, the ring, ones, biases, and slack to align them to 1 KiB.
     pub fn smem_bytes(&self) -> usize {
         let bias = if self.bias { ONES_BYTES + BIAS_STAGES * self.keys * 32 } else { 0 };
-        // What 128 threads get of a row of each: D / 4 sums, a maximum, a part of l.
+        let sums = if self.head_dim == 64 { SUMS_BYTES } else { 0 };
+        // What 128 threads get of a row of each: D / 4 sums, a reference, a part of l.
         let traded = (self.sharing - 1) * self.consumers * 128 * (self.head_dim / 4 + 2) * 4;
-        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + bias + traded
+        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + sums + bias + traded
     }
 
     /// CTAs to launch: as many as run at once, each takes its share of the tiles; of those that share keys all.
@@ -214,7 +217,7 @@ mod tests {
         }
     }
 
-    /// `unscaled` of attention/wgmma.cu.
+    /// `unscaled` of attention/wgmma.cuh.
     fn unscaled(bias: f32, scale: f32) -> f32 {
         let (top, size) = (2f32.powi(126), bias.abs());
         let limit = top * scale;
@@ -271,7 +274,7 @@ mod tests {
         }
     }
 
-    /// The order of `Schedule` in attention/wgmma.cu: rounds over the tiles, longest first, forth and back.
+    /// The order of `Schedule` in attention/wgmma.cuh: rounds over the tiles, longest first, forth and back.
     fn busiest(lengths: &[usize], ctas: usize) -> usize {
         let mut load = vec![0; ctas];
         for (i, length) in lengths.iter().enumerate() {

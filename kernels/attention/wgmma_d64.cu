@@ -1,0 +1,272 @@
+// archs: 90a
+// flash_wgmma at D = 64:  out_i = Σ_j p_ij v_j,  p_i = softmax_j(scale·q_i·k_j + bias_j)    as prefill.cu, on TMA and wgmma
+// q, k, v, out of T16 as AttentionParams addresses them; bias f32 [H, T]; any T and S, masks full, causal, chunk; scale > 0
+//
+// The frame is that of wgmma.cuh; one to three consumers. Here exp2 takes as long as the products (1024 clocks for 128 x
+// 128 pairs), and either slows the other, for both live off the registers' ports (LADDER.md). So nothing else is done for
+// every score:
+// - No maxima. Probabilities refer to m, which need not be the largest score: p = exp2(f·(s - m) - SLACK), f = scale·log2 e.
+//   m moves, and O shrinks, only where a p comes to 2 or more, which is one bit of it: where a score is SLACK + 1 above m
+//   (in log2). Then that step is made again out of its scores, `careful`. The first step of a row always is.
+// - No sums. V has 8 more columns, of ones, so l is a column of O: the sum of the rounded p, which is what O is made of.
+// Consumers take turns: they ask one after the other.
+// 256 flops per head and (query, key) pair. Goal: vision 1.2 x cuDNN.
+#include "attention/wgmma.cuh"
+
+// Room for the scores of a row above the first of its maxima, in log2; below, what is 2^-(126 - SLACK) of it is lost. f16
+// has no exponents to spare.
+template <class T>
+constexpr float SLACK = IsBf16<T>::value ? 20 : 0;
+// Of SLACK and more a reference is rounded to 2^-14 at most up to here (in log2); beyond, every step is a careful one.
+constexpr float FAR = 1024;
+// Bit 14 of a positive 16-bit number of either type, in both halves of a word: it is 2 or more, or not a number.
+constexpr uint32_t TWO_OR_MORE = 0x40004000;
+
+// With PAIR: thread i of both CTAs holds parts of the same two rows. It sends the row that the other CTA finishes, and adds
+// what it gets to the row of its own. Leaves the sums in y and returns l. Where a CTA has seen no key m is -inf, and sums
+// and l are 0.
+template <class F>
+__device__ __forceinline__ float trade_rows(const Shared& s, uint32_t consumer, float f, const float (&o)[F::D / 2 + 4],
+                                            const float (&m)[2], float (&y)[F::D / 4]) {
+    constexpr int VECTORS = F::D / 16;
+    const float l[2] = {o[F::D / 2], o[F::D / 2 + 2]};
+    const uint32_t thread = threadIdx.x % 128, other = blockIdx.x % 2 ^ 1;
+    const uint32_t sums = s.traded + consumer * F::TRADE_BYTES + thread * 16;
+    const uint32_t reference = s.traded + consumer * F::TRADE_BYTES + VECTORS * 128 * 16 + thread * 8;
+    const uint32_t full = s.traded_full + consumer * 8, barrier = cluster_address(full, other);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        const float* z = o + 8 * v;
+        const float first[4] = {z[0], z[1], z[4], z[5]}, second[4] = {z[2], z[3], z[6], z[7]};
+        float sent[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sent[i] = other ? second[i] : first[i];
+            y[4 * v + i] = other ? first[i] : second[i];
+        }
+        cluster_store(cluster_address(sums + v * 128 * 16, other), sent[0], sent[1], sent[2], sent[3], barrier);
+    }
+    cluster_store(cluster_address(reference, other), other ? m[1] : m[0], other ? l[1] : l[0], barrier);
+    cluster_mbarrier_wait(full, 0);
+    const float mine = other ? m[0] : m[1], got = shared_float(reference), top = fmaxf(mine, got);
+    const float at = top == -INFINITY ? 0.f : top;
+    const float shrink = exp2_approx((mine - at) * f), grow = exp2_approx((got - at) * f);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        float z[4];
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(z[0]), "=f"(z[1]), "=f"(z[2]), "=f"(z[3])
+                     : "r"(sums + v * 128 * 16));
+#pragma unroll
+        for (int i = 0; i < 4; i++) y[4 * v + i] = y[4 * v + i] * shrink + z[i] * grow;
+    }
+    return (other ? l[0] : l[1]) * shrink + shared_float(reference + 4) * grow;
+}
+
+// One warpgroup: 64 rows of every work.
+template <class T, class F>
+__device__ __forceinline__ void consume(const FlashParams& params, const Shared& s, uint32_t consumer) {
+    constexpr int BN = F::BN, D = F::D;
+    const AttentionParams& p = params.a;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
+    const float f = p.scale * LOG2E;
+    const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
+    const uint64_t ones = wgmma_descriptor_of_16(s.ones), bias0 = wgmma_descriptor_of_16(s.bias);
+    const Extent extent = extent_before_wait(p);
+    pdl_wait();
+    pdl_trigger();
+    Cursor<F::STAGES> at;
+    Cursor<F::BIAS_STAGES> bias_at;
+    uint32_t q_phase = 0;
+    if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
+
+    for (Schedule<F> schedule(params, extent); schedule.more(); schedule.next()) {
+        const Work w = schedule.get(params, extent);
+        const Extent& e = w.e;
+        const int row0 = w.m0 + int(consumer) * 64, row = row0 + int(warp * 16 + g);  // and row + 8
+        float o[D / 2 + 4] = {}, m[2] = {-INFINITY, -INFINITY};
+        if (w.blocks > 0) {
+            mbarrier_wait(s.q_full, q_phase);
+            q_phase ^= 1;
+        }
+        if (w.blocks > 0 && row0 >= e.valid) {
+            barrier_sync<128>(STEP_BARRIER + consumer);
+            release(s.q_empty);
+            stand_by<F>(s, at, bias_at, w.blocks, consumer);
+        } else if (w.blocks > 0) {
+            // Keys that all 64 rows see, and those that these two see.
+            const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
+            const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
+            const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
+            const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
+            float offset[2];  // f·m + SLACK
+            bool far;
+
+            const auto await = [&] { mbarrier_wait(s.full + at.stage * 8, at.phase); };
+            const auto await_bias = [&] {
+                if constexpr (F::BIAS) mbarrier_wait(s.bias_full + bias_at.stage * 8, bias_at.phase);
+            };
+            const auto release_bias = [&] {
+                if constexpr (F::BIAS) {
+                    release(s.bias_empty + bias_at.stage * 8);
+                    bias_at.next();
+                }
+            };
+            float x[BN / 2];
+            // P of one tile is made while that of the last is an operand.
+            uint32_t probability[2][BN / 4];
+
+            const auto ask_scores = [&](uint32_t stage) {
+                const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < D / 16; i++) wgmma<T, BN>(x, q0 + i * 2, k + i * 2, i > 0);
+                // Last, so that the sum is rounded to the size of the bias once.
+                if constexpr (F::BIAS)
+                    wgmma<__nv_bfloat16, BN>(x, ones, bias0 + bias_at.stage * (F::BIAS_BYTES >> 4), 1);
+                wgmma_commit();
+            };
+            const auto ask_output = [&](const uint32_t (&a)[BN / 4]) {
+                const uint32_t v = s.ring + at.stage * F::STAGE_BYTES;
+                const uint64_t v0 = wgmma_descriptor_rows_of_k(v, s.sums - v);
+                constexpr uint64_t NEXT = 128 - (uint64_t(128) << 16);  // 16 rows further the slab of ones is the same
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < BN / 16; i++)
+                    wgmma_from_registers<T, D + 8>(o, a[4 * i], a[4 * i + 1], a[4 * i + 2], a[4 * i + 3], v0 + i * NEXT);
+                wgmma_commit();
+            };
+            const auto mask = [&](int j0) {
+                if (j0 + BN <= all_end && j0 >= all_begin) return;
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const int first = begin[r] - j0 - int(2 * t), last = end[r] - j0 - int(2 * t);
+#pragma unroll
+                    for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+                        for (int h = 0; h < 2; h++)
+                            if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
+                }
+            };
+            // P by the references as they are; what comes to 2 or more shows in the bits that it returns.
+            const auto quick = [&](uint32_t (&next)[BN / 4]) {
+                uint32_t bits = 0;
+#pragma unroll
+                for (int i = 0; i < BN / 4; i++) {
+                    const float c = offset[i % 2];
+                    next[i] = pack2<T>(exp2_approx(fmaf(x[2 * i], f, -c)), exp2_approx(fmaf(x[2 * i + 1], f, -c)));
+                    bits |= next[i];
+                }
+                return bits;
+            };
+            // P by the maxima of this tile and all before; no product may be under way. m is subtracted first: f·m may be
+            // rounded by more than there are numbers.
+            const auto careful = [&](uint32_t (&next)[BN / 4]) {
+                float zero[2];
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    float high = m[r];
+#pragma unroll
+                    for (int n = 2 * r; n < BN / 2; n += 4) high = fmaxf(high, fmaxf(x[n], x[n + 1]));
+                    const float top = quad_max(high);
+                    zero[r] = top == -INFINITY ? 0.f : top;
+                    const float shrink = exp2_approx((m[r] - zero[r]) * f);
+                    m[r] = top, offset[r] = top * f + SLACK<T>;  // of a row that has seen -inf alone: too large again
+#pragma unroll
+                    for (int n = 2 * r; n < D / 2 + 4; n += 4) o[n] *= shrink, o[n + 1] *= shrink;
+                }
+                far = fmaxf(fabsf(offset[0]), fabsf(offset[1])) > FAR;
+#pragma unroll
+                for (int i = 0; i < BN / 4; i++)
+                    next[i] = pack2<T>(exp2_approx(fmaf(x[2 * i] - zero[i % 2], f, -SLACK<T>)),
+                                       exp2_approx(fmaf(x[2 * i + 1] - zero[i % 2], f, -SLACK<T>)));
+            };
+            // S of tile i and P·V of the one before, out of `last`; then P, into `next`.
+            const auto step = [&](int i, const uint32_t (&last)[BN / 4], uint32_t (&next)[BN / 4]) {
+                const uint32_t k_stage = at.stage;
+                at.next();
+                await_bias();
+                take_turn<F>(consumer);
+                ask_scores(k_stage);
+                await();
+                const uint32_t v_stage = at.stage;
+                ask_output(last);
+                at.next();
+                pass_turn<F>(consumer);
+                wgmma_wait<1>();
+                wgmma_settle(x);
+                release(s.empty + k_stage * 8);
+                release_bias();
+                if (i == w.blocks - 1) release(s.q_empty);
+                mask(w.key0 + i * BN);
+                const uint32_t bits = quick(next);
+                // The next tile is awaited here because ptxas would move the wait below up to the one above, and the
+                // exponentials behind the product; but not past a branch.
+                await();
+                wgmma_wait<0>();
+                wgmma_settle(o);
+                release(s.empty + v_stage * 8);
+                if (__any_sync(0xffffffffu, far || (bits & TWO_OR_MORE) != 0)) careful(next);
+            };
+
+            await();
+            await_bias();
+            ask_scores(at.stage);
+            wgmma_wait<0>();
+            wgmma_settle(x);
+            release(s.empty + at.stage * 8);
+            release_bias();
+            at.next();
+            if (w.blocks == 1) release(s.q_empty);
+            mask(w.key0);
+            careful(probability[0]);
+            await();
+            const int key_last = w.key0 + (w.blocks - 1) * BN;
+            const auto finish = [&](const uint32_t (&last)[BN / 4]) {
+                if ((p.step != nullptr || !alike(params)) && key_last + BN > e.keys)
+                    clear_rows<F>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
+                ask_output(last);
+            };
+#pragma unroll 1
+            for (int i = 1;; i += 2) {
+                if (i >= w.blocks) {
+                    finish(probability[0]);
+                    break;
+                }
+                step(i, probability[0], probability[1]);
+                if (i + 1 >= w.blocks) {
+                    finish(probability[1]);
+                    break;
+                }
+                step(i + 1, probability[1], probability[0]);
+            }
+            wgmma_wait<0>();
+            wgmma_settle(o);
+            release(s.empty + at.stage * 8);
+            at.next();
+        }
+
+        if constexpr (F::PAIR) {
+            float y[D / 4] = {}, l = 0;
+            __syncwarp();
+            cluster_wait();  // the barriers of the other are ready
+            if (row0 < e.valid) l = trade_rows<F>(s, consumer, f, o, m, y);
+            store_row<T, F>(params, w, row + 8 * int(blockIdx.x % 2), l, y);
+        } else {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float y[D / 4];
+#pragma unroll
+                for (int n = 0; n < D / 8; n++) y[2 * n] = o[4 * n + 2 * r], y[2 * n + 1] = o[4 * n + 2 * r + 1];
+                store_row<T, F>(params, w, row + 8 * r, o[D / 2 + 2 * r], y);
+            }
+        }
+        __syncwarp();  // wgmma wants whole warps
+    }
+}
+
+EXPORT_FLASH(d64_c2, 64, 2, 128, Bias::none)
+EXPORT_FLASH(d64_c3, 64, 3, 80, Bias::none)
+EXPORT_FLASH(d64_c1_bias, 64, 1, 128, Bias::operand)
+EXPORT_FLASH(d64_c1_bias_pair, 64, 1, 128, Bias::operand_pair)
+EXPORT_FLASH(d64_c3_bias_pair, 64, 3, 80, Bias::operand_pair)

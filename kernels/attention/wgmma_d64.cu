@@ -159,27 +159,35 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 }
                 return bits;
             };
-            // P by the maxima of this tile and all before; no product may be under way. m is subtracted first: f·m may be
-            // rounded by more than there are numbers.
-            const auto careful = [&](uint32_t (&next)[BN / 4]) {
-                float zero[2];
+            // References become the maxima of this tile and all before. Returns how O shrinks, for both rows.
+            const auto refer = [&] {
+                float shrink[2];
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
                     float high = m[r];
 #pragma unroll
                     for (int n = 2 * r; n < BN / 2; n += 4) high = fmaxf(high, fmaxf(x[n], x[n + 1]));
                     const float top = quad_max(high);
-                    zero[r] = top == -INFINITY ? 0.f : top;
-                    const float shrink = exp2_approx((m[r] - zero[r]) * f);
+                    shrink[r] = exp2_approx((m[r] - (top == -INFINITY ? 0.f : top)) * f);
                     m[r] = top, offset[r] = top * f + SLACK<T>;  // of a row that has seen -inf alone: too large again
-#pragma unroll
-                    for (int n = 2 * r; n < D / 2 + 4; n += 4) o[n] *= shrink, o[n + 1] *= shrink;
                 }
                 far = fmaxf(fabsf(offset[0]), fabsf(offset[1])) > FAR;
+                return make_float2(shrink[0], shrink[1]);
+            };
+            // P with m subtracted first: f·m may be rounded by more than there are numbers.
+            const auto exact = [&](uint32_t (&next)[BN / 4]) {
+                const float zero[2] = {m[0] == -INFINITY ? 0.f : m[0], m[1] == -INFINITY ? 0.f : m[1]};
 #pragma unroll
                 for (int i = 0; i < BN / 4; i++)
                     next[i] = pack2<T>(exp2_approx(fmaf(x[2 * i] - zero[i % 2], f, -SLACK<T>)),
                                        exp2_approx(fmaf(x[2 * i + 1] - zero[i % 2], f, -SLACK<T>)));
+            };
+            // P by the maxima so far; no product may be under way.
+            const auto careful = [&](uint32_t (&next)[BN / 4]) {
+                const float2 shrink = refer();
+#pragma unroll
+                for (int n = 0; n < D / 2 + 4; n++) o[n] *= n / 2 % 2 ? shrink.y : shrink.x;
+                exact(next);
             };
             // S of tile i and P·V of the one before, out of `last`; then P, into `next`.
             const auto step = [&](int i, const uint32_t (&last)[BN / 4], uint32_t (&next)[BN / 4]) {
@@ -219,7 +227,11 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             at.next();
             if (w.blocks == 1) release(s.q_empty);
             mask(w.key0);
-            careful(probability[0]);
+            refer();
+            if (__any_sync(0xffffffffu, far))
+                exact(probability[0]);
+            else
+                quick(probability[0]);
             await();
             const int key_last = w.key0 + (w.blocks - 1) * BN;
             const auto finish = [&](const uint32_t (&last)[BN / 4]) {

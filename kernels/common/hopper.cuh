@@ -219,10 +219,11 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
     return uint64_t(address >> 4) | uint64_t(1) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_128B << 62;
 }
 // A B operand whose rows are k (V of attention): slabs of 64 columns, `slab_bytes` apart, rows of 128 bytes as above.
-// The next 16 rows are 128 further in the descriptor.
+// The next 16 rows are 128 further in the descriptor. In a cluster addresses have the CTA in their upper bits, which would
+// count as bytes between slabs.
 __device__ __forceinline__ uint64_t wgmma_descriptor_rows_of_k(uint32_t address, uint32_t slab_bytes) {
     constexpr uint64_t GROUP_OF_8_ROWS = 1024 >> 4, SWIZZLE_128B = 1;
-    return uint64_t(address >> 4) | uint64_t(slab_bytes >> 4) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_128B << 62;
+    return uint64_t((address & 0x3ffff) >> 4) | uint64_t(slab_bytes >> 4) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_128B << 62;
 }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -7,7 +7,7 @@ use super::{Rewrite, Rule, Uses, general, simplest};
 use crate::core::{DType, Tensor};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{LinearAct, LinearFused, gains_behind_norm};
+use crate::ops::linear::{LinearAct, LinearFused, NormBefore, gains_behind_norm};
 use crate::ops::norm::{LayerNorm, RowStats, row_stats_shape};
 
 pub struct LayerNormLinear;
@@ -23,7 +23,7 @@ impl Rule for LayerNormLinear {
 
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite> {
         let op = general(&g.nodes[at].op)?;
-        if op.norm.is_some() || op.behind_norm.is_some() || op.scale || op.act == LinearAct::Swiglu {
+        if op.norm.is_some() || op.scale || op.act == LinearAct::Swiglu {
             return None;
         }
         let [y, w, ref rest @ ..] = g.nodes[at].ins[..] else { return None };
@@ -42,7 +42,7 @@ impl Rule for LayerNormLinear {
         let name = format!("{}.stats", g.desc(outs[0]).name);
         let stats = g.fresh(&name, DType::F32, stats_shape);
         let ins = [&[x, w], &rest[..], &[d, stats]].concat();
-        let op = LinearFused { behind_norm: Some(eps), ..op };
+        let op = LinearFused { norm: NormBefore::Layer(eps), ..op };
         let with = vec![
             Node { op: RowStats.into(), ins: vec![x], outs: vec![stats] },
             Node { op: op.into(), ins, outs },
@@ -57,14 +57,14 @@ impl Rule for LayerNormLinear {
             Op::LinearFused(op) => op.clone(),
             _ => return None,
         };
-        let eps = op.behind_norm?;
+        let NormBefore::Layer(eps) = op.norm else { return None };
         let [x, w, rest @ .., d, _] = &node.ins[..] else { return None };
         let [gain, shift] = [*w, *d].map(|t| folded_in(g, t));
         let (gain, shift, plain) = (gain?, shift?, g.recipe(*w)?.unfolded());
         let w = g.weight(plain);
         let (name, desc) = (g.desc(node.outs[0]).name.clone(), g.desc(*x).clone());
         let y = g.fresh(&format!("{name}.normed"), desc.dtype, desc.shape);
-        let op = simplest(LinearFused { behind_norm: None, ..op });
+        let op = simplest(LinearFused { norm: NormBefore::None, ..op });
         Some(vec![
             Node { op: LayerNorm::plain(eps).into(), ins: vec![*x, gain, shift], outs: vec![y] },
             Node { op, ins: [&[y, w], rest].concat(), outs: node.outs.clone() },

@@ -4,7 +4,7 @@
 use super::{Rewrite, Rule, Uses, general, simplest};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear;
+use crate::ops::linear::{self, NormBefore};
 use crate::ops::sample::ArgMax;
 
 pub struct LinearArgMax;
@@ -23,7 +23,11 @@ impl Rule for LinearArgMax {
         let logits = g.nodes[at].ins[0];
         let product = uses.writer(logits)?;
         let fused = general(&g.nodes[product].op)?;
-        let op = linear::LinearArgMax { norm: fused.norm, limit };
+        let norm = match fused.norm {
+            NormBefore::Rms(eps) => Some(eps),
+            _ => None,
+        };
+        let op = linear::LinearArgMax { norm, limit };
         let x = g.desc(g.nodes[product].ins[0]);
         if fused != op.parts().0 || !linear::LinearArgMax::takes(x.rows(), x.cols()) {
             return None;

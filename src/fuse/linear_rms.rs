@@ -26,8 +26,7 @@ impl Rule for LinearRms {
         let [y, gain] = g.nodes[at].ins[..] else { return None };
         let linear = uses.writer(y)?;
         let op = general(&g.nodes[linear].op)?;
-        let normed = op.norm.is_some() || op.behind_norm.is_some();
-        if normed || op.stats || op.begins || op.scale || op.out_f32 || op.act != LinearAct::None {
+        if op.norm.is_some() || op.stats || op.begins || op.scale || op.out_f32 || op.act != LinearAct::None {
             return None;
         }
         let ins = [&g.nodes[linear].ins[..], &[gain]].concat();

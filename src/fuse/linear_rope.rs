@@ -47,8 +47,7 @@ impl Rule for LinearRope {
             }));
         }
         let op = linear::LinearRope {
-            norm: None,
-            begun: false,
+            norm: linear::NormBefore::None,
             table: angles == Angles::Table,
             heads: rope.heads,
             kv_heads: rope.kv_heads,

@@ -5,7 +5,7 @@
 use super::{Rewrite, Rule, Uses, simplest};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{LinearFused, LinearRope, norms_in_front};
+use crate::ops::linear::{LinearFused, LinearRope, NormBefore, norms_in_front};
 use crate::ops::norm::RmsNorm;
 
 pub struct NormLinear;
@@ -27,11 +27,11 @@ impl Rule for NormLinear {
         if !norms_in_front(g.desc(x).rows(), g.desc(x).cols()) {
             return None;
         }
-        let norm_in_front = Some(eps);
+        let in_front = NormBefore::Rms(eps);
         let op: Op = match g.nodes[at].op.clone() {
-            Op::Linear(op) => LinearFused { norm: norm_in_front, ..LinearFused::of(&op) }.into(),
-            Op::LinearFused(op) if op.norm.is_none() => LinearFused { norm: norm_in_front, ..op }.into(),
-            Op::LinearRope(op) if op.norm.is_none() => LinearRope { norm: norm_in_front, ..op }.into(),
+            Op::Linear(op) => LinearFused { norm: in_front, ..LinearFused::of(&op) }.into(),
+            Op::LinearFused(op) if !op.norm.is_some() => LinearFused { norm: in_front, ..op }.into(),
+            Op::LinearRope(op) if !op.norm.is_some() => LinearRope { norm: in_front, ..op }.into(),
             _ => return None,
         };
         let ins = [&[x], &g.nodes[at].ins[1..], &[gain]].concat();
@@ -41,12 +41,14 @@ impl Rule for NormLinear {
 
     fn expand(&self, g: &mut Graph, node: &Node) -> Option<Vec<Node>> {
         let (eps, product): (f32, Op) = match node.op.clone() {
-            Op::LinearFused(op) if !op.begun => {
-                let eps = op.norm?;
-                let fused = LinearFused { norm: None, ..op };
-                (eps, simplest(fused))
-            }
-            Op::LinearRope(op) if !op.begun => (op.norm?, LinearRope { norm: None, ..op }.into()),
+            Op::LinearFused(op) => match op.norm {
+                NormBefore::Rms(eps) => (eps, simplest(LinearFused { norm: NormBefore::None, ..op })),
+                _ => return None,
+            },
+            Op::LinearRope(op) => match op.norm {
+                NormBefore::Rms(eps) => (eps, LinearRope { norm: NormBefore::None, ..op }.into()),
+                _ => return None,
+            },
             _ => return None,
         };
         let [x, rest @ .., gain] = &node.ins[..] else { return None };

@@ -6,7 +6,7 @@ use super::{Rewrite, Rule, Uses, general};
 use crate::core::DType;
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{LinearAct, LinearFused, LinearRope, begins_norms};
+use crate::ops::linear::{LinearAct, LinearFused, LinearRope, NormBefore, begins_norms};
 use crate::ops::norm::{RmsBegin, RmsNorm, squares_shape};
 
 pub struct RmsNormLinear;
@@ -35,12 +35,13 @@ impl Rule for RmsNormLinear {
         if !made || !begins_norms(rows, cols, dtype) {
             return None;
         }
+        let norm_begun = NormBefore::BegunRms(eps);
         let op: Op = match g.nodes[at].op.clone() {
-            Op::LinearFused(op) if op.norm.is_none() && is_gated(&op) => {
-                LinearFused { norm: Some(eps), begun: true, ..op }.into()
+            Op::LinearFused(op) if !op.norm.is_some() && is_gated(&op) => {
+                LinearFused { norm: norm_begun, ..op }.into()
             }
-            Op::LinearRope(op) if op.norm.is_none() && op.table => {
-                LinearRope { norm: Some(eps), begun: true, ..op }.into()
+            Op::LinearRope(op) if !op.norm.is_some() && op.table => {
+                LinearRope { norm: norm_begun, ..op }.into()
             }
             _ => return None,
         };
@@ -62,12 +63,20 @@ impl Rule for RmsNormLinear {
         let op: Op = match node.op.clone() {
             // Its reader says all without it.
             Op::RmsBegin(RmsBegin) => return Some(Vec::new()),
-            Op::LinearFused(op) if op.begun => LinearFused { begun: false, ..op }.into(),
-            Op::LinearRope(op) if op.begun => LinearRope { begun: false, ..op }.into(),
+            Op::LinearFused(op) => LinearFused { norm: in_front(op.norm)?, ..op }.into(),
+            Op::LinearRope(op) => LinearRope { norm: in_front(op.norm)?, ..op }.into(),
             _ => return None,
         };
         let [ins @ .., _, _] = &node.ins[..] else { return None };
         Some(vec![Node { op, ins: ins.to_vec(), outs: node.outs.clone() }])
+    }
+}
+
+/// The norm that has been begun, as one in front of the product.
+fn in_front(norm: NormBefore) -> Option<NormBefore> {
+    match norm {
+        NormBefore::BegunRms(eps) => Some(NormBefore::Rms(eps)),
+        _ => None,
     }
 }
 

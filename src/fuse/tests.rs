@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::core::{DType, Desc};
 use crate::models::{config::ModelConfig, intern_vit, qwen2, whale};
+use crate::ops::linear::NormBefore;
 use crate::ops::norm::{LayerNorm, RowStats};
 
 /// Whether two graphs are the same up to the numbering and naming of tensors: where they differ, or nothing.
@@ -173,9 +174,10 @@ fn norms_of_a_short_prompt_are_shared_by_the_products_around_them() {
         let g = graphs().into_iter().find(|(n, _)| *n == name).unwrap().1;
         let fused = fuse(g, &Fusion::on()).unwrap();
         let count = |of: &dyn Fn(&Op) -> bool| fused.nodes.iter().filter(|n| of(&n.op)).count();
+        let begun = |norm| matches!(norm, NormBefore::BegunRms(_));
         let begins = count(&|op| matches!(op, Op::LinearFused(op) if op.begins));
-        let gates = count(&|op| matches!(op, Op::LinearFused(op) if op.begun));
-        let turned = count(&|op| matches!(op, Op::LinearRope(op) if op.begun));
+        let gates = count(&|op| matches!(op, Op::LinearFused(op) if begun(op.norm)));
+        let turned = count(&|op| matches!(op, Op::LinearRope(op) if begun(op.norm)));
         // Two layers.
         assert_eq!((begins, gates, turned), (2, 1, 1), "{name}");
         let norms = |op: &Op| matches!(op, Op::RmsNorm(_) | Op::RmsBegin(_));
@@ -191,7 +193,7 @@ fn norms_between_products_are_no_passes_of_their_own() {
         let g = graphs().into_iter().find(|(n, _)| *n == name).unwrap().1;
         let fused = fuse(g, &Fusion::on()).unwrap();
         let count = |of: &dyn Fn(&Op) -> bool| fused.nodes.iter().filter(|n| of(&n.op)).count();
-        let behind = count(&|op| matches!(op, Op::LinearFused(op) if op.behind_norm.is_some()));
+        let behind = count(&|op| matches!(op, Op::LinearFused(op) if op.norm.is_some()));
         let before = count(&|op| matches!(op, Op::LinearFused(op) if op.stats));
         // Two layers.
         assert_eq!((behind, before, count(&|op| *op == RowStats.into())), (4, 3, 1), "{name}");

@@ -1,11 +1,11 @@
 //! The product that gives logits, and the largest of them.
 
-use super::{LinearFused, cases, cpu, multiplies};
+use super::{LinearFused, NormBefore, cases, cpu, multiplies};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::sample::ArgMax;
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
 
-/// `x wᵀ` in f32, and [`ArgMax`] of it. With `norm` as [`LinearFused`]. On a GPU for one row, see
+/// `x wᵀ` in f32, and [`ArgMax`] of it. With `norm`, an epsilon, as [`LinearFused`] with [`NormBefore::Rms`]. On a GPU for one row, see
 /// [`LinearArgMax::takes`].
 ///
 /// ins: x `[T, K]`, w `[V, K]`, and g `[K]` with `norm`; outs: logits f32 `[T, V]`, ids u32 `[T]`.
@@ -24,7 +24,10 @@ impl LinearArgMax {
     /// The two ops that it stands for.
     pub fn parts(&self) -> (LinearFused, ArgMax) {
         let logits = LinearFused::of(&super::Linear { bias: false, out_f32: true });
-        (LinearFused { norm: self.norm, ..logits }, ArgMax { limit: self.limit })
+        (
+            LinearFused { norm: self.norm.map_or(NormBefore::None, NormBefore::Rms), ..logits },
+            ArgMax { limit: self.limit },
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! The shapes that test, benchmark and profile share. Names: rows `t`, weight rows `n`, depth `k`.
 
-use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope};
+use super::{Angles, Linear, LinearAct, LinearArgMax, LinearFused, LinearRope, NormBefore};
 use crate::ops::norm::{SQUARES_COLUMNS, STATS_COLUMNS};
 use crate::ops::rope::batch_name;
 use crate::ops::{Case, Fill};
@@ -123,8 +123,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
             None => case.act(shape),
         };
         let [bias, scale, residual] = [op.bias, op.scale, op.residual];
-        let [norm, behind_norm] = [op.norm, op.behind_norm].map(|eps| eps.is_some());
-        let (begun, begins) = (op.begun, op.begins);
+        let ([norm, behind_norm, begun], begins) = (op.norm.gives(), op.begins);
         let mut case = weight(act(Case::new(name, op), &[t, k]), &[n, k]);
         if bias {
             case = weight(case, &[n]);
@@ -200,8 +199,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
                  [t, n, k]: [usize; 3],
                  [rows, at, cols]: [usize; 3],
                  fill: Option<Fill>,
-                 behind_norm: Option<f32>| {
-        let op = LinearFused { behind_norm, ..op(true, LinearAct::None, false, false) };
+                 norm: NormBefore| {
+        let op = LinearFused { norm, ..op(true, LinearAct::None, false, false) };
         let mut case = case(name, t, n, k, op, fill);
         case.op = LinearFused { residual: true, table_at: Some(at), ..case.op };
         let last = case.ins.split_off(3);
@@ -222,10 +221,22 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         ([300, 1536, 1024], [512, 512, 512]),
     ] {
         let [t, n, k] = shape;
-        all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None, None));
+        all.push(table(&format!("table_t{t}_n{n}_k{k}"), shape, [rows, at, cols], None, NormBefore::None));
     }
-    all.push(table("behind_norm_table_t70_n144_k128", [70, 144, 128], [80, 48, 48], None, Some(1e-5)));
-    all.push(table("table_ints_t70_n144_k128", [70, 144, 128], [80, 48, 48], Some(Fill::SmallInts), None));
+    all.push(table(
+        "behind_norm_table_t70_n144_k128",
+        [70, 144, 128],
+        [80, 48, 48],
+        None,
+        NormBefore::Layer(1e-5),
+    ));
+    all.push(table(
+        "table_ints_t70_n144_k128",
+        [70, 144, 128],
+        [80, 48, 48],
+        Some(Fill::SmallInts),
+        NormBefore::None,
+    ));
     // More tiles than a GPU takes at once, and more steps than a ring has stages.
     all.push(case("all_t1850_n1416_k392", 1850, 1416, 392, kinds[4].1.clone(), None));
     all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
@@ -249,7 +260,10 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     }
     // The layers of the audio encoder.
     for t in [74, 249, 749] {
-        all.push(table(&format!("whale_qkv_t{t}"), [t, 3072, 1024], [1024, 1024, 1024], None, None).bench());
+        all.push(
+            table(&format!("whale_qkv_t{t}"), [t, 3072, 1024], [1024, 1024, 1024], None, NormBefore::None)
+                .bench(),
+        );
         let relu = op(true, LinearAct::Relu, false, false);
         all.push(case(&format!("whale_w1_t{t}"), t, 4096, 1024, relu, None).bench());
         let residual = op(true, LinearAct::None, false, true);
@@ -268,7 +282,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
     }
     // Behind a LayerNorm, and in front of one: around every edge of a tile, widths that are no whole vectors.
-    let behind = |op: LinearFused| LinearFused { behind_norm: Some(1e-5), ..op };
+    let behind = |op: LinearFused| LinearFused { norm: NormBefore::Layer(1e-5), ..op };
     let bias = op(true, LinearAct::None, false, false);
     for (t, n, k) in [
         (1, 72, 64),
@@ -300,7 +314,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         for (name, op) in
             [("scale_residual", &kinds[2].1), ("gelu", &kinds[0].1), ("behind_norm", &behind(bias.clone()))]
         {
-            if op.behind_norm.is_none() || k % STATS_COLUMNS == 0 {
+            if !op.norm.is_some() || k % STATS_COLUMNS == 0 {
                 all.push(case(
                     &format!("stats_{name}_t{t}_n{n}_k{k}"),
                     t,
@@ -314,7 +328,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     }
     for t in [74, 249, 749] {
         let (qkv, name) = ([t, 3072, 1024], format!("behind_norm_whale_qkv_t{t}"));
-        all.push(table(&name, qkv, [1024, 1024, 1024], None, Some(1e-5)).bench());
+        all.push(table(&name, qkv, [1024, 1024, 1024], None, NormBefore::Layer(1e-5)).bench());
         let name = format!("behind_norm_whale_w1_t{t}");
         all.push(case(&name, t, 4096, 1024, behind(kinds[1].1.clone()), None).bench());
         let residual = with_stats(op(true, LinearAct::None, false, true));
@@ -332,7 +346,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("stats_vit_proj_t{t}"), t, 1024, 1024, scaled, None).bench());
     }
     // Behind an RmsNorm that has been begun, and with the beginning of one.
-    let begun = LinearFused { norm: Some(1e-6), begun: true, ..swiglu.clone() };
+    let begun = LinearFused { norm: NormBefore::BegunRms(1e-6), ..swiglu.clone() };
     let begun_biased = LinearFused { bias: true, ..begun.clone() };
     for (t, n, k) in
         [(1, 16, 32), (17, 272, 96), (33, 48, 896), (64, 1040, 3584), (129, 592, 640), (300, 2560, 64)]
@@ -361,7 +375,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         all.push(case(&format!("begins_o_t{t}"), t, 3584, 3584, residual, None).bench());
     }
     // A norm in front, of one row: every form of the kernel, around its batches.
-    let normed = |op: LinearFused| LinearFused { norm: Some(1e-6), ..op };
+    let normed = |op: LinearFused| LinearFused { norm: NormBefore::Rms(1e-6), ..op };
     for (n, k) in [(515, 8), (70, 896), (37, 1800), (1031, 3584), (45, 4096), (24, 18944), (11, 20488)] {
         for (name, op) in
             [("normed", op(false, LinearAct::None, false, false)), ("normed_all", kinds[4].1.clone())]
@@ -382,7 +396,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
 
 pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
     let shape = |b: usize,
-                 (norm, begun): (bool, bool),
+                 norm: NormBefore,
                  (t, valid): (usize, usize),
                  (h, g, d): (usize, usize, usize),
                  k: usize,
@@ -390,19 +404,14 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
                  pos| {
         let n = (h + 2 * g) * d;
         let table = LinearRope::angles(t * b, b, k, d) == Some(Angles::Table);
-        let norm_eps = norm.then_some(1e-6);
-        let op = LinearRope {
-            norm: norm_eps,
-            begun,
-            table,
-            heads: h,
-            kv_heads: g,
-            head_dim: d,
-            theta: 1e6,
-            sequences: b,
+        let op = LinearRope { norm, table, heads: h, kv_heads: g, head_dim: d, theta: 1e6, sequences: b };
+        let front = match norm {
+            NormBefore::None => "",
+            NormBefore::BegunRms(_) => "begun_",
+            _ => "normed_",
         };
-        let front = if begun { "begun_" } else { "normed_" };
-        let name = format!("{}{}", batch_name(b), if norm { front } else { "" });
+        let name = format!("{}{front}", batch_name(b));
+        let [norm, _, begun] = norm.gives();
         let case = Case::new(format!("{name}t{t}_v{valid}_h{h}_g{g}_d{d}_k{k}_at{pos}"), op)
             .act(&[b * t, k])
             .weight(&[n, k])
@@ -415,8 +424,11 @@ pub(super) fn linear_rope() -> Vec<Case<LinearRope>> {
         let case = if norm { case.weight(&[k]) } else { case };
         if begun { case.act(&[t, k]).act_f32(&[k / SQUARES_COLUMNS, t], SQUARES) } else { case }
     };
-    let batch = |b, norm, rows, heads, k, s, pos| shape(b, (norm, false), rows, heads, k, s, pos);
-    let begun = |rows, heads, k, s, pos| shape(1, (true, true), rows, heads, k, s, pos);
+    let batch = |b, norm: bool, rows, heads, k, s, pos| {
+        let norm = if norm { NormBefore::Rms(1e-6) } else { NormBefore::None };
+        shape(b, norm, rows, heads, k, s, pos)
+    };
+    let begun = |rows, heads, k, s, pos| shape(1, NormBefore::BegunRms(1e-6), rows, heads, k, s, pos);
     let case = |norm, rows, heads, k, s, pos| batch(1, norm, rows, heads, k, s, pos);
     let mut all = Vec::new();
     // Every form of the kernel for one row, the ends of the cache, a row that is padding.

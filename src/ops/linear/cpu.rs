@@ -1,6 +1,6 @@
 //! References of the matrix products: one blocked f32 product, then the rest row by row.
 
-use super::{Linear, LinearArgMax, LinearFused, LinearRope};
+use super::{Linear, LinearArgMax, LinearFused, LinearRope, NormBefore};
 use crate::core::Result;
 use crate::cpu::gemm::{Rows, gemm};
 use crate::ops::CpuIo;
@@ -33,17 +33,19 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
     let residual = r.map(|r| io.ins.f32s(r)).transpose()?;
     // The columns that it is added to.
     let (first, width) = (op.table_at.unwrap_or(0), r.map_or(0, |r| io.ins.extent(r).1));
-    let normed = match (op.norm, g, z) {
-        (Some(eps), Some(g), None) => Some(norm::rms_rows(x, &io.ins.vector(g)?, eps)),
+    let normed = match (op.norm, g) {
+        (NormBefore::Rms(eps), Some(g)) => Some(norm::rms_rows(x, &io.ins.vector(g)?, eps)),
         _ => None,
     };
     let x = z.map_or(Ok(x), |z| io.ins.f32s(z))?;
     let norms = match (op.norm, squares) {
-        (Some(eps), Some(squares)) => Some(norm::rstd_of_squares(io.ins.f32s(squares)?, rows, eps)),
+        (NormBefore::BegunRms(eps), Some(squares)) => {
+            Some(norm::rstd_of_squares(io.ins.f32s(squares)?, rows, eps))
+        }
         _ => None,
     };
-    let deviations = match (op.behind_norm, stats) {
-        (Some(eps), Some(stats)) => Some(norm::rstd_of_rows(io.ins.f32s(stats)?, rows, eps)),
+    let deviations = match (op.norm, stats) {
+        (NormBefore::Layer(eps), Some(stats)) => Some(norm::rstd_of_rows(io.ins.f32s(stats)?, rows, eps)),
         _ => None,
     };
     let mut sums = vec![0.0; rows * n];
@@ -92,15 +94,15 @@ pub(super) fn linear_fused(op: &LinearFused, io: &mut CpuIo<'_>) -> Result<()> {
 pub(super) fn linear_rope(op: &LinearRope, io: &mut CpuIo<'_>) -> Result<()> {
     let (x, w, bias) = (io.ins.f32s(0)?, io.ins.weight(1)?, io.ins.vector(2)?);
     let [table, gain, z, squares] = op.optional_inputs();
-    let normed = match (op.norm, gain, z) {
-        (Some(eps), Some(gain), None) => Some(norm::rms_rows(x, &io.ins.vector(gain)?, eps)),
+    let normed = match (op.norm, gain) {
+        (NormBefore::Rms(eps), Some(gain)) => Some(norm::rms_rows(x, &io.ins.vector(gain)?, eps)),
         _ => None,
     };
     let x = z.map_or(Ok(x), |z| io.ins.f32s(z))?;
     let rows = io.ins.extent(0).0;
     let mut qkv = vec![0.0; rows * bias.len()];
     gemm(Rows::dense(normed.as_deref().unwrap_or(x), w.shape().cols()), w, &mut qkv);
-    if let (Some(eps), Some(squares)) = (op.norm, squares) {
+    if let (NormBefore::BegunRms(eps), Some(squares)) = (op.norm, squares) {
         let norms = norm::rstd_of_squares(io.ins.f32s(squares)?, rows, eps);
         qkv.chunks_mut(bias.len()).zip(norms).for_each(|(row, rstd)| row.iter_mut().for_each(|y| *y *= rstd));
     }

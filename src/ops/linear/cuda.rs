@@ -3,7 +3,7 @@
 mod few_rows;
 
 use super::choose::{Chip, Config, End, Problem, Wishes, choose};
-use super::{Angles, Linear, LinearAct, LinearFused, LinearRope, wgmma};
+use super::{Angles, Linear, LinearAct, LinearFused, LinearRope, NormBefore, wgmma};
 use crate::core::asked;
 use crate::core::{DType, Result};
 use crate::gpu::launch::{DevicePtr, Geometry, GpuIo, GpuTensor, Kernel, Launcher};
@@ -397,17 +397,30 @@ impl CudaOp for Linear {
     }
 }
 
+fn norm_in_front<'a>(norm: NormBefore, gain: Option<GpuTensor<'a>>) -> Option<Norm<'a>> {
+    let NormBefore::Rms(eps) = norm else { return None };
+    gain.map(|gain| Norm { gain, eps })
+}
+
+fn behind_rms<'a>(norm: NormBefore, squares: Option<GpuTensor<'a>>) -> Option<BehindRms<'a>> {
+    let NormBefore::BegunRms(eps) = norm else { return None };
+    squares.map(|squares| BehindRms { squares, eps })
+}
+
 impl CudaOp for LinearFused {
     fn launch(&self, l: &mut Launcher<'_>, io: &GpuIo<'_>) -> Result<()> {
         let [bias, scale, residual, gain, shift, stats, z, squares, gain_of_y] =
             self.optional_inputs().map(|i| i.map(|i| io.ins[i]));
-        let norm = self.norm.zip(gain).filter(|_| !self.begun).map(|(eps, gain)| Norm { gain, eps });
-        let behind_rms = self.norm.zip(squares).map(|(eps, squares)| BehindRms { squares, eps });
+        let norm = norm_in_front(self.norm, gain);
+        let behind_rms = behind_rms(self.norm, squares);
+        let behind_norm = match (self.norm, shift, stats) {
+            (NormBefore::Layer(eps), Some(shift), Some(stats)) => Some(BehindNorm { shift, stats, eps }),
+            _ => None,
+        };
         let begins = match (gain_of_y, &io.outs[..]) {
             (Some(gain), &[_, z, squares]) => Some(BeginsRms { gain, z, squares }),
             _ => None,
         };
-        let behind_norm = self.behind_norm.zip(shift.zip(stats));
         Product {
             bias,
             act: self.act,
@@ -415,7 +428,7 @@ impl CudaOp for LinearFused {
             residual,
             table_at: self.table_at,
             norm,
-            behind_norm: behind_norm.map(|(eps, (shift, stats))| BehindNorm { shift, stats, eps }),
+            behind_norm,
             behind_rms,
             stats_of_y: io.outs.get(1).copied().filter(|_| self.stats),
             begins,
@@ -434,7 +447,7 @@ impl CudaOp for LinearRope {
         let angles = LinearRope::angles(m, self.sequences, k, self.head_dim);
         crate::ensure_input!(
             angles == Some(if self.table { Angles::Table } else { Angles::Computed })
-                && (m == 1 || self.norm.is_none() || self.begun),
+                && (m == 1 || !matches!(self.norm, NormBefore::Rms(_))),
             "{}: LinearRope wants one row, or up to 8 of one sequence or 16, one of each, of at most 3584 elements, or 17 or \
              more of one and a table, of a multiple of 8 elements (with a norm that has not been begun one row), and a head \
              dim that is a multiple of 16 and at most 256 on the GPU; got {} {} of {} sequences, head dim {}",
@@ -457,8 +470,8 @@ impl CudaOp for LinearRope {
             head_dim: self.head_dim as u32,
             max_rows,
         });
-        let norm = self.norm.zip(gain).filter(|_| !self.begun).map(|(eps, gain)| Norm { gain, eps });
-        let behind_rms = self.norm.zip(squares).map(|(eps, squares)| BehindRms { squares, eps });
+        let norm = norm_in_front(self.norm, gain);
+        let behind_rms = behind_rms(self.norm, squares);
         let a = z.unwrap_or(a);
         let product = Product { bias: Some(bias), norm, behind_rms, rope, ..Product::of(a, w, y) };
         if rope.is_some() {

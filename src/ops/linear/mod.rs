@@ -48,13 +48,38 @@ impl LinearAct {
     }
 }
 
-/// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end. With `norm`, an epsilon,
-/// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32 as well; on a GPU that is for one
-/// row, see [`norms_in_front`], or for many where it has been `begun`: then z is multiplied instead of x, and the sums by
-/// the factor of their row.
-///
-/// Behind a LayerNorm whose gain is in w (`behind_norm`, [`Recipe::centred`](crate::core::Recipe::centred)), the sums are
-/// divided by the deviation of their row, sqrt(var + eps), and d, what the norm's shift adds, comes to the bias.
+/// A norm of x, by its epsilon, that has become a part of the product behind it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum NormBefore {
+    None,
+    /// [`RmsNorm`](crate::ops::norm::RmsNorm) of x with gain g stands for x, in f32. On a GPU for one row, see
+    /// [`norms_in_front`].
+    Rms(f32),
+    /// The same for many rows, begun ([`RmsBegin`](crate::ops::norm::RmsBegin)) where x was made: z is multiplied instead of x,
+    /// and the sums by the factor of their row. For gates and ups, without scale and residual, and for [`LinearRope`] with a
+    /// table.
+    BegunRms(f32),
+    /// A LayerNorm whose gain is in w ([`Recipe::centred`](crate::core::Recipe::centred)): the sums are divided by the deviation
+    /// of their row, sqrt(var + eps), and d, what the norm's shift adds, comes to the bias. Without scale, SwiGLU and rotation.
+    Layer(f32),
+}
+
+impl NormBefore {
+    pub fn is_some(self) -> bool {
+        self != NormBefore::None
+    }
+
+    /// Which of its inputs it has: g, then d and the statistics, then z and the squares.
+    fn gives(self) -> [bool; 3] {
+        [
+            matches!(self, NormBefore::Rms(_) | NormBefore::BegunRms(_)),
+            matches!(self, NormBefore::Layer(_)),
+            matches!(self, NormBefore::BegunRms(_)),
+        ]
+    }
+}
+
+/// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end, perhaps with a norm of x for x.
 ///
 /// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`, d `[N]` and
 /// x's [`RowStats`](crate::ops::norm::RowStats), z and squares of x's [`RmsBegin`](crate::ops::norm::RmsBegin), the gain
@@ -69,11 +94,7 @@ pub struct LinearFused {
     /// r is a table `[R >= T, W]`, the same in every run: its row t is added to columns `table_at ..` of row t. A
     /// multiple of 8, as W and M then are.
     pub table_at: Option<usize>,
-    pub norm: Option<f32>,
-    /// The RmsNorm of x has been begun; gates and ups, no scale and no residual then.
-    pub begun: bool,
-    /// The epsilon of the LayerNorm; no scale, other norm or SwiGLU then.
-    pub behind_norm: Option<f32>,
+    pub norm: NormBefore,
     /// For the LayerNorm of y; M is whole 64s, and y of x's type.
     pub stats: bool,
     /// The RmsNorm of y; M is whole 32s, no scale, activation, norm or other statistics, and y of x's type.
@@ -91,9 +112,7 @@ impl LinearFused {
             scale: false,
             residual: false,
             table_at: None,
-            norm: None,
-            begun: false,
-            behind_norm: None,
+            norm: NormBefore::None,
             stats: false,
             begins: false,
             out_f32,
@@ -182,8 +201,8 @@ impl OpDef for Linear {
 impl LinearFused {
     /// Indices of b, s, r, g, d and the statistics, z and squares, and the gain of y's norm among the inputs.
     fn optional_inputs(&self) -> [Option<usize>; 9] {
-        let (mut next, behind, begun) = (2, self.behind_norm.is_some(), self.begun);
-        let norm = self.norm.is_some();
+        let mut next = 2;
+        let [norm, behind, begun] = self.norm.gives();
         let given = [self.bias, self.scale, self.residual, norm, behind, behind, begun, begun, self.begins];
         given.map(|given| {
             let at = given.then_some(next);
@@ -194,6 +213,7 @@ impl LinearFused {
 
     fn wants(&self) -> String {
         let mut wants = "x [T, K], w [N, K]".to_owned();
+        let [norm, behind, begun] = self.norm.gives();
         let m = if self.act == LinearAct::Swiglu { "N/2" } else { "N" };
         for (given, what) in [
             (self.bias, "b [N]".to_owned()),
@@ -205,12 +225,9 @@ impl LinearFused {
                     format!("r [R >= T, W] with {at} + W <= {m}, all three multiples of 8")
                 }),
             ),
-            (self.norm.is_some(), "g [K]".to_owned()),
-            (
-                self.behind_norm.is_some(),
-                "d [N], f32 statistics [K/64, T, 2] of x, no scale, other norm or gates".to_owned(),
-            ),
-            (self.begun, "z as x, f32 squares [K/32, T], a norm, gates, no scale or residual".to_owned()),
+            (norm, "g [K]".to_owned()),
+            (behind, "d [N], f32 statistics [K/64, T, 2] of x, no scale or gates".to_owned()),
+            (begun, "z as x, f32 squares [K/32, T], gates, no scale or residual".to_owned()),
             (self.begins, format!("gain [{m}], no scale, activation, norm or statistics")),
         ] {
             if given {
@@ -249,21 +266,19 @@ impl OpDef for LinearFused {
                 }
             }
             && g.is_none_or(|g| ins[g].shape.dims() == [ins[0].cols()])
-            && d.is_none_or(|d| {
-                ins[d].shape.dims() == [n] && !self.scale && g.is_none() && self.act != LinearAct::Swiglu
-            })
+            && d.is_none_or(|d| ins[d].shape.dims() == [n] && !self.scale && self.act != LinearAct::Swiglu)
             && stats.is_none_or(|at| {
                 ins[at].dtype == DType::F32 && Some(ins[at].shape) == row_stats_shape(ins[0])
             })
             && (!self.stats || !self.out_f32 && out.cols().is_multiple_of(STATS_COLUMNS))
             && z.is_none_or(|z| {
                 let gates = self.act == LinearAct::Swiglu && !self.scale && !self.residual;
-                ins[z].shape == ins[0].shape && ins[z].dtype == ins[0].dtype && g.is_some() && gates
+                ins[z].shape == ins[0].shape && ins[z].dtype == ins[0].dtype && gates
             })
             && squares
                 .is_none_or(|at| ins[at].dtype == DType::F32 && Some(ins[at].shape) == squares_shape(ins[0]))
             && gain_of_y.is_none_or(|at| {
-                let alone = !self.scale && !self.stats && self.act == LinearAct::None && g.or(d).is_none();
+                let alone = !self.scale && !self.stats && self.act == LinearAct::None && !self.norm.is_some();
                 let whole = !self.out_f32 && out.cols().is_multiple_of(SQUARES_COLUMNS);
                 ins[at].shape.dims() == [out.cols()] && alone && whole
             });
@@ -283,8 +298,8 @@ impl OpDef for LinearFused {
     fn cost(&self, ins: &[&Desc], outs: &[&Desc]) -> Cost {
         let all = cost(ins, outs);
         // z is read in place of x and its gain.
-        let [_, _, _, gain, ..] = self.optional_inputs();
-        let unread = gain.filter(|_| self.begun).map_or(0, |g| ins[0].bytes() + ins[g].bytes());
+        let [_, _, _, gain, _, _, z, ..] = self.optional_inputs();
+        let unread = gain.filter(|_| z.is_some()).map_or(0, |g| ins[0].bytes() + ins[g].bytes());
         let all = Cost { read_bytes: all.read_bytes - unread, ..all };
         match (self.optional_inputs()[2], self.table_at) {
             // Of a table the rows of this run.

@@ -2,25 +2,23 @@
 
 use super::cases;
 use super::cpu;
-use super::{FEW_ROWS_K, multiplies};
+use super::{FEW_ROWS_K, NormBefore, multiplies};
 use crate::core::{Cost, DType, Desc, Result, Shape};
 use crate::ops::norm::squares_shape;
 use crate::ops::rope::{RopeKvAppend, has_pairs, is_cache, shared_out, shares};
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
 
 /// [`RopeKvAppend`] of `x wᵀ + b`, all in f32 on the accumulators: q and the rows of the cache are rounded once. With
-/// `norm` as [`LinearFused`](super::LinearFused). With `table` the angles are those of a
+/// an RmsNorm of x for x as [`LinearFused`](super::LinearFused). With `table` the angles are those of a
 /// [`RopeTable`](crate::ops::rope::RopeTable): many rows and heads have them in common. Which rows a GPU takes says
-/// [`LinearRope::angles`]; with a norm one, or where it has been `begun` those with a table.
+/// [`LinearRope::angles`]; with a norm one, or where it has been begun those with a table.
 ///
 /// ins: x `[T, K]`, w `[(H + 2G) · D, K]` and b `[(H + 2G) · D]` with the rows of every head in pairs, kv state `[2,
-/// B·G, S_max, D]`, then those asked for: table `[T, D]` f32, of one sequence alone, g `[K]` with `norm`, z and squares of x's
+/// B·G, S_max, D]`, then those asked for: table `[T, D]` f32, of one sequence alone, g `[K]` with a norm, z and squares of x's
 /// [`RmsBegin`](crate::ops::norm::RmsBegin); outs: q `[T, H · D]`, the same state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LinearRope {
-    pub norm: Option<f32>,
-    /// As [`LinearFused::begun`](super::LinearFused::begun); with a norm and a table.
-    pub begun: bool,
+    pub norm: NormBefore,
     pub table: bool,
     pub heads: usize,
     pub kv_heads: usize,
@@ -56,9 +54,14 @@ impl LinearRope {
     fn rest_fits(&self, x: &Desc, rest: &[&Desc]) -> bool {
         let optional = self.optional_inputs();
         let [table, gain, z, squares] = optional;
+        let norm_fits = match self.norm {
+            NormBefore::None | NormBefore::Rms(_) => true,
+            NormBefore::BegunRms(_) => self.table,
+            NormBefore::Layer(_) => false,
+        };
         let given = |i: Option<usize>| i.and_then(|i| rest.get(i - 4));
         rest.len() == optional.iter().flatten().count()
-            && (!self.begun || table.is_some() && gain.is_some())
+            && norm_fits
             && given(z).is_none_or(|z| z.shape == x.shape && z.dtype == x.dtype)
             && given(squares).is_none_or(|s| s.dtype == DType::F32 && Some(s.shape) == squares_shape(x))
             && (self.sequences == 1 || table.is_none())
@@ -70,7 +73,8 @@ impl LinearRope {
     /// Indices of table, gain, z and squares among the inputs.
     pub fn optional_inputs(&self) -> [Option<usize>; 4] {
         let mut next = 4;
-        [self.table, self.norm.is_some(), self.begun, self.begun].map(|given| {
+        let [norm, _, begun] = self.norm.gives();
+        [self.table, norm, begun, begun].map(|given| {
             let at = given.then_some(next);
             next += usize::from(given);
             at
@@ -79,7 +83,7 @@ impl LinearRope {
 
     /// What follows the product.
     pub fn rope(&self) -> RopeKvAppend {
-        let LinearRope { norm: _, begun: _, table: _, heads, kv_heads, head_dim, theta, sequences } = *self;
+        let LinearRope { norm: _, table: _, heads, kv_heads, head_dim, theta, sequences } = *self;
         RopeKvAppend { heads, kv_heads, head_dim, theta, sequences }
     }
 }
@@ -105,12 +109,15 @@ impl OpDef for LinearRope {
             }
             _ => {
                 let table = if self.table { format!(", a table [T, {d}] f32") } else { String::new() };
-                let gain = if self.norm.is_some() { ", g [K]" } else { "" };
-                let begun =
-                    if self.begun { ", z as x, f32 squares [K/32, T], a norm and a table" } else { "" };
+                let norm = match self.norm {
+                    NormBefore::None => "",
+                    NormBefore::Rms(_) => ", g [K]",
+                    NormBefore::BegunRms(_) => ", g [K], z as x, f32 squares [K/32, T] and a table",
+                    NormBefore::Layer(_) => " and no LayerNorm",
+                };
                 let wants = format!(
                     "x [T, K], w [N, K], b [N] with N = ({h} + 2·{g}) · {d} and {d} % 16 == 0, a cache [2, {}, S_max, \
-                     {d}] of x's type{table}{gain}{begun}{}",
+                     {d}] of x's type{table}{norm}{}",
                     sequences * g,
                     shares(sequences)
                 );
@@ -123,8 +130,8 @@ impl OpDef for LinearRope {
         let (t, k, n) = (ins[0].rows(), ins[0].cols(), ins[1].rows());
         let appended = 2 * t * self.kv_heads * self.head_dim * ins[3].dtype.bytes();
         let read = |i: &[&Desc]| i.iter().map(|d| d.bytes()).sum::<u64>();
-        let [_, gain, ..] = self.optional_inputs();
-        let unread = gain.filter(|_| self.begun).map_or(0, |g| ins[0].bytes() + ins[g].bytes());
+        let [_, gain, z, _] = self.optional_inputs();
+        let unread = gain.filter(|_| z.is_some()).map_or(0, |g| ins[0].bytes() + ins[g].bytes());
         Cost {
             flops: (2 * t * k * n + 3 * t * (self.heads + self.kv_heads) * self.head_dim) as u64,
             read_bytes: read(&ins[..3]) + read(&ins[4..]) - unread,

@@ -225,10 +225,10 @@ fn a_norm_in_front_is_the_norm_and_then_the_product() {
 
     let plain = Linear { bias: true, out_f32: true };
     let want = call(&plain, step, &[In::Act(&[t, k], &y), In::Weight(&w), In::Weight(&b)]);
-    let op = LinearFused { norm: Some(1e-5), ..LinearFused::of(&plain) };
+    let op = LinearFused { norm: NormBefore::Rms(1e-5), ..LinearFused::of(&plain) };
     let ins = [In::Act(&[t, k], &x), In::Weight(&w), In::Weight(&b), In::Weight(&gain)];
     assert_eq!(call(&op, step, &ins), want);
-    assert_eq!((op.alone(), LinearFused { norm: None, ..op }.alone()), (None, Some(plain)));
+    assert_eq!((op.alone(), LinearFused { norm: NormBefore::None, ..op }.alone()), (None, Some(plain)));
 
     let plain = Linear { bias: true, out_f32: false };
     let op = |norm| LinearFused {
@@ -240,11 +240,11 @@ fn a_norm_in_front_is_the_norm_and_then_the_product() {
     };
     let (s, r) = (In::Weight(&s), In::Act(&[t, n / 2], &r));
     let want = [In::Act(&[t, k], &y), In::Weight(&w), In::Weight(&b), s, r];
-    let want_y = call(&op(None), step, &want);
+    let want_y = call(&op(NormBefore::None), step, &want);
     let [_, w, b, s, r] = want;
     let ins = [In::Act(&[t, k], &x), w, b, s, r, In::Weight(&gain)];
-    assert_eq!(call(&op(Some(1e-5)), step, &ins), want_y);
-    assert_eq!(op(Some(1e-5)).reuse(), [(4, 0)]);
+    assert_eq!(call(&op(NormBefore::Rms(1e-5)), step, &ins), want_y);
+    assert_eq!(op(NormBefore::Rms(1e-5)).reuse(), [(4, 0)]);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_norm_begun_by_one_product_and_ended_by_the_next_is_the_norm_between_them() 
     let squares: f32 = (0..2).map(|part| begun[2][part * t + 1]).sum();
     let of_row: f32 = y[c..2 * c].iter().map(|v| v * v).sum();
     assert!((squares - of_row).abs() < 1e-4 * of_row, "{squares} for {of_row}");
-    let op = LinearFused { norm: Some(1e-5), begun: true, ..behind };
+    let op = LinearFused { norm: NormBefore::BegunRms(1e-5), ..behind };
     let (z, squares) = (In::Act(&[t, c], &begun[1]), In::Act(&[c / 32, t], &begun[2]));
     let ins = [In::Act(&[t, c], &y), In::Weight(&gates), In::Weight(&gain), z, squares];
     for (got, want) in call(&op, step, &ins)[0].iter().zip(&want) {
@@ -282,7 +282,6 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     let (t, k, h, g, d, s) = (3, 40, 3, 2, 16, 9);
     let n = (h + 2 * g) * d;
     let op = |norm| LinearRope {
-        begun: false,
         norm,
         table: false,
         heads: h,
@@ -298,19 +297,19 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     let plain = Linear { bias: true, out_f32: false };
     let want = |x: &[f32]| {
         let qkv = call(&plain, step, &[In::Act(&x_shape, x), In::Weight(&w), In::Weight(&b)]).remove(0);
-        call(&op(None).rope(), step, &[In::Act(&[t, n], &qkv), In::State(&kv_shape, &kv, 1)])
+        call(&op(NormBefore::None).rope(), step, &[In::Act(&[t, n], &qkv), In::State(&kv_shape, &kv, 1)])
     };
     let (weight, bias) = (|| In::Weight(&w), || In::Weight(&b));
     let ins = [In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1)];
-    assert_eq!(call(&op(None), step, &ins), want(&x));
+    assert_eq!(call(&op(NormBefore::None), step, &ins), want(&x));
 
     let y = call(&RmsNorm { eps: 1e-6 }, step, &[In::Act(&x_shape, &x), In::Weight(&gain)]).remove(0);
     let ins = [In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1), In::Weight(&gain)];
-    assert_eq!(call(&op(Some(1e-6)), step, &ins), want(&y));
+    assert_eq!(call(&op(NormBefore::Rms(1e-6)), step, &ins), want(&y));
 
     // With the angles that it would compute, from a table.
     let table = call(&RopeTable { rows: t, head_dim: d, theta: 1e6 }, step, &[]).remove(0);
-    let (by_table, table_shape) = (LinearRope { table: true, ..op(None) }, [t, d]);
+    let (by_table, table_shape) = (LinearRope { table: true, ..op(NormBefore::None) }, [t, d]);
     let of_table = |row: &[f32]| {
         let (kv, table) = (In::State(&kv_shape, &kv, 1), In::Act(&table_shape, row));
         call(&by_table, step, &[In::Act(&x_shape, &x), weight(), bias(), kv, table])
@@ -324,14 +323,18 @@ fn a_product_with_rotation_is_the_product_and_then_the_rotation() {
     let kv = counted(2 * t * g * s * d, 2);
     let (step, kv_shape) = (Step::rows(5, 1, 0), [2, t * g, s, d]);
     let qkv = call(&plain, step, &[In::Act(&x_shape, &x), weight(), bias()]).remove(0);
-    let want = call(&batch(None).rope(), step, &[In::Act(&[t, n], &qkv), In::State(&kv_shape, &kv, 1)]);
-    let got =
-        call(&batch(None), step, &[In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1)]);
+    let want =
+        call(&batch(NormBefore::None).rope(), step, &[In::Act(&[t, n], &qkv), In::State(&kv_shape, &kv, 1)]);
+    let got = call(
+        &batch(NormBefore::None),
+        step,
+        &[In::Act(&x_shape, &x), weight(), bias(), In::State(&kv_shape, &kv, 1)],
+    );
     assert_eq!(got, want);
     assert_ne!(
         got[0][h * d..2 * h * d],
         call(
-            &op(None).rope(),
+            &op(NormBefore::None).rope(),
             step,
             &[In::Act(&[t, n], &qkv), In::State(&[2, g, s, d], &kv[..2 * g * s * d], 1)]
         )[0][h * d..2 * h * d]
@@ -372,8 +375,7 @@ fn messages_name_the_gain_and_the_cache() {
         (desc("x", &[1, 64], DType::BF16), desc("w", &[64, 64], DType::BF16), desc("b", &[64], DType::BF16));
     let kv = desc("kv.3", &[2, 1, 9, 16], DType::BF16);
     let op = LinearRope {
-        begun: false,
-        norm: Some(1e-6),
+        norm: NormBefore::Rms(1e-6),
         table: false,
         heads: 2,
         kv_heads: 1,
@@ -387,7 +389,7 @@ fn messages_name_the_gain_and_the_cache() {
         "LinearRope wants x [T, K], w [N, K], b [N] with N = (2 + 2·1) · 16 and 16 % 16 == 0, a cache [2, 1, S_max, 16] of x's \
          type, g [K]; got x [1, 64] bf16, w [64, 64] bf16, b [64] bf16, kv.3 [2, 1, 9, 16] bf16"
     );
-    let plain = LinearRope { norm: None, ..op };
+    let plain = LinearRope { norm: NormBefore::None, ..op };
     let by_table = LinearRope { table: true, ..plain.clone() };
     let (good, bad) = (desc("t", &[1, 16], DType::F32), desc("t", &[2, 16], DType::F32));
     assert!(by_table.infer(&[&x, &w, &b, &kv, &good]).is_ok());
@@ -395,7 +397,20 @@ fn messages_name_the_gain_and_the_cache() {
     assert!(message.contains("of x's type, a table [T, 16] f32; got"), "{message}");
     let outs = plain.infer(&[&x, &w, &b, &kv]).unwrap();
     assert_eq!(outs, [(DType::BF16, Shape::new(&[1, 32])), (DType::BF16, kv.shape)]);
-    let normed = LinearFused { norm: Some(1e-6), ..LinearFused::of(&Linear { bias: false, out_f32: true }) };
+    for (norm, wants) in [
+        (NormBefore::Layer(1e-6), "and no LayerNorm; got"),
+        (NormBefore::BegunRms(1e-6), "g [K], z as x, f32 squares [K/32, T] and a table; got"),
+    ] {
+        let (gain, squares) = (desc("g", &[64], DType::BF16), desc("s", &[2, 1], DType::F32));
+        let rest: &[&Desc] = if norm == NormBefore::Layer(1e-6) { &[] } else { &[&gain, &x, &squares] };
+        let ins = [&[&x, &w, &b, &kv], rest].concat();
+        let message = LinearRope { norm, ..plain.clone() }.infer(&ins).unwrap_err().to_string();
+        assert!(message.contains(wants), "{message}");
+    }
+    let normed = LinearFused {
+        norm: NormBefore::Rms(1e-6),
+        ..LinearFused::of(&Linear { bias: false, out_f32: true })
+    };
     let message = normed.infer(&[&x, &w]).unwrap_err().to_string();
     assert_eq!(message, "LinearFused wants x [T, K], w [N, K], g [K]; got x [1, 64] bf16, w [64, 64] bf16");
 }

@@ -20,9 +20,9 @@ const MOST_CLUSTERS: usize = 8;
 const ONE_CLUSTER_KEYS: usize = 2048;
 /// Keys from which `attention/wgmma.cu` is ahead on Hopper. On an H200 it takes about 6.4 us with 128 keys and 1.4 more
 /// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against
-/// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 17.6 against 27.
+/// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 15.4 against 27.
 const WGMMA_KEYS: usize = 384;
-/// The same with a bias per key: 5.3 against 6.0 us at 249 rows, 11.1 against 17.9 at 749.
+/// The same with a bias per key: 5.4 against 6.0 us at 249 rows, 10.0 against 17.9 at 749.
 const WGMMA_KEYS_WITH_BIAS: usize = 192;
 /// Keys from which half as many CTAs again as SMs, in six clusters for each of 4 kv heads, are ahead of one on each: 8.1
 /// against 9.6 us at 8192 keys, 20.6 against 26.9 at 32768, where a token takes 3.90 ms for 3.95 (seven: 3.98).

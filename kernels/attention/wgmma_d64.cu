@@ -7,7 +7,7 @@
 // every score:
 // - No maxima. Probabilities refer to m, which need not be the largest score: p = exp2(f·(s - m) - SLACK), f = scale·log2 e.
 //   m moves, and O shrinks, only where a p comes to 2 or more, which is one bit of it: where a score is SLACK + 1 above m
-//   (in log2). Then that step is made again out of its scores, `careful`. The first step of a row always is.
+//   (in log2). Then that step is made again out of its scores, `careful`. The first step of a work finds its maxima.
 // - No sums. V has 8 more columns, of ones, so l is a column of O: the sum of the rounded p, which is what O is made of.
 // Consumers take turns: they ask one after the other.
 // 256 flops per head and (query, key) pair. Goal: vision 1.2 x cuDNN.

@@ -203,7 +203,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             }
             const int key_last = w.key0 + (w.blocks - 1) * BN;
             if ((p.step != nullptr || !alike(params)) && key_last + BN > e.keys)
-                clear_rows<F>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
+                clear_rows<F, BN>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
             ask_output(at.stage);
             wgmma_wait<0>();
             wgmma_settle(o);

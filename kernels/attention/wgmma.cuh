@@ -32,11 +32,13 @@ __device__ __forceinline__ bool alike(const FlashParams& p) { return p.lengths.t
 
 enum class Bias { none, operand, operand_pair };
 
-// A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes.
-template <int D_, int CONSUMERS_, int BN_, Bias BIAS_>
+// A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes. With RAGGED
+// queries behind the end of a sequence are made zeros as well.
+template <int D_, int CONSUMERS_, int BN_, Bias BIAS_, bool RAGGED_ = false>
 struct Flash {
     static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
     static constexpr bool BIAS = BIAS_ != Bias::none, PAIR = BIAS_ == Bias::operand_pair, TURNS = CONSUMERS > 1;
+    static constexpr bool RAGGED = RAGGED_;
     static constexpr int STAGES = D == 128 ? 5 : CONSUMERS > 1 ? 8 : PAIR ? 4 : 5;
     static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
     // Behind the ring of D = 64: 16 rows of ones, a slab beside V.
@@ -316,15 +318,15 @@ __device__ __forceinline__ uint4 gather_vector(uint32_t (&w)[4]) {
     return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-// Overwrites rows [first, BN) of a tile with zeros: the four warps of one consumer. Others may do so, or read what
-// they have zeroed themselves, at the same time.
-template <class F>
+// Overwrites rows [first, ROWS) of a tile of ROWS rows with zeros: the four warps of one consumer. Others may do so, or read
+// what they have zeroed themselves, at the same time.
+template <class F, int ROWS>
 __device__ __forceinline__ void clear_rows(uint32_t tile, int first, uint32_t consumer) {
 #pragma unroll 1
     for (int slab = 0; slab < F::SLABS; slab++)
 #pragma unroll 1
-        for (int at = first * 128 + int(threadIdx.x % 128) * 16; at < F::BN * 128; at += 128 * 16)
-            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(tile + slab * F::BN * 128 + at), "r"(0)
+        for (int at = first * 128 + int(threadIdx.x % 128) * 16; at < ROWS * 128; at += 128 * 16)
+            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(tile + slab * ROWS * 128 + at), "r"(0)
                          : "memory");
     fence_async_proxy();
     barrier_sync<128>(STEP_BARRIER + consumer);

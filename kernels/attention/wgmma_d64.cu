@@ -94,6 +94,8 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             release(s.q_empty);
             stand_by<F>(s, at, bias_at, w.blocks, consumer);
         } else if (w.blocks > 0) {
+            if (F::RAGGED && row0 + 64 > e.valid)
+                clear_rows<F, 64>(s.q + consumer * F::Q_BYTES, e.valid - row0, consumer);
             // Keys that all 64 rows see, and those that these two see.
             const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
             const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
@@ -236,7 +238,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             const int key_last = w.key0 + (w.blocks - 1) * BN;
             const auto finish = [&](const uint32_t (&last)[BN / 4]) {
                 if ((p.step != nullptr || !alike(params)) && key_last + BN > e.keys)
-                    clear_rows<F>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
+                    clear_rows<F, BN>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
                 ask_output(last);
             };
 #pragma unroll 1
@@ -277,8 +279,14 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     }
 }
 
-EXPORT_FLASH(d64_c2, 64, 2, 128, Bias::none)
-EXPORT_FLASH(d64_c3, 64, 3, 80, Bias::none)
-EXPORT_FLASH(d64_c1_bias, 64, 1, 128, Bias::operand)
-EXPORT_FLASH(d64_c1_bias_pair, 64, 1, 128, Bias::operand_pair)
-EXPORT_FLASH(d64_c3_bias_pair, 64, 3, 80, Bias::operand_pair)
+// Of a cache, and of sequences of different lengths, rows behind the end are padding or another sequence's, and must not decide
+// which steps the rows of their warp make again: that would show in the last bits.
+#define EXPORT_BOTH(name, ...)             \
+    EXPORT_FLASH(name, __VA_ARGS__, false) \
+    EXPORT_FLASH(name##_ragged, __VA_ARGS__, true)
+
+EXPORT_BOTH(d64_c2, 64, 2, 128, Bias::none)
+EXPORT_BOTH(d64_c3, 64, 3, 80, Bias::none)
+EXPORT_BOTH(d64_c1_bias, 64, 1, 128, Bias::operand)
+EXPORT_BOTH(d64_c1_bias_pair, 64, 1, 128, Bias::operand_pair)
+EXPORT_BOTH(d64_c3_bias_pair, 64, 3, 80, Bias::operand_pair)

@@ -320,9 +320,10 @@ impl Attention {
                 // sequence may see rows of another, which it does not use; a bias is read below the rows of its sequence,
                 // rows beyond are not written, choose() names instances that exist, and ctas() gives those that share keys
                 // a cluster for every tile.
+                let variant = tile.variant(self);
                 match d {
-                    64 => unsafe { l.launch_variant::<WgmmaD64>(tile.name, dtype, geometry, &p) },
-                    _ => unsafe { l.launch_variant::<Wgmma>(tile.name, dtype, geometry, &p) },
+                    64 => unsafe { l.launch_variant::<WgmmaD64>(&variant, dtype, geometry, &p) },
+                    _ => unsafe { l.launch_variant::<Wgmma>(&variant, dtype, geometry, &p) },
                 }
             }
             Choice::Decode { tiles, splits } => {

@@ -1,6 +1,6 @@
 //! Tiles of `attention/wgmma.cu` and `wgmma_d64.cu`: a pure choice, tested without a GPU.
 
-use super::Attention;
+use super::{Attention, Batch, Source};
 
 /// Tiles of `attention/wgmma.cu` and `wgmma_d64.cu`, as `Flash` of their header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +75,13 @@ impl WgmmaTile {
         [short, Self::D64_BIAS, long].into_iter().find(|tile| at_once(*tile)).unwrap_or(Self::D64_BIAS)
     }
 
+    /// Part of the symbol for `op`. Rows behind the end of a sequence are padding in a cache, and another's among sequences of
+    /// different lengths: for these head dim 64 has instances of its own.
+    pub fn variant(&self, op: &Attention) -> String {
+        let ragged = matches!(op.source, Source::Cache { .. }) || matches!(op.batch, Batch::Lengths(_));
+        format!("{}{}", self.name, if ragged && self.head_dim == 64 { "_ragged" } else { "" })
+    }
+
     /// Query rows.
     pub fn rows(&self) -> usize {
         64 * self.consumers
@@ -108,8 +115,8 @@ impl WgmmaTile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::attention::Mask;
     use crate::ops::attention::choose::Launches;
-    use crate::ops::attention::{Batch, Mask, Source};
     use crate::ops::{Case, OpDef};
 
     const SMS: usize = 132;
@@ -163,6 +170,19 @@ mod tests {
             let bytes = (tile.smem_bytes() + 256 + 1024) * tile.ctas_per_sm();
             assert!(bytes <= 228 << 10, "{tile:?}");
         }
+    }
+
+    #[test]
+    fn rows_behind_an_end_have_instances_of_their_own() {
+        let variant = |op: &Attention| WgmmaTile::choose(op, 749, SMS).variant(op);
+        assert_eq!(variant(&attention(16, 16, 64, 1, false)), "_d64_c2");
+        assert_eq!(variant(&lengths(16, 64, &[500, 249], false)), "_d64_c2_ragged");
+        assert_eq!(variant(&lengths(4, 64, &[500, 249], true)), "_d64_c1_bias_pair_ragged");
+        let cache = |head_dim| {
+            let source = Source::Cache { kv_bucket: 1024 };
+            Attention { mask: Mask::Causal, source, ..attention(16, 4, head_dim, 1, false) }
+        };
+        assert_eq!((variant(&cache(64)), variant(&cache(128))), ("_d64_c2_ragged".into(), "_d128_c2".into()));
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub fn why_empty() -> Option<&'static str> {
 
 /// All images of this binary.
 #[cfg(test)]
-pub(super) fn images() -> &'static [Image] {
+pub(crate) fn images() -> &'static [Image] {
     KERNELS
 }
 

@@ -185,6 +185,25 @@ mod tests {
         assert_eq!((variant(&cache(64)), variant(&cache(128))), ("_d64_c2_ragged".into(), "_d128_c2".into()));
     }
 
+    /// Names by which the launcher asks for kernels, in the images of a crate that has any for Hopper.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn every_tile_has_its_kernels() {
+        let files = ["attention/wgmma", "attention/wgmma_d64"];
+        let images = crate::gpu::embedded::images().iter();
+        let images: Vec<_> = images.filter(|i| i.arch == "90a" && files.contains(&i.file)).collect();
+        let whole = attention(4, 4, 64, 1, false);
+        let parted = lengths(4, 64, &[2, 1], false);
+        let tiles = WgmmaTile::D64.iter().chain(&WgmmaTile::D64_BIAS_PAIRS);
+        for tile in tiles.chain([&WgmmaTile::D64_BIAS, &WgmmaTile::D128, &WgmmaTile::D128_BIAS]) {
+            for (op, dtype) in [(&whole, "bf16"), (&whole, "f16"), (&parted, "bf16"), (&parted, "f16")] {
+                let section = format!("\0.text.flash_wgmma{}_{dtype}\0", tile.variant(op));
+                let has = |bytes: &[u8]| bytes.windows(section.len()).any(|w| w == section.as_bytes());
+                assert!(images.is_empty() || images.iter().any(|image| has(image.bytes)), "{section:?}");
+            }
+        }
+    }
+
     #[test]
     fn ragged_cases_reach_every_tile_with_a_bias() {
         let cases = Attention::cases();

@@ -107,7 +107,8 @@ fn images(root: &Path, out: &Path) -> Result<Found, String> {
     };
     println!("cargo::rerun-if-changed={}", nvcc.display());
     let archs = parse_archs(&env::var("VIVACE_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.to_owned()))?;
-    let cache = env::var_os("VIVACE_KERNEL_CACHE").map_or_else(|| out.join("cubins"), |dir| root.join(dir));
+    let cache = env::var_os("VIVACE_KERNEL_CACHE").filter(|dir| !dir.is_empty());
+    let cache = cache.map_or_else(|| out.join("cubins"), |dir| root.join(dir));
     fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
     let version = Command::new(&nvcc).arg("--version").output();
     let version = version.map_err(|e| format!("{}: {e}", nvcc.display()))?;

@@ -104,16 +104,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             uint32_t probability[BN / 4];  // P as an operand
 
             const auto ask_scores = [&](uint32_t stage) {
-                const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
-                wgmma_fence();
-#pragma unroll
-                for (int i = 0; i < D / 16; i++)
-                    wgmma<T, BN>(x, q0 + i / 4 * (64 * 128 >> 4) + i % 4 * 2,
-                                 k + i / 4 * (BN * 128 >> 4) + i % 4 * 2, i > 0);
-                // Last, so that the sum is rounded to the size of the bias once.
-                if constexpr (F::BIAS)
-                    wgmma<__nv_bfloat16, BN>(x, ones, bias0 + bias_at.stage * (F::BIAS_BYTES >> 4), 1);
-                wgmma_commit();
+                ask_for_scores<T, F>(x, q0, k0 + stage * (F::STAGE_BYTES >> 4), ones, bias0, bias_at.stage);
             };
             const auto ask_output = [&](uint32_t stage) {
                 const uint64_t v = v0 + stage * (F::STAGE_BYTES >> 4);
@@ -126,17 +117,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             };
             // Scores to probabilities; returns how O shrinks, for both rows.
             const auto softmax = [&](int j0) {
-                if (j0 + BN > all_end || j0 < all_begin) {
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        const int first = begin[r] - j0 - int(2 * t), last = end[r] - j0 - int(2 * t);
-#pragma unroll
-                        for (int n = 0; n < BN / 8; n++)
-#pragma unroll
-                            for (int h = 0; h < 2; h++)
-                                if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
-                    }
-                }
+                mask_unseen(x, all_begin, all_end, begin, end, j0, t);
                 if constexpr (F::BIAS) return softmax_far(x, f, m, l);
                 const float low = softmax_row<0>(x, f, m[0], l[0]), high = softmax_row<1>(x, f, m[1], l[1]);
                 return make_float2(low, high);

@@ -247,6 +247,38 @@ __device__ __forceinline__ uint64_t wgmma_descriptor_of_16(uint32_t address) {
     return uint64_t(address >> 4) | uint64_t(1) << 16 | GROUP_OF_8_ROWS << 32 | SWIZZLE_32B << 62;
 }
 
+// Asks for the scores x of 64 queries and a tile of keys.
+template <class T, class F>
+__device__ __forceinline__ void ask_for_scores(float (&x)[F::BN / 2], uint64_t q, uint64_t k, uint64_t ones, uint64_t bias,
+                                               uint32_t bias_stage) {
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < F::D / 16; i++)
+        wgmma<T, F::BN>(x, q + i / 4 * (64 * 128 >> 4) + i % 4 * 2, k + i / 4 * (F::BN * 128 >> 4) + i % 4 * 2, i > 0);
+    // Last, so that the sum is rounded to the size of the bias once.
+    if constexpr (F::BIAS)
+        wgmma<__nv_bfloat16, F::BN>(x, ones, bias + bias_stage * (F::BIAS_BYTES >> 4), 1);
+    wgmma_commit();
+}
+
+// Scores of the keys from j0 on become -inf where one of a thread's two rows does not see them, which see the keys from `begin`
+// to before `end`; all rows of the warpgroup see those from all_begin to before all_end. t: lane % 4.
+template <int COUNT>
+__device__ __forceinline__ void mask_unseen(float (&x)[COUNT], int all_begin, int all_end, const int (&begin)[2],
+                                            const int (&end)[2], int j0, uint32_t t) {
+    constexpr int BN = 2 * COUNT;
+    if (all_begin <= j0 && j0 + BN <= all_end) return;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int first = begin[r] - j0 - int(2 * t), last = end[r] - j0 - int(2 * t);
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
+    }
+}
+
 // Ids of the barriers of one warpgroup, and of its turn: it waits there until the one before has asked.
 constexpr uint32_t STEP_BARRIER = 1, TURN_BARRIER = 4;
 

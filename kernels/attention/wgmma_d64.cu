@@ -17,7 +17,7 @@
 // has no exponents to spare.
 template <class T>
 constexpr float SLACK = IsBf16<T>::value ? 20 : 0;
-// Of SLACK and more a reference is rounded to 2^-14 at most up to here (in log2); beyond, every step is a careful one.
+// Up to here (in log2) an offset is rounded by 2^-14 at most; beyond, every step is a careful one.
 constexpr float FAR = 1024;
 // Bit 14 of a positive 16-bit number of either type, in both halves of a word: it is 2 or more, or not a number.
 constexpr uint32_t TWO_OR_MORE = 0x40004000;
@@ -119,14 +119,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             uint32_t probability[2][BN / 4];
 
             const auto ask_scores = [&](uint32_t stage) {
-                const uint64_t k = k0 + stage * (F::STAGE_BYTES >> 4);
-                wgmma_fence();
-#pragma unroll
-                for (int i = 0; i < D / 16; i++) wgmma<T, BN>(x, q0 + i * 2, k + i * 2, i > 0);
-                // Last, so that the sum is rounded to the size of the bias once.
-                if constexpr (F::BIAS)
-                    wgmma<__nv_bfloat16, BN>(x, ones, bias0 + bias_at.stage * (F::BIAS_BYTES >> 4), 1);
-                wgmma_commit();
+                ask_for_scores<T, F>(x, q0, k0 + stage * (F::STAGE_BYTES >> 4), ones, bias0, bias_at.stage);
             };
             const auto ask_output = [&](const uint32_t (&a)[BN / 4]) {
                 const uint32_t v = s.ring + at.stage * F::STAGE_BYTES;
@@ -138,18 +131,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                     wgmma_from_registers<T, D + 8>(o, a[4 * i], a[4 * i + 1], a[4 * i + 2], a[4 * i + 3], v0 + i * NEXT);
                 wgmma_commit();
             };
-            const auto mask = [&](int j0) {
-                if (j0 + BN <= all_end && j0 >= all_begin) return;
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const int first = begin[r] - j0 - int(2 * t), last = end[r] - j0 - int(2 * t);
-#pragma unroll
-                    for (int n = 0; n < BN / 8; n++)
-#pragma unroll
-                        for (int h = 0; h < 2; h++)
-                            if (n * 8 + h < first || n * 8 + h >= last) x[4 * n + 2 * r + h] = -INFINITY;
-                }
-            };
+            const auto mask = [&](int j0) { mask_unseen(x, all_begin, all_end, begin, end, j0, t); };
             // P by the references as they are; what comes to 2 or more shows in the bits that it returns.
             const auto quick = [&](uint32_t (&next)[BN / 4]) {
                 uint32_t bits = 0;

@@ -23,7 +23,7 @@ impl Rule for LayerNormLinear {
 
     fn fuse(&self, g: &mut Graph, uses: &Uses, at: usize) -> Option<Rewrite> {
         let op = general(&g.nodes[at].op)?;
-        if op.norm.is_some() || op.scale || op.act == LinearAct::Swiglu {
+        if op.norm != NormBefore::None || op.scale || op.act == LinearAct::Swiglu {
             return None;
         }
         let [y, w, ref rest @ ..] = g.nodes[at].ins[..] else { return None };

@@ -3,7 +3,7 @@
 use super::{Rewrite, Rule, Uses, general, simplest};
 use crate::graph::{Graph, Node};
 use crate::ops::Op;
-use crate::ops::linear::{LinearAct, LinearFused};
+use crate::ops::linear::{LinearAct, LinearFused, NormBefore};
 use crate::ops::norm::RmsBegin;
 
 pub struct LinearRms;
@@ -26,7 +26,13 @@ impl Rule for LinearRms {
         let [y, gain] = g.nodes[at].ins[..] else { return None };
         let linear = uses.writer(y)?;
         let op = general(&g.nodes[linear].op)?;
-        if op.norm.is_some() || op.stats || op.begins || op.scale || op.out_f32 || op.act != LinearAct::None {
+        if op.norm != NormBefore::None
+            || op.stats
+            || op.begins
+            || op.scale
+            || op.out_f32
+            || op.act != LinearAct::None
+        {
             return None;
         }
         let ins = [&g.nodes[linear].ins[..], &[gain]].concat();

@@ -67,7 +67,7 @@ impl Rule for LinearRope {
             _ => return None,
         };
         let [x, w, b, kv] = node.ins[..4] else { return None };
-        if op.norm.is_some() {
+        if op.norm != linear::NormBefore::None {
             return None;
         }
         let q = g.desc(node.outs[0]).clone();

@@ -30,8 +30,8 @@ impl Rule for NormLinear {
         let in_front = NormBefore::Rms(eps);
         let op: Op = match g.nodes[at].op.clone() {
             Op::Linear(op) => LinearFused { norm: in_front, ..LinearFused::of(&op) }.into(),
-            Op::LinearFused(op) if !op.norm.is_some() => LinearFused { norm: in_front, ..op }.into(),
-            Op::LinearRope(op) if !op.norm.is_some() => LinearRope { norm: in_front, ..op }.into(),
+            Op::LinearFused(op) if op.norm == NormBefore::None => LinearFused { norm: in_front, ..op }.into(),
+            Op::LinearRope(op) if op.norm == NormBefore::None => LinearRope { norm: in_front, ..op }.into(),
             _ => return None,
         };
         let ins = [&[x], &g.nodes[at].ins[1..], &[gain]].concat();

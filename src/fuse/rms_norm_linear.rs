@@ -37,10 +37,10 @@ impl Rule for RmsNormLinear {
         }
         let norm_begun = NormBefore::BegunRms(eps);
         let op: Op = match g.nodes[at].op.clone() {
-            Op::LinearFused(op) if !op.norm.is_some() && is_gated(&op) => {
+            Op::LinearFused(op) if op.norm == NormBefore::None && is_gated(&op) => {
                 LinearFused { norm: norm_begun, ..op }.into()
             }
-            Op::LinearRope(op) if !op.norm.is_some() && op.table => {
+            Op::LinearRope(op) if op.norm == NormBefore::None && op.table => {
                 LinearRope { norm: norm_begun, ..op }.into()
             }
             _ => return None,

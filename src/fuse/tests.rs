@@ -193,7 +193,8 @@ fn norms_between_products_are_no_passes_of_their_own() {
         let g = graphs().into_iter().find(|(n, _)| *n == name).unwrap().1;
         let fused = fuse(g, &Fusion::on()).unwrap();
         let count = |of: &dyn Fn(&Op) -> bool| fused.nodes.iter().filter(|n| of(&n.op)).count();
-        let behind = count(&|op| matches!(op, Op::LinearFused(op) if op.norm.is_some()));
+        let behind =
+            count(&|op| matches!(op, Op::LinearFused(op) if matches!(op.norm, NormBefore::Layer(_))));
         let before = count(&|op| matches!(op, Op::LinearFused(op) if op.stats));
         // Two layers.
         assert_eq!((behind, before, count(&|op| *op == RowStats.into())), (4, 3, 1), "{name}");

@@ -314,7 +314,7 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         for (name, op) in
             [("scale_residual", &kinds[2].1), ("gelu", &kinds[0].1), ("behind_norm", &behind(bias.clone()))]
         {
-            if !op.norm.is_some() || k % STATS_COLUMNS == 0 {
+            if op.norm == NormBefore::None || k % STATS_COLUMNS == 0 {
                 all.push(case(
                     &format!("stats_{name}_t{t}_n{n}_k{k}"),
                     t,

@@ -65,10 +65,6 @@ pub enum NormBefore {
 }
 
 impl NormBefore {
-    pub fn is_some(self) -> bool {
-        self != NormBefore::None
-    }
-
     /// Which of its inputs it has: g, then d and the statistics, then z and the squares.
     fn gives(self) -> [bool; 3] {
         [
@@ -278,7 +274,10 @@ impl OpDef for LinearFused {
             && squares
                 .is_none_or(|at| ins[at].dtype == DType::F32 && Some(ins[at].shape) == squares_shape(ins[0]))
             && gain_of_y.is_none_or(|at| {
-                let alone = !self.scale && !self.stats && self.act == LinearAct::None && !self.norm.is_some();
+                let alone = !self.scale
+                    && !self.stats
+                    && self.act == LinearAct::None
+                    && self.norm == NormBefore::None;
                 let whole = !self.out_f32 && out.cols().is_multiple_of(SQUARES_COLUMNS);
                 ins[at].shape.dims() == [out.cols()] && alone && whole
             });

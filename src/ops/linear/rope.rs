@@ -8,8 +8,8 @@ use crate::ops::norm::squares_shape;
 use crate::ops::rope::{RopeKvAppend, has_pairs, is_cache, shared_out, shares};
 use crate::ops::{Case, CpuIo, OpDef, mismatch};
 
-/// [`RopeKvAppend`] of `x wᵀ + b`, all in f32 on the accumulators: q and the rows of the cache are rounded once. With
-/// an RmsNorm of x for x as [`LinearFused`](super::LinearFused). With `table` the angles are those of a
+/// [`RopeKvAppend`] of `x wᵀ + b`, all in f32 on the accumulators: q and the rows of the cache are rounded once,
+/// perhaps with an RmsNorm of x for x. With `table` the angles are those of a
 /// [`RopeTable`](crate::ops::rope::RopeTable): many rows and heads have them in common. Which rows a GPU takes says
 /// [`LinearRope::angles`]; with a norm one, or where it has been begun those with a table.
 ///

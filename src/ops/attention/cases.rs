@@ -58,9 +58,9 @@ fn lengths(lengths: &[usize], bias: Option<(&str, Fill)>, op: Attention) -> Case
 }
 
 /// With scores so far apart that a row's largest may come in any tile, above those before by little or by very much.
-fn steep(case: Case<Attention>) -> Case<Attention> {
-    let op = Attention { scale: 20.0, ..case.op };
-    Case { name: format!("steep_{}", case.name), op, ..case }
+fn steep(case: Case<Attention>, scale: f32) -> Case<Attention> {
+    let op = Attention { scale, ..case.op };
+    Case { name: format!("steep{scale}_{}", case.name), op, ..case }
 }
 
 /// `t` rows of which `valid` hold tokens, after `pos` rows, in a cache of `s_max`.
@@ -173,6 +173,16 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     for t in [80, 81, 96, 97, 160, 192, 208, 209, 290, 417] {
         all.push(separate(t, op(2, 2, 64, Mask::Full, Source::Separate)));
     }
+    // A row or few behind whole tiles of 128.
+    let full = |heads, kv_heads| op(heads, kv_heads, 64, Mask::Full, Source::Packed);
+    for (t, batch, op) in
+        [(385, 1, full(2, 2)), (391, 2, full(3, 3)), (400, 3, full(4, 2)), (513, 1, full(5, 1))]
+    {
+        all.push(steep(packed(t, batch, None, op.clone()), 20.0));
+        all.push(steep(packed(t, batch, None, op.clone()), 500.0));
+        all.push(packed(t, batch, None, op));
+    }
+    all.push(separate(399, op(2, 1, 64, Mask::Full, Source::Separate)));
     for t in [128, 257, 400] {
         all.push(separate(t, op(7, 1, 128, Mask::Causal, Source::Separate)));
     }
@@ -202,11 +212,11 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
 
     for d in [64, 128] {
         for (t, mask) in [(390, Mask::Full), (700, Mask::Causal), (420, Mask::Chunk { size: 64, left: -1 })] {
-            all.push(steep(packed(t, 1, None, op(2, 2, d, mask, Source::Packed))));
-            all.push(steep(packed(t, 1, Some(("bias", bias)), op(2, 2, d, mask, Source::Packed))));
+            all.push(steep(packed(t, 1, None, op(2, 2, d, mask, Source::Packed)), 20.0));
+            all.push(steep(packed(t, 1, Some(("bias", bias)), op(2, 2, d, mask, Source::Packed)), 20.0));
         }
-        all.push(steep(packed(130, 40, None, op(4, 4, d, Mask::Full, Source::Packed))));
-        all.push(steep(cache(200, 57, 130, (256, 400), (4, 2, d))));
+        all.push(steep(packed(130, 40, None, op(4, 4, d, Mask::Full, Source::Packed)), 20.0));
+        all.push(steep(cache(200, 57, 130, (256, 400), (4, 2, d)), 20.0));
     }
 
     biased(&mut all);

@@ -20,6 +20,17 @@ __device__ __forceinline__ uint32_t pack2(float2 v, __half) {
     return *reinterpret_cast<const uint32_t*>(&w);
 }
 
+// a · b + c of both halves.
+__device__ __forceinline__ uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, __nv_bfloat16) {
+    using Two = __nv_bfloat162;
+    const Two r = __hfma2(*reinterpret_cast<Two*>(&a), *reinterpret_cast<Two*>(&b), *reinterpret_cast<Two*>(&c));
+    return *reinterpret_cast<const uint32_t*>(&r);
+}
+__device__ __forceinline__ uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, __half) {
+    const __half2 r = __hfma2(*reinterpret_cast<__half2*>(&a), *reinterpret_cast<__half2*>(&b), *reinterpret_cast<__half2*>(&c));
+    return *reinterpret_cast<const uint32_t*>(&r);
+}
+
 struct Float8 {
     float v[8];
 };

@@ -43,6 +43,54 @@ __device__ __forceinline__ void pick(float (&v)[COUNT], const float (&acc)[HALVE
     }
 }
 
+// 16 rows of a warp and their 64 columns, as operands of mma: rows g and g + 8 in turn.
+struct RowsOfWarp {
+    uint32_t of[STATS_COLUMNS / 16][4];
+
+    __device__ __forceinline__ void load(uint32_t staging) {
+        const uint32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
+#pragma unroll
+        for (uint32_t k = 0; k < STATS_COLUMNS / 16; k++)
+            ldmatrix_x4(of[k], staging + staged_at<false>(row, 2 * k + lane / 16));
+    }
+};
+
+// Their statistics by mma: where d is half the difference from the first column, a sample of the row, so that little is lost
+// where means are far from zero, sums are d · 1, and sums of squares the diagonal of d · dᵀ. d is rounded to T, which means
+// 1e-5 of a variance. The rows of the turn are those of x from of_x on.
+template <class T>
+__device__ __forceinline__ void store_stats(RowsOfWarp& rows, const Epilogue& e, uint32_t m, uint32_t of_x, uint32_t end,
+                                            uint32_t col) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = threadIdx.x / 32 % 4 * 16;
+    const uint32_t one = pack2(make_float2(1.f, 1.f), T()), half = pack2(make_float2(.5f, .5f), T());
+    float origin[2], sums[4] = {}, upper[4] = {}, lower[4] = {};
+    uint32_t shift[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        origin[r] = unpack2(__shfl_sync(0xffffffffu, rows.of[0][r], 0, 4), T()).x;
+        shift[r] = pack2(make_float2(-.5f * origin[r], -.5f * origin[r]), T());
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < STATS_COLUMNS / 16; k++) {
+        uint32_t(&d)[4] = rows.of[k];
+#pragma unroll
+        for (int i = 0; i < 4; i++) d[i] = fma2(d[i], half, shift[i % 2], T());
+        mma_16816<T>(sums, d[0], d[1], d[2], d[3], one, one);
+        mma_16816<T>(upper, d[0], d[1], d[2], d[3], d[0], d[2]);
+        mma_16816<T>(lower, d[0], d[1], d[2], d[3], d[1], d[3]);
+    }
+    if (t == g / 2 && col < e.cols) {  // the diagonals
+        const float squares[2] = {g % 2 ? upper[1] : upper[0], g % 2 ? lower[3] : lower[2]};
+        float2* to = e.stats_of_y + size_t(col / STATS_COLUMNS) * m + of_x;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const uint32_t row = first + g + 8 * r;
+            const float s = sums[2 * r], q = fmaf(s * (-1.f / STATS_COLUMNS), s, squares[r]);
+            if (of_x + row < end) to[row] = make_float2(fmaf(s, 2.f / STATS_COLUMNS, origin[r]), 4.f * fmaxf(q, 0.f));
+        }
+    }
+}
+
 // Stores PASSES rows of 64 columns, 8 of each a lane, and the statistics of the rows: those of pass i lie `apart` rows
 // further on. Sums and squares are of the differences from the first column, a sample of the row, so that little is lost
 // where means are far from zero; lane i of 8 gets those of pass i % 4, and four passes take 4 exchanges, not 12.
@@ -187,7 +235,8 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
             stmatrix_x4_trans(at, y);
         }
         consumer_barrier<Tile::CONSUMERS>(consumer);
-        if constexpr (Tile::STATS) {
+        constexpr bool BY_MMA = Tile::STATS && Tile::CONSUMERS == 1 && TURNS == 1 && Tile::B == 64;
+        if constexpr (Tile::STATS && !BY_MMA) {
             // The last turn has fewer rows.
             constexpr int LAST = (8 * (BLOCKS - (TURNS - 1) * TURN) + ROWS_A_PASS - 1) / ROWS_A_PASS;
             const uint32_t row = thread / UNITS, at = staging + staged_at<HALVED>(row, unit);
@@ -197,9 +246,12 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
             else
                 store_with_stats<T, LAST>(e, p.m, at, ROWS_A_PASS * 128, of_x, ROWS_A_PASS, end, col);
         } else {
+            RowsOfWarp rows;
+            if constexpr (BY_MMA) rows.load(staging);
             each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
                 *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
             });
+            if constexpr (BY_MMA) store_stats<T>(rows, e, p.m, m0 + 8 * first, end, n0 + half * 64);
         }
     }
     __syncwarp();  // wgmma wants whole warps

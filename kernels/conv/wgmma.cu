@@ -95,17 +95,14 @@ __device__ __forceinline__ void load_x(const ConvParams& p, uint32_t ring, uint3
 template <class Tile>
 __device__ __forceinline__ void produce(const ConvParams& p, uint32_t ring, uint32_t full, uint32_t empty) {
     Schedule<Tile> schedule(p);
-    uint32_t early = 0;
-    if (schedule.more()) {
-        const ConvUnit u = schedule.get(p);
-        early = min(u.last - u.first, uint32_t(Tile::STAGES));
-        for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
-    }
+    ConvUnit u = {};
+    if (schedule.more()) u = schedule.get(p);
+    uint32_t early = min(u.last - u.first, uint32_t(Tile::STAGES));
+    for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
     pdl_wait();
     pdl_trigger();
     Cursor<Tile> at;
-    for (; schedule.more(); schedule.next()) {
-        const ConvUnit u = schedule.get(p);
+    while (schedule.more()) {
         for (uint32_t step = u.first; step < u.last; step++, at.next()) {
             if (early > 0) {
                 early--;
@@ -115,6 +112,8 @@ __device__ __forceinline__ void produce(const ConvParams& p, uint32_t ring, uint
             }
             load_x<Tile>(p, ring, at.stage, full, step, u.frame);
         }
+        schedule.next();
+        if (schedule.more()) u = schedule.get(p);
     }
 }
 

@@ -120,22 +120,31 @@ struct GridSchedule {
     __device__ __forceinline__ Unit get(const WgmmaParams& p, const Place<Tile>& place) const {
         constexpr uint32_t ROWS = Tile::BM * Tile::CM, COLS = Tile::BN * Tile::CN;
         constexpr uint32_t GROUP = 2048 / ROWS > 0 ? 2048 / ROWS : 1;
-        const uint32_t id = unit / p.splits;
-        const uint32_t split = Tile::CK > 1 ? place.k : unit % p.splits, splits = Tile::CK > 1 ? Tile::CK : p.splits;
-        const uint32_t top = id / (GROUP * cols) * GROUP, rest = id % (GROUP * cols);
+        // Each division is 25 instructions, and most are not needed.
+        uint32_t id = unit, split = 0, splits = 1;
+        if constexpr (Tile::CK > 1)
+            split = place.k, splits = Tile::CK;
+        else if (p.splits > 1)
+            id = unit / p.splits, split = unit % p.splits, splits = p.splits;
+        uint32_t top = 0, rest = id;
+        if (rows > GROUP) top = id / (GROUP * cols) * GROUP, rest = id % (GROUP * cols);
         const uint32_t height = min(GROUP, rows - top);
         const uint32_t row = top + rest % height, col = rest / height;
         const uint32_t m = Tile::TURNED ? place.b : place.a, n = Tile::TURNED ? place.a : place.b;
         // Never empty while splits <= steps.
-        return {row * ROWS + m * Tile::BM, col * COLS + n * Tile::BN, id * Tile::CTAS + place.rank(place.a, place.b),
-                split, split * steps / splits, (split + 1) * steps / splits};
+        Unit u = {row * ROWS + m * Tile::BM, col * COLS + n * Tile::BN, id * Tile::CTAS + place.rank(place.a, place.b), split, 0,
+                  steps};
+        if (Tile::CK > 1 || p.splits > 1) u.first = split * steps / splits, u.last = (split + 1) * steps / splits;
+        return u;
     }
     // Steps of all that this CTA has to do.
     __device__ __forceinline__ uint32_t all_steps(const WgmmaParams& p, const Place<Tile>& place) const {
         if constexpr (Tile::CK > 1) return (place.k + 1) * steps / Tile::CK - place.k * steps / Tile::CK;
+        const uint32_t apart = gridDim.x / Tile::CTAS;
+        if (p.splits == 1) return unit < units ? ((units - 1 - unit) / apart + 1) * steps : 0;
         uint32_t sum = 0;
 #pragma unroll 1
-        for (uint32_t u = unit; u < units; u += gridDim.x / Tile::CTAS) {
+        for (uint32_t u = unit; u < units; u += apart) {
             const uint32_t split = u % p.splits;
             sum += (split + 1) * steps / p.splits - split * steps / p.splits;
         }

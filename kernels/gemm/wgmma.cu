@@ -94,17 +94,14 @@ template <class Tile, class Rows>
 __device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, uint32_t ring, uint32_t full,
                                         uint32_t empty) {
     Schedule<Tile> schedule(p);
-    uint32_t early = 0;
-    if (schedule.more()) {
-        const Unit u = schedule.get(p);
-        early = min(u.last - u.first, uint32_t(Tile::STAGES));
-        for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
-    }
+    Unit u = {};
+    if (schedule.more()) u = schedule.get(p);
+    uint32_t early = min(u.last - u.first, uint32_t(Tile::STAGES));
+    for (uint32_t i = 0; i < early; i++) load_w<Tile>(p, ring, i, full, u.first + i, u.n0);
     pdl_wait();
     pdl_trigger();
     Cursor<Tile> at;
-    for (; schedule.more(); schedule.next()) {
-        const Unit u = schedule.get(p);
+    while (schedule.more()) {
         for (uint32_t step = u.first; step < u.last; step++, at.next()) {
             if (early > 0) {
                 early--;
@@ -114,6 +111,8 @@ __device__ __forceinline__ void produce(const WgmmaParams& p, const Rows& rows, 
             }
             rows.load(ring + at.stage * Tile::STAGE_BYTES, full + at.stage * 8, step, u.m0);
         }
+        schedule.next();
+        if (schedule.more()) u = schedule.get(p);
     }
 }
 

@@ -39,7 +39,8 @@ __device__ __forceinline__ void send(uint32_t to, const TensorMap& map, uint32_t
         tma_load_2d_to_cluster(to, map, barrier, step * 64, row, ctas, policy...);
 }
 
-// One thread. The weights of the first stages are asked for before the wait for the kernels that made x.
+// One thread. The weights of the first stages are asked for before the wait for the kernels that made x, and where the first
+// tile is has been found by then, here and below: those divisions, 100 instructions that no cache has, take half a us.
 template <class Tile>
 __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRing& ring) {
     constexpr bool TURNED = Tile::TURNED;
@@ -67,38 +68,41 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
         else
             fill_b(slot, step, u);
     };
+    const auto fill_x = [&](uint32_t slot, uint32_t step, const Unit& u) {
+        if constexpr (TURNED)
+            fill_b(slot, step, u);
+        else
+            fill_a(slot, step, u);
+    };
     GridSchedule<Tile> schedule(p);
-    uint32_t early = 0;
-    if (schedule.more()) {
-        const Unit u = schedule.get(p, place);
-        early = min(u.last - u.first, uint32_t(Tile::STAGES));
-        for (uint32_t i = 0; i < early; i++) {
-            mbarrier_expect_tx(ring.full + i * 8, Tile::STAGE_BYTES);
-            fill_w(i, u.first + i, u);
-        }
+    Unit u = {};
+    if (schedule.more()) u = schedule.get(p, place);
+    // What everyone gave back before it had anything.
+    const uint32_t early = min(u.last - u.first, uint32_t(Tile::STAGES));
+    for (uint32_t i = 0; i < early; i++) {
+        mbarrier_expect_tx(ring.full + i * 8, Tile::STAGE_BYTES);
+        fill_w(i, u.first + i, u);
     }
     pdl_wait();
+    for (uint32_t i = 0; i < early; i++) fill_x(i, u.first + i, u);
     pdl_trigger();
     Cursor<Tile> at;
-    for (; schedule.more(); schedule.next()) {
-        const Unit u = schedule.get(p, place);
-        for (uint32_t step = u.first; step < u.last; step++, at.next()) {
-            const bool w_is_there = early > 0;
-            if (w_is_there) {
-                early--;
-            } else {
-                mbarrier_wait(ring.full + at.stage * 8, at.phase ^ 1);
-                mbarrier_expect_tx(ring.full + at.stage * 8, Tile::STAGE_BYTES);
-            }
-            if (!(TURNED && w_is_there) && place.fills_a(at.stage)) {
+    at.skip(early);
+    for (uint32_t step = u.first + early; schedule.more();) {
+        for (; step < u.last; step++, at.next()) {
+            mbarrier_wait(ring.full + at.stage * 8, at.phase ^ 1);
+            mbarrier_expect_tx(ring.full + at.stage * 8, Tile::STAGE_BYTES);
+            if (place.fills_a(at.stage)) {
                 mbarrier_wait(ring.empty_a + at.stage * 8, at.phase ^ 1);
                 fill_a(at.stage, step, u);
             }
-            if (!(!TURNED && w_is_there) && place.fills_b(at.stage)) {
+            if (place.fills_b(at.stage)) {
                 mbarrier_wait(ring.empty_b + at.stage * 8, at.phase ^ 1);
                 fill_b(at.stage, step, u);
             }
         }
+        schedule.next();
+        if (schedule.more()) u = schedule.get(p, place), step = u.first;
     }
 }
 
@@ -106,11 +110,10 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
 template <class Tile>
 __device__ __forceinline__ void produce_factors(const WgmmaParams& p, const FactorRing<Tile>& factors) {
     const Place<Tile> place;
-    pdl_wait();
-    pdl_trigger();
     uint32_t tile = 0;
     for (GridSchedule<Tile> schedule(p); schedule.more(); schedule.next(), tile++) {
         const uint32_t m0 = schedule.get(p, place).m0;
+        if (tile == 0) pdl_wait(), pdl_trigger();
         mbarrier_wait(factors.empty + tile % 2 * 8, tile / 2 % 2 ^ 1);
 #pragma unroll 1
         for (uint32_t row = threadIdx.x - 32; row < Tile::BM; row += 96)
@@ -128,14 +131,13 @@ __device__ __forceinline__ void produce_rms_factors(const WgmmaParams& p, const 
     constexpr uint32_t THREADS = 64, ROWS = Tile::BM / Tile::CTAS, LANES = THREADS / ROWS;
     static_assert(ROWS * LANES == THREADS && LANES <= 32);
     const Place<Tile> place;
-    pdl_wait();
-    pdl_trigger();
     const uint32_t thread = threadIdx.x - 32, lane = thread % LANES, parts = p.k / SQUARES_COLUMNS;
     if (thread >= THREADS) return;
     const uint32_t row = cluster_rank() * ROWS + thread / LANES;
     uint32_t tile = 0;
     for (GridSchedule<Tile> schedule(p); schedule.more(); schedule.next(), tile++) {
         const uint32_t turn = tile % 2, of_x = schedule.get(p, place).m0 + row;
+        if (tile == 0) pdl_wait(), pdl_trigger();
         mbarrier_wait(factors.empty + turn * 8, tile / 2 % 2 ^ 1);
         if (thread == 0) mbarrier_expect_tx(factors.full + turn * 8, Tile::BM * 4);
         float sum = 0.f;
@@ -244,8 +246,6 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
     const uint64_t b0 = wgmma_descriptor(ring.slots + Tile::A_BYTES);
     const uint32_t warp = threadIdx.x / 32 % 4;
     const Place<Tile> place;
-    pdl_wait();
-    pdl_trigger();
     Cursor<Tile> at;
     GridSchedule<Tile> schedule(p);
     // Steps after which a slot is filled again.
@@ -256,6 +256,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
     };
     // The next tile is the other consumer's.
     uint32_t tile = 0;
+    bool waited = false;
     const auto skip_tile = [&] {
         tile++;
         at.skip(schedule.steps);
@@ -277,6 +278,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             n_end = min(n_end, u.n0 + Part::BN);
         }
         const Columns<T, Part> ahead(p.e, p.n, u.n0);
+        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
         if constexpr (Tile::TURNED)
             ask_residual_turned<T, Part>(p, u.m0, u.n0 + first_of_a);
         else

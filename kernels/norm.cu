@@ -121,11 +121,11 @@ struct RowStatsParams {
 // A thread a vector: 8 lanes have 64 columns.
 template <class T>
 __device__ __forceinline__ void row_stats(const RowStatsParams& p) {
-    pdl_trigger();
-    pdl_wait();
     const uint32_t vectors = p.cols / 8;
     const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const uint32_t row = uint32_t(at / vectors), vector = uint32_t(at % vectors);
+    pdl_trigger();
+    pdl_wait();
     const uint4 x = row < p.rows ? static_cast<const uint4*>(p.x)[at] : make_uint4(0, 0, 0, 0);
     const float2 stats = stats_of_64<T>(x);
     if (row < p.rows && vector % 8 == 0) p.stats[size_t(vector / 8) * p.rows + row] = stats;
@@ -146,11 +146,11 @@ struct RmsBeginParams {
 // A thread a vector: 4 lanes have 32 columns.
 template <class T>
 __device__ __forceinline__ void rms_begin(const RmsBeginParams& p) {
-    pdl_trigger();
-    pdl_wait();
     const uint32_t vectors = p.cols / 8;
     const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const uint32_t row = uint32_t(at / vectors), vector = uint32_t(at % vectors);
+    pdl_trigger();
+    pdl_wait();
     const uint4 x = row < p.rows ? static_cast<const uint4*>(p.x)[at] : make_uint4(0, 0, 0, 0);
     const float squares = squares_of_32<T>(x);
     if (row >= p.rows) return;

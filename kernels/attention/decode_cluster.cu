@@ -103,26 +103,28 @@ __device__ __forceinline__ void decode_cluster(const AttentionParams& p) {
     int loaded = 0;
 #pragma unroll 1
     for (; loaded < STAGES && j_load + KEYS <= e.pos; loaded++) load();
-    pdl_wait();
-    pdl_trigger();
-#pragma unroll 1
-    for (; loaded < STAGES; loaded++) load();
-
-    // Query rows g and g + 8 of the tile, straight into A fragments.
-    uint32_t q_frag[D / 16][4];
+    // Query rows g and g + 8 of the tile: where they lie before the wait, then straight into A fragments.
+    const T* q[2];
     int row_end[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int pair = p0 + g + 8 * r, row = pair / int(p.group), head = kv * int(p.group) + pair % int(p.group);
         const bool keep = pair < pairs && row < e.valid;
         row_end[r] = keep ? min(e.pos + row + 1, e.keys) : 0;
-        const auto* q = static_cast<const T*>(p.q) + size_t(keep ? row : 0) * p.q_row + (keep ? head : 0) * D + 2 * t;
+        q[r] = keep ? static_cast<const T*>(p.q) + size_t(row) * p.q_row + head * D + 2 * t : nullptr;
+    }
+    pdl_wait();
+    pdl_trigger();
+#pragma unroll 1
+    for (; loaded < STAGES; loaded++) load();
+    uint32_t q_frag[D / 16][4];
+#pragma unroll
+    for (int r = 0; r < 2; r++)
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++) {
-            q_frag[kk][r] = keep ? *reinterpret_cast<const uint32_t*>(q + kk * 16) : 0u;
-            q_frag[kk][2 + r] = keep ? *reinterpret_cast<const uint32_t*>(q + kk * 16 + 8) : 0u;
+            q_frag[kk][r] = q[r] != nullptr ? *reinterpret_cast<const uint32_t*>(q[r] + kk * 16) : 0u;
+            q_frag[kk][2 + r] = q[r] != nullptr ? *reinterpret_cast<const uint32_t*>(q[r] + kk * 16 + 8) : 0u;
         }
-    }
 
     const float c = p.scale * LOG2E;
     const uint32_t k_lane = lane_chunks_first<D>(lane), v_lane = TILE_BYTES + lane_rows_first<D>(lane);

@@ -74,11 +74,10 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const uint64_t v0 = wgmma_descriptor_rows_of_k(s.ring, BN * 128);
     const uint64_t ones = wgmma_descriptor_of_16(s.ones), bias0 = wgmma_descriptor_of_16(s.bias);
     const Extent extent = extent_before_wait(p);
-    pdl_wait();
-    pdl_trigger();
     Cursor<F::STAGES> at;
     Cursor<F::BIAS_STAGES> bias_at;
     uint32_t q_phase = 0;
+    bool waited = false;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
 
     for (Schedule<F> schedule(params, extent); schedule.more(); schedule.next()) {
@@ -86,6 +85,12 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         const Extent& e = w.e;
         const int row0 = w.m0 + int(consumer) * 64, row = row0 + int(warp * 16 + g);  // and row + 8
         float o[D / 2] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {};
+        // Keys that all 64 rows see, and those that these two see.
+        const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
+        const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
+        const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
+        const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
+        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
         if (w.blocks > 0) {
             mbarrier_wait(s.q_full, q_phase);
             q_phase ^= 1;
@@ -95,11 +100,6 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             release(s.q_empty);
             stand_by<F>(s, at, bias_at, w.blocks, consumer);
         } else if (w.blocks > 0) {
-            // Keys that all 64 rows see, and those that these two see.
-            const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
-            const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
-            const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
-            const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
             float x[BN / 2];               // S, then P
             uint32_t probability[BN / 4];  // P as an operand
 

@@ -145,8 +145,6 @@ template <class F>
 __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
     const Extent e = extent_before_wait(p.a);
     Schedule<F> schedule(p, e);
-    pdl_wait();
-    pdl_trigger();
     Cursor<F::STAGES> at;
     uint32_t q_phase = 0;
     bool first = true;
@@ -170,6 +168,8 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
             for (int c = 0; c < F::CONSUMERS; c++)
                 tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.row0 + w.m0 + 64 * c, 0, w.head, w.seq);
         };
+        // Behind the divisions that say where the first work lies, here and below: half a us, for no cache has their code.
+        if (first) pdl_wait(), pdl_trigger();
         // The first rows come early; those of the next works have to wait for the consumers, but keys need not.
         load(p.k, 0);
         if (first) load_q();
@@ -209,12 +209,12 @@ __device__ __forceinline__ void produce_bias(const FlashParams& params, const Sh
     const AttentionParams& p = params.a;
     const Extent e = extent_before_wait(p);
     Schedule<F> schedule(params, e);
-    pdl_wait();
-    pdl_trigger();
     const int thread = int(threadIdx.x) - 32;
     Cursor<F::BIAS_STAGES> at;
+    bool waited = false;
     for (; schedule.more(); schedule.next()) {
         const Work w = schedule.get(params, e);
+        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
         const float* bias = p.bias + (w.head * int(p.bias_row) + w.seq * int(p.rows) + w.row0 + w.key0);
 #pragma unroll 1
         for (int j0 = w.key0; j0 < w.key0 + w.blocks * F::BN; j0 += F::BN, bias += F::BN) {
@@ -390,7 +390,7 @@ __device__ __forceinline__ void store_row(const FlashParams& params, const Work&
 
 // All threads: `bytes` of shared memory, 16 a thread at most.
 __device__ __forceinline__ void fill_words(uint32_t address, int bytes, uint32_t word) {
-    if (int(threadIdx.x) < bytes / 16)
+    if (int(threadIdx.x) < bytes / 16)  // of the first warpgroup
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(address + threadIdx.x * 16), "r"(word) : "memory");
 }
 
@@ -437,7 +437,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     const uint32_t one = pack2<T>(1.f, 1.f), bias_one = pack2<__nv_bfloat16>(1.f, 1.f);
     fill_words(s.sums, F::SUMS_BYTES, one);
     fill_words(s.ones, F::ONES_BYTES, bias_one);
-    if constexpr (F::SUMS_BYTES + F::ONES_BYTES > 0) fence_async_proxy();
+    if (F::SUMS_BYTES + F::ONES_BYTES > 0 && warpgroup == 0) fence_async_proxy();
     __syncthreads();
     if constexpr (F::PAIR) cluster_arrive();
 

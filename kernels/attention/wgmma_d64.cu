@@ -73,11 +73,10 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t ones = wgmma_descriptor_of_16(s.ones), bias0 = wgmma_descriptor_of_16(s.bias);
     const Extent extent = extent_before_wait(p);
-    pdl_wait();
-    pdl_trigger();
     Cursor<F::STAGES> at;
     Cursor<F::BIAS_STAGES> bias_at;
     uint32_t q_phase = 0;
+    bool waited = false;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
 
     for (Schedule<F> schedule(params, extent); schedule.more(); schedule.next()) {
@@ -85,6 +84,12 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         const Extent& e = w.e;
         const int row0 = w.m0 + int(consumer) * 64, row = row0 + int(warp * 16 + g);  // and row + 8
         float o[D / 2 + 4] = {}, m[2] = {-INFINITY, -INFINITY};
+        // Keys that all 64 rows see, and those that these two see.
+        const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
+        const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
+        const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
+        const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
+        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
         if (w.blocks > 0) {
             mbarrier_wait(s.q_full, q_phase);
             q_phase ^= 1;
@@ -96,11 +101,6 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         } else if (w.blocks > 0) {
             if (F::RAGGED && row0 + 64 > e.valid)
                 clear_rows<F, 64>(s.q + consumer * F::Q_BYTES, e.valid - row0, consumer);
-            // Keys that all 64 rows see, and those that these two see.
-            const int i0 = e.pos + row0, i1 = e.pos + min(row0 + 64, e.valid) - 1;
-            const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
-            const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
-            const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
             float offset[2];  // f·m + SLACK
             bool far;
 

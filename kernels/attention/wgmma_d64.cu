@@ -223,18 +223,32 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                     clear_rows<F, BN>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
                 ask_output(last);
             };
+            if constexpr (F::BIAS) {
+                // One copy of a step is less code to fetch, and what moves P is 32 instructions of 400: 1000 frames of sound
+                // 985 -> 971 us. A move alone ptxas would drop, and put the products into a queue of one (C7513).
+                const uint32_t zero = __float_as_uint(p.scale) >> 31;
 #pragma unroll 1
-            for (int i = 1;; i += 2) {
-                if (i >= w.blocks) {
-                    finish(probability[0]);
-                    break;
+                for (int i = 1; i < w.blocks; i++) {
+                    step(i, probability[0], probability[1]);
+#pragma unroll
+                    for (int j = 0; j < BN / 4; j++) probability[0][j] = probability[1][j] ^ zero;
                 }
-                step(i, probability[0], probability[1]);
-                if (i + 1 >= w.blocks) {
-                    finish(probability[1]);
-                    break;
+                finish(probability[0]);
+            } else {
+                // Two copies: pictures of one and 13 tiles are 0.5 % faster.
+#pragma unroll 1
+                for (int i = 1;; i += 2) {
+                    if (i >= w.blocks) {
+                        finish(probability[0]);
+                        break;
+                    }
+                    step(i, probability[0], probability[1]);
+                    if (i + 1 >= w.blocks) {
+                        finish(probability[1]);
+                        break;
+                    }
+                    step(i + 1, probability[1], probability[0]);
                 }
-                step(i + 1, probability[1], probability[0]);
             }
             wgmma_wait<0>();
             wgmma_settle(o);

@@ -148,41 +148,70 @@ __device__ __forceinline__ void store_begun(const Epilogue& e, uint32_t m, uint3
     if (threadIdx.x % 4 == 0) e.squares_of_y[size_t(col / SQUARES_COLUMNS) * m + row] = squares;
 }
 
+// The vectors of 8 columns that a thread stores of each turn: turned, a warpgroup's turns of 64 rows of x, then of the next 64 of w;
+// else a warp's of 64 rows of w, then of the next rows of x. Of the tile rows from row0 on and columns from n0 on, before `end_row`
+// and `end_col`; after SwiGLU half as many.
+template <class Tile, bool HALVED>
+struct Vectors {
+    static constexpr uint32_t THREADS = Tile::TURNED ? 128 : 32, UNITS = HALVED ? 4 : 8, ROWS_A_PASS = THREADS / UNITS;
+    static constexpr uint32_t PASSES = (Tile::TURNED ? 64 : 16) / ROWS_A_PASS;
+    static constexpr int TURNS = (Tile::B + 63) / 64;
+    const WgmmaParams& p;
+    uint32_t row0, n0, n_end;
+
+    __device__ __forceinline__ uint32_t end_row() const { return Tile::TURNED ? min(row0 + Tile::B, p.m) : p.m; }
+    __device__ __forceinline__ uint32_t end_col() const {
+        return Tile::TURNED ? p.e.cols : min(n_end >> HALVED, p.e.cols);
+    }
+    // act(which of the thread's, its place in staging, row of x, column of y)
+    template <class F>
+    __device__ __forceinline__ void each(int turn, F&& act) const {
+        const uint32_t thread = threadIdx.x % THREADS, unit = thread % UNITS;
+        const uint32_t along = turn % TURNS * 64, across = turn / TURNS * 64;
+        const uint32_t col = ((n0 + (Tile::TURNED ? across : along)) >> HALVED) + unit * 8;
+#pragma unroll
+        for (uint32_t i = 0; i < PASSES; i++) {
+            const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = row0 + (Tile::TURNED ? along : across) + row;
+            if (of_x < end_row() && col < end_col()) act(i, staged_at<HALVED>(row, unit), of_x, col);
+        }
+    }
+};
+
+// The residual of a turn, as a thread has it. That of the first is asked for before the product where registers are there for
+// it, because it takes its time; not for SwiGLU, which has it in other places.
+struct Residual {
+    uint4 of[4];
+
+    template <class T, class Tile, bool HALVED>
+    __device__ __forceinline__ void ask(const Epilogue& e, const Vectors<Tile, HALVED>& vectors, int turn) {
+        static_assert(Vectors<Tile, HALVED>::PASSES <= 4);
+        if (e.residual == nullptr || turn == Tile::HALVES * Vectors<Tile, HALVED>::TURNS) return;
+        vectors.each(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) { of[i] = residual_8<T>(e, row, col); });
+    }
+};
+
 // All that follows the sums of a warpgroup: 64 · HALVES rows of w, which are columns of y from n0 on, for rows of x from m0
 // on. `columns` are those of the whole tile, these from `first_column` on. In turns of up to 64 rows of x: the residual
 // comes into shared memory by rows, goes transposed into the registers that hold the sums, and the result the way back.
 template <class T, class Tile, Act ACT>
 __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 uint32_t staging, const T* columns, const float* factors,
+                                                 const Residual& asked, uint32_t staging, const T* columns, const float* factors,
                                                  uint32_t m0, uint32_t n0, uint32_t first_column, uint32_t consumer) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
+    using Own = Vectors<Tile, HALVED>;
     // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
-    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
+    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = Own::TURNS;
     constexpr int COPIES = Loops<Tile, ACT, NoRope>::COPIES, ROUND = Loops<Tile, ACT, NoRope>::BY_TURNS ? TURN : TOGETHER;
     constexpr int ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
-    // Vectors of a row, and of a thread: rows that are ROWS_A_PASS apart.
-    constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 128 / UNITS, PASSES = 8 * TURN / ROWS_A_PASS;
     const Epilogue& e = p.e;
     const uint32_t thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, g = lane / 4;
-    const uint32_t unit = thread % UNITS, end = min(m0 + Tile::B, p.m);
+    const Own vectors = {p, m0, n0, 0};
     const bool adds = e.residual != nullptr;
-    // The vectors of a turn, of which the last may reach beyond the tile.
-    const auto each_vector = [&](int turn, auto&& act) {
-        const uint32_t col = ((n0 + turn / TURNS * 64) >> HALVED) + unit * 8;
-#pragma unroll
-        for (uint32_t i = 0; i < PASSES; i++) {
-            const uint32_t row = i * ROWS_A_PASS + thread / UNITS, of_x = m0 + turn % TURNS * (8 * TURN) + row;
-            if (of_x < end && col < e.cols) act(i, staging + staged_at<HALVED>(row, unit), of_x, col);
-        }
-    };
-    uint4 residual[PASSES] = {};
-    const auto ask = [&](int turn) {
-        if (!adds || turn == Tile::HALVES * TURNS) return;
-        each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
-            residual[i] = residual_8<T>(e, row, col);
-        });
-    };
-    ask(0);
+    Residual residual = {};
+    if constexpr (HALVED || !Tile::RESIDUAL_EARLY)
+        residual.ask<T>(e, vectors, 0);
+    else
+        residual = asked;
 #pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
@@ -196,9 +225,9 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
             scale[0] = to_f32(scales[0]), scale[1] = HALVED ? 1.f : to_f32(scales[8]);
         if (turn > 0) consumer_barrier<Tile::CONSUMERS>(consumer);  // the turn before has been taken
         if (adds) {
-            each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
+            vectors.each(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(staging + at, residual.of[i]); });
             consumer_barrier<Tile::CONSUMERS>(consumer);
-            ask(turn + 1);
+            residual.ask<T>(e, vectors, turn + 1);
         }
         float sums[4 * ROUND];
 #pragma unroll(ROUND == TURN ? 16 : 1)
@@ -235,23 +264,24 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
             stmatrix_x4_trans(at, y);
         }
         consumer_barrier<Tile::CONSUMERS>(consumer);
-        constexpr bool BY_MMA = Tile::STATS && Tile::CONSUMERS == 1 && TURNS == 1 && Tile::B == 64;
-        if constexpr (Tile::STATS && !BY_MMA) {
+        if constexpr (Tile::STATS && !Tile::STATS_BY_MMA) {
             // The last turn has fewer rows.
-            constexpr int LAST = (8 * (BLOCKS - (TURNS - 1) * TURN) + ROWS_A_PASS - 1) / ROWS_A_PASS;
-            const uint32_t row = thread / UNITS, at = staging + staged_at<HALVED>(row, unit);
+            constexpr int LAST = (8 * (BLOCKS - (TURNS - 1) * TURN) + Own::ROWS_A_PASS - 1) / Own::ROWS_A_PASS;
+            const uint32_t unit = thread % Own::UNITS, row = thread / Own::UNITS, at = staging + staged_at<HALVED>(row, unit);
             const uint32_t of_x = m0 + 8 * first + row, col = n0 + half * 64 + unit * 8;
             if (first + TURN <= BLOCKS)
-                store_with_stats<T, PASSES>(e, p.m, at, ROWS_A_PASS * 128, of_x, ROWS_A_PASS, end, col);
+                store_with_stats<T, Own::PASSES>(e, p.m, at, Own::ROWS_A_PASS * 128, of_x, Own::ROWS_A_PASS, vectors.end_row(),
+                                                 col);
             else
-                store_with_stats<T, LAST>(e, p.m, at, ROWS_A_PASS * 128, of_x, ROWS_A_PASS, end, col);
+                store_with_stats<T, LAST>(e, p.m, at, Own::ROWS_A_PASS * 128, of_x, Own::ROWS_A_PASS, vectors.end_row(), col);
         } else {
             RowsOfWarp rows;
-            if constexpr (BY_MMA) rows.load(staging);
-            each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
-                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+            if constexpr (Tile::STATS_BY_MMA) rows.load(staging);
+            vectors.each(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+                *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(staging + at);
             });
-            if constexpr (BY_MMA) store_stats<T>(rows, e, p.m, m0 + 8 * first, end, n0 + half * 64);
+            if constexpr (Tile::STATS_BY_MMA)
+                store_stats<T>(rows, e, p.m, m0 + 8 * first, vectors.end_row(), n0 + half * 64);
         }
     }
     __syncwarp();  // wgmma wants whole warps
@@ -282,48 +312,37 @@ struct TurnAngles<Tile, NoRope> {
 // 64 rows of w. `columns` are those of the tile, from n0 on; it ends before n_end.
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
-                                                 const T* columns, const float* factors, uint32_t row0, uint32_t n0,
+                                                 const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
+                                                 uint32_t staging, const T* columns, const float* factors, uint32_t row0, uint32_t n0,
                                                  uint32_t n_end) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
+    using Own = Vectors<Tile, HALVED>;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
-    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = (BLOCKS + TURN - 1) / TURN;
+    constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = Own::TURNS;
     constexpr int COPIES = Loops<Tile, ACT, Rope>::COPIES, ROUND = Loops<Tile, ACT, Rope>::BY_TURNS ? TURN : TOGETHER;
     constexpr int ROUNDS = (BLOCKS + ROUND - 1) / ROUND;
-    constexpr uint32_t UNITS = HALVED ? 4 : 8, ROWS_A_PASS = 32 / UNITS, PASSES = 16 / ROWS_A_PASS;
     const Epilogue& e = p.e;
-    const uint32_t lane = threadIdx.x % 32, unit = lane % UNITS, t = lane % 4;
-    const uint32_t end = min(n_end >> HALVED, e.cols);
+    const uint32_t lane = threadIdx.x % 32, t = lane % 4;
+    const Own vectors = {p, row0, n0, n_end};
     const bool adds = e.residual != nullptr;
-    const auto each_vector = [&](int turn, auto&& act) {
-        const uint32_t col = ((n0 + turn % TURNS * 64) >> HALVED) + unit * 8;
-#pragma unroll
-        for (uint32_t i = 0; i < PASSES; i++) {
-            const uint32_t row = i * ROWS_A_PASS + lane / UNITS, of_x = row0 + turn / TURNS * 64 + row;
-            if (of_x < p.m && col < end) act(i, staging + staged_at<HALVED>(row, unit), of_x, col);
-        }
-    };
-    uint4 residual[PASSES] = {};
-    const auto ask = [&](int turn) {
-        if (!adds || turn == Tile::HALVES * TURNS) return;
-        each_vector(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) {
-            residual[i] = residual_8<T>(e, row, col);
-        });
-    };
     // Elements 8 block + 2t and the next of a vector of the tile.
     const auto two_of = [&](const T* from, int block) {
         return unpack2(*reinterpret_cast<const uint32_t*>(from + 8 * block + 2 * t), T());
     };
-    ask(0);
+    Residual residual = {};
+    if constexpr (HALVED || !Tile::RESIDUAL_EARLY)
+        residual.ask<T>(e, vectors, 0);
+    else
+        residual = asked;
 #pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
         __syncwarp();  // the turn before has been taken
         if (adds) {
-            each_vector(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(at, residual[i]); });
+            vectors.each(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(staging + at, residual.of[i]); });
             __syncwarp();
-            ask(turn + 1);
+            residual.ask<T>(e, vectors, turn + 1);
         }
         float rstd[2] = {1.f, 1.f};
         if constexpr (Tile::BEHIND_NORM) {
@@ -397,24 +416,24 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
             if (turn + 1 < Tile::HALVES * TURNS)
                 angles.ask(rope, p, row0 + (turn + 1) / TURNS * 64, n0 + (turn + 1) % TURNS * 64,
                            (turn + 1) % TURNS * 64);
-            const HeadColumns<T> to(rope, n0 + turn % TURNS * 64 + unit * 8);
-            each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t) {
-                if (row < to.rows) *reinterpret_cast<uint4*>(to.at + row * to.pitch) = load_shared(at);
+            const HeadColumns<T> to(rope, n0 + turn % TURNS * 64 + lane % Own::UNITS * 8);
+            vectors.each(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t) {
+                if (row < to.rows) *reinterpret_cast<uint4*>(to.at + row * to.pitch) = load_shared(staging + at);
             });
             continue;
         }
         if constexpr (Tile::BEGINS) {
-            const uint32_t of_tile = turn % TURNS * 64 + unit * 8;
+            const uint32_t unit = lane % Own::UNITS, of_tile = turn % TURNS * 64 + unit * 8;
 #pragma unroll
-            for (uint32_t i = 0; i < PASSES; i++) {
-                const uint32_t row = i * ROWS_A_PASS + lane / UNITS, of_x = row0 + turn / TURNS * 64 + row;
+            for (uint32_t i = 0; i < Own::PASSES; i++) {
+                const uint32_t row = i * Own::ROWS_A_PASS + lane / Own::UNITS, of_x = row0 + turn / TURNS * 64 + row;
                 store_begun<T>(e, p.m, staging + staged_at<HALVED>(row, unit), columns + Tile::COLUMNS + of_tile, of_x,
-                               n0 + of_tile, of_x < p.m && n0 + of_tile < end);
+                               n0 + of_tile, of_x < p.m && n0 + of_tile < vectors.end_col());
             }
             continue;
         }
-        each_vector(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
-            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(at);
+        vectors.each(turn, [&](uint32_t, uint32_t at, uint32_t row, uint32_t col) {
+            *reinterpret_cast<uint4*>(static_cast<T*>(e.y) + size_t(row) * e.cols + col) = load_shared(staging + at);
         });
     }
     __syncwarp();  // wgmma wants whole warps
@@ -422,37 +441,37 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked, uint32_t staging,
                                                const T* columns, const float* factors, const Unit& u, uint32_t n_end,
                                                uint32_t consumer) {
     const uint32_t mine = Tile::first_of_a(consumer), warp = threadIdx.x / 32 % 4;
     if constexpr (Tile::TURNED)
-        finish_turned_as<T, Tile, ACT>(acc, p, staging, columns, factors, u.m0, u.n0 + mine, mine, consumer);
+        finish_turned_as<T, Tile, ACT>(acc, p, asked, staging, columns, factors, u.m0, u.n0 + mine, mine, consumer);
     else
-        finish_direct_as<T, Tile, ACT>(acc, p, rope, angles, staging + warp * (16 * 128), columns,
+        finish_direct_as<T, Tile, ACT>(acc, p, rope, angles, asked, staging + warp * (16 * 128), columns,
                                        factors + mine + warp * 16, u.m0 + mine + warp * 16, u.n0, n_end);
 }
 
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, uint32_t staging,
+                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked, uint32_t staging,
                                             const T* columns, const float* factors, const Unit& u, uint32_t n_end,
                                             uint32_t consumer) {
     if constexpr (Tile::BEHIND_RMS && !Rope::ON) {
-        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+        finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
     } else if constexpr (Rope::ON || Tile::STATS || Tile::BEGINS) {
-        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+        finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
     } else {
         if constexpr (!Tile::BEHIND_NORM) {
             if (p.e.act == ACT_SWIGLU)
-                return finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+                return finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
         }
         if (p.e.act == ACT_GELU)
-            finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+            finish_grid_as<T, Tile, ACT_GELU>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
         else if (p.e.act == ACT_RELU)
-            finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+            finish_grid_as<T, Tile, ACT_RELU>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
         else
-            finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, staging, columns, factors, u, n_end, consumer);
+            finish_grid_as<T, Tile, ACT_NONE>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
     }
 }
 

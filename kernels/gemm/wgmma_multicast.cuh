@@ -77,7 +77,7 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
     GridSchedule<Tile> schedule(p);
     Unit u = {};
     if (schedule.more()) u = schedule.get(p, place);
-    // What everyone gave back before it had anything.
+    // Of slots that nobody has filled: there is nothing to wait for.
     const uint32_t early = min(u.last - u.first, uint32_t(Tile::STAGES));
     for (uint32_t i = 0; i < early; i++) {
         mbarrier_expect_tx(ring.full + i * 8, Tile::STAGE_BYTES);
@@ -279,12 +279,17 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         }
         const Columns<T, Part> ahead(p.e, p.n, u.n0);
         if (!waited) pdl_wait(), pdl_trigger(), waited = true;
+        const uint32_t row0 = Tile::TURNED ? u.m0 : u.m0 + first_of_a + warp * 16;
+        const uint32_t n0 = Tile::TURNED ? u.n0 + first_of_a : u.n0;
+        Residual asked = {};
+        if (Tile::RESIDUAL_EARLY && p.e.act != ACT_SWIGLU)
+            asked.ask<T>(p.e, Vectors<Part, false>{p, row0, n0, n_end}, 0);
         if constexpr (Tile::TURNED)
-            ask_residual_turned<T, Part>(p, u.m0, u.n0 + first_of_a);
+            ask_residual_turned<T, Part>(p, row0, n0);
         else
-            ask_residual<T, Part>(p, u.m0 + first_of_a + warp * 16, u.n0);
+            ask_residual<T, Part>(p, row0, n0);
         TurnAngles<Part, Rope> angles;
-        angles.ask(rope, p, u.m0 + first_of_a + warp * 16, u.n0, 0);
+        angles.ask(rope, p, row0, n0, 0);
 
         float acc[Tile::HALVES][Tile::B / 2];
         uint32_t before = 0;
@@ -321,7 +326,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             join_parts<Tile, Part>(acc, mine, place, ring, consumer);
             if constexpr (Tile::BEHIND_RMS) cluster_mbarrier_wait(factors.full, 0);
             consumer_barrier<Tile::CONSUMERS>(consumer);
-            return finish_grid<T, Part>(mine, p, rope, angles, staging, columns, factors.rows[0], u, n_end, consumer);
+            return finish_grid<T, Part>(mine, p, rope, angles, asked, staging, columns, factors.rows[0], u, n_end, consumer);
         } else {
             if constexpr (Tile::HALVES == 1 && !Tile::BEHIND_NORM) {
                 if (p.splits > 1 && !join_splits<Joined<Tile>>(acc[0], p, u, consumer)) continue;
@@ -332,7 +337,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             else if constexpr (Tile::BEHIND_NORM)
                 mbarrier_wait(factors.full + turn * 8, of_tile / 2 % 2);
             consumer_barrier<Tile::CONSUMERS>(consumer);
-            finish_grid<T, Tile>(acc, p, rope, angles, staging, columns, factors.rows[turn], u, n_end, consumer);
+            finish_grid<T, Tile>(acc, p, rope, angles, asked, staging, columns, factors.rows[turn], u, n_end, consumer);
             if constexpr (Tile::BEHIND_RMS) {
                 // Nobody gives back what nobody will fill: the other CTA may have ended.
                 const uint32_t lane = threadIdx.x % 32;

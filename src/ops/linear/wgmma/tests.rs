@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::linear::gains_behind_norm;
 
 const SMS: usize = 132;
 
@@ -195,7 +196,8 @@ fn the_encoders_products_have_kernels_around_their_norms() {
         for n in [3072, 4096] {
             let plan = choose([m, n, 1024], &behind);
             assert!(WgmmaTile::BEHIND_NORM.contains(&plan.tile) && plan.splits == 1, "{m} x {n}: {plan:?}");
-            if let Some(measured) = measured([m, n, 1024]) {
+            // As fast as without a norm, where norms are left to products.
+            if let Some(measured) = measured([m, n, 1024]).filter(|_| gains_behind_norm(m)) {
                 assert_eq!(plan, measured, "{m} x {n}");
             }
         }

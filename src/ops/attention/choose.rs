@@ -18,11 +18,11 @@ const MOST_CLUSTERS: usize = 8;
 /// Keys up to which one cluster is enough: more cost a round trip through global memory. One and four of them take 4.6
 /// and 5.1 us at 2048 keys, 10.2 and 8.5 at 8192 (with three blocks of keys in a ring).
 const ONE_CLUSTER_KEYS: usize = 2048;
-/// Keys from which `attention/wgmma.cu` is ahead on Hopper. On an H200 it takes about 6.4 us with 128 keys and 1.4 more
-/// per 128, `prefill.cu` 5.2 and 2.2 more: causal 6.4 against 5.2 us at S = 128, 11.3 against 16.9 at 512, 19.2 against
-/// 56 at 1024; 256 rows after 1792 27 against 38; 1025 rows of a picture 15.4 against 27.
+/// Keys from which `attention/wgmma.cu` is ahead on Hopper. On an H200 it takes 5.1 us of causal attention at S = 128 against
+/// 5.0 of `prefill.cu`, 10.3 against 16.6 at 512, 18.8 against 30 at 1024; of 256 rows after 1792 26 against 38; of the 1025
+/// rows of a picture 14 against 27.
 const WGMMA_KEYS: usize = 384;
-/// The same with a bias per key: 5.4 against 6.0 us at 249 rows, 10.0 against 17.9 at 749.
+/// The same with a bias per key: 4.7 against 5.6 us at 249 rows, 9.2 against 17.6 at 749.
 const WGMMA_KEYS_WITH_BIAS: usize = 192;
 /// Keys from which half as many CTAs again as SMs, in six clusters for each of 4 kv heads, are ahead of one on each: 8.1
 /// against 9.6 us at 8192 keys, 20.6 against 26.9 at 32768, where a token takes 3.90 ms for 3.95 (seven: 3.98).

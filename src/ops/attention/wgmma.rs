@@ -67,8 +67,8 @@ impl WgmmaTile {
     }
 
     /// Two CTAs share the keys of 64 rows, or of 192, where all of them run at once; between the two there is a CTA for 64
-    /// rows. Of 16 heads on an H200, 249 rows take 5.4 us with the first and 749 rows 10.0 with the second (before maxima
-    /// and sums went 5.3 and 11.1, where a CTA for 64 rows took 6.0 and 12.2).
+    /// rows. Of 16 heads on an H200, 249 rows take 4.7 us with the first and 749 rows 9.2 with the second (5.3 and 11.1 before
+    /// maxima and sums went, where a CTA for 64 rows took 6.0 and 12.2).
     fn with_bias_for(op: &Attention, t: usize, sm_count: usize) -> WgmmaTile {
         let [short, long] = Self::D64_BIAS_PAIRS;
         let at_once = |tile: WgmmaTile| tile.tiles(op, t) * tile.sharing <= sm_count;

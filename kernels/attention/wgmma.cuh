@@ -57,6 +57,7 @@ struct Flash {
     static_assert(Q_BYTES % 1024 == 0 && STAGE_BYTES % 1024 == 0, "operands begin at multiples of 1024");
     static_assert(CTAS * (SMEM_BYTES + 1024) <= 228 * 1024);
     static_assert(D == 64 || CONSUMERS == 2, "registers");
+    static_assert(SUMS_BYTES <= 128 * 16 && ONES_BYTES <= 128 * 16, "the first warpgroup fills them");
 };
 
 // BM query rows of one head of one sequence, and the tiles of keys that any of them sees. Row i of the sequence is row
@@ -388,9 +389,9 @@ __device__ __forceinline__ void store_row(const FlashParams& params, const Work&
     }
 }
 
-// All threads: `bytes` of shared memory, 16 a thread at most.
+// All threads: `bytes` of shared memory, 16 for each of the first of them.
 __device__ __forceinline__ void fill_words(uint32_t address, int bytes, uint32_t word) {
-    if (int(threadIdx.x) < bytes / 16)  // of the first warpgroup
+    if (int(threadIdx.x) < bytes / 16)
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(address + threadIdx.x * 16), "r"(word) : "memory");
 }
 

@@ -17,9 +17,9 @@ struct GridTile {
     __device__ static constexpr uint32_t first_of_a(uint32_t consumer) { return PINGPONG ? 0 : consumer * 64 * HALVES; }
     static constexpr int CA = CA_, CB = CB_, CK = CK_, CTAS = CA * CB * CK;
     static constexpr int BM = TURNED ? B : A, BN = TURNED ? A : B;
+    static constexpr int CM = TURNED ? CB : CA, CN = TURNED ? CA : CB;
     // Whether a thread has registers for the first of a residual while it multiplies.
     static constexpr bool RESIDUAL_EARLY = HALVES * B <= 160;
-    static constexpr int CM = TURNED ? CB : CA, CN = TURNED ? CA : CB;
     static constexpr int A_BYTES = A * BK * 2, B_BYTES = B * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
     static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 216;

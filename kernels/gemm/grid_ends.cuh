@@ -148,9 +148,9 @@ __device__ __forceinline__ void store_begun(const Epilogue& e, uint32_t m, uint3
     if (threadIdx.x % 4 == 0) e.squares_of_y[size_t(col / SQUARES_COLUMNS) * m + row] = squares;
 }
 
-// The vectors of 8 columns that a thread stores of each turn: turned, a warpgroup's turns of 64 rows of x, then of the next 64 of w;
-// else a warp's of 64 rows of w, then of the next rows of x. Of the tile rows from row0 on and columns from n0 on, before `end_row`
-// and `end_col`; after SwiGLU half as many.
+// The vectors of 8 columns that a thread stores in each turn. Turned, a warpgroup has turns of 64 rows of x, then those of its
+// next 64 rows of w; else a warp has turns of 64 rows of w, then those of its next rows of x. Rows from row0 to `end_row`, rows
+// of w from n0 to n_end, columns to `end_col`, which after SwiGLU are half as many.
 template <class Tile, bool HALVED>
 struct Vectors {
     static constexpr uint32_t THREADS = Tile::TURNED ? 128 : 32, UNITS = HALVED ? 4 : 8, ROWS_A_PASS = THREADS / UNITS;
@@ -313,8 +313,8 @@ struct TurnAngles<Tile, NoRope> {
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                  const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
-                                                 uint32_t staging, const T* columns, const float* factors, uint32_t row0, uint32_t n0,
-                                                 uint32_t n_end) {
+                                                 uint32_t staging, const T* columns, const float* factors, uint32_t row0,
+                                                 uint32_t n0, uint32_t n_end) {
     constexpr bool HALVED = ACT == ACT_SWIGLU;
     using Own = Vectors<Tile, HALVED>;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
@@ -441,9 +441,9 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked, uint32_t staging,
-                                               const T* columns, const float* factors, const Unit& u, uint32_t n_end,
-                                               uint32_t consumer) {
+                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
+                                               uint32_t staging, const T* columns, const float* factors, const Unit& u,
+                                               uint32_t n_end, uint32_t consumer) {
     const uint32_t mine = Tile::first_of_a(consumer), warp = threadIdx.x / 32 % 4;
     if constexpr (Tile::TURNED)
         finish_turned_as<T, Tile, ACT>(acc, p, asked, staging, columns, factors, u.m0, u.n0 + mine, mine, consumer);
@@ -454,9 +454,9 @@ __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][
 
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked, uint32_t staging,
-                                            const T* columns, const float* factors, const Unit& u, uint32_t n_end,
-                                            uint32_t consumer) {
+                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
+                                            uint32_t staging, const T* columns, const float* factors, const Unit& u,
+                                            uint32_t n_end, uint32_t consumer) {
     if constexpr (Tile::BEHIND_RMS && !Rope::ON) {
         finish_grid_as<T, Tile, ACT_SWIGLU>(acc, p, rope, angles, asked, staging, columns, factors, u, n_end, consumer);
     } else if constexpr (Rope::ON || Tile::STATS || Tile::BEGINS) {

@@ -68,8 +68,7 @@ fn what_wants_wgmma_and_tma_has_them() {
         assert!(count(code, &HGMMA) >= 4, "{file} {name}: {} HGMMA", count(code, &HGMMA));
         assert!(count(code, &UTMALDG) >= 2, "{file} {name}: {} UTMALDG", count(code, &UTMALDG));
         assert_eq!(count(code, &HMMA), 0, "{file} {name}: mma.sync");
-        // But for tiles that share nothing.
-        if *file == "gemm/wgmma_multicast" && !name.contains("_1x1_") {
+        if *file == "gemm/wgmma_multicast" {
             assert!(count(code, &UTMALDG[1..]) >= 1, "{file} {name}: nothing is sent to other CTAs");
         }
     }

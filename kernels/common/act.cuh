@@ -13,9 +13,7 @@ __device__ __forceinline__ float gelu(float x) {
     const float erf = copysignf(1.f - poly * __expf(-z * z), x);
     return 0.5f * x * (1.f + erf);
 }
-// x Φ(x) and x σ(x) for results that are rounded to 16 bits: half the instructions. Φ is 1 / (1 + 2^-(x P(x²))) with
-// P of degree 4 fitted to its log-odds up to |x| = 5: off by 1.3e-5 at most up to |x| = 5, and by 4e-5 of itself where
-// x > 0. Over bf16 and f16 results of normal x the error is that of rounding (1.000 and 1.001 times).
+// x Φ(x) and x σ(x) for results that are rounded to 16 bits: half the instructions.
 __device__ __forceinline__ float exp2_flushed(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -26,11 +24,18 @@ __device__ __forceinline__ float reciprocal_flushed(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// max(x, 0) - |x| Φ(-|x|), with a polynomial fitted to log2 Φ: off by 4e-5 of itself, or by 4e-8 where it is small. One
+// exp2 and no reciprocal, for the unit that makes both has a quarter of the rate of fma.
 __device__ __forceinline__ float gelu_16(float x) {
-    const float z = fminf(x * x, 25.f);
-    const float odds = fmaf(
-        fmaf(fmaf(fmaf(-2.33219307e-6f, z, 6.60316483e-5f), z, 5.32623981e-4f), z, -0.105696608f), z, -2.30170892f);
-    return x * reciprocal_flushed(1.f + exp2_flushed(x * odds));
+    const float a = fminf(fabsf(x), 16.f);  // Φ(-16) is 0 here, and infinity times it is not to be NaN
+    float log2_tail = -3.7626426e-4f, positive;
+    log2_tail = fmaf(log2_tail, a, 6.3421130e-3f);
+    log2_tail = fmaf(log2_tail, a, -4.9879935e-2f);
+    log2_tail = fmaf(log2_tail, a, -0.46201613f);
+    log2_tail = fmaf(log2_tail, a, -1.1500993f);
+    log2_tail = fmaf(log2_tail, a, -1.0000587f);
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(x));  // NaN stays NaN
+    return fmaf(-a, exp2_flushed(log2_tail), positive);
 }
 __device__ __forceinline__ float silu_16(float x) {
     return x * reciprocal_flushed(1.f + exp2_flushed(-1.44269504f * x));

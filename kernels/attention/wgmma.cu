@@ -77,7 +77,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     Cursor<F::STAGES> at;
     Cursor<F::BIAS_STAGES> bias_at;
     uint32_t q_phase = 0;
-    bool waited = false;
+    WaitOnce wait_once;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
 
     for (Schedule<F> schedule(params, extent); schedule.more(); schedule.next()) {
@@ -90,7 +90,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
         const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
         const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
-        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
+        wait_once();
         if (w.blocks > 0) {
             mbarrier_wait(s.q_full, q_phase);
             q_phase ^= 1;

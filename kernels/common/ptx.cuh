@@ -16,6 +16,14 @@ __device__ __forceinline__ void pdl_trigger() {
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+// Both, in a loop over tiles: before the first, behind what needs nothing of another kernel.
+struct WaitOnce {
+    bool waited = false;
+
+    __device__ __forceinline__ void operator()() {
+        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
+    }
+};
 
 // Asks for the 128 bytes around `address` to be in the L2.
 __device__ __forceinline__ void prefetch_l2(const void* address) {

@@ -19,10 +19,10 @@ struct Columns {
     uint32_t bias, scale;
 
     __device__ __forceinline__ Columns(const Epilogue& e, uint32_t n, uint32_t n0) {
-        const uint32_t at = threadIdx.x % 128 * 2, halved = e.act == ACT_SWIGLU;
+        const uint32_t at = threadIdx.x % 128 * 2;
         const bool mine = at < Tile::BN;
         bias = pair_or_zero(mine ? e.bias : nullptr, n0 + at, n);
-        scale = pair_or_zero(mine ? e.scale : nullptr, (n0 >> halved) + at, e.cols);
+        scale = pair_or_zero(mine ? e.scale : nullptr, n0 + at, e.cols);
     }
     // `to`: COLUMNS biases, then as many scales. A barrier of the warpgroup follows.
     __device__ __forceinline__ void keep(T* to) const {
@@ -38,14 +38,13 @@ template <class T, class Tile>
 __device__ __forceinline__ void ask_residual(const WgmmaParams& p, uint32_t row0, uint32_t n0) {
     const Epilogue& e = p.e;
     if (e.residual == nullptr) return;
-    const uint32_t lane = threadIdx.x % 32, halved = e.act == ACT_SWIGLU;
-    const uint32_t end = min((n0 + Tile::BN) >> halved, e.cols);
+    const uint32_t lane = threadIdx.x % 32, end = min(n0 + Tile::BN, e.cols);
 #pragma unroll 1
     for (uint32_t half = 0; half < Tile::HALVES; half++) {
         const uint32_t row = row0 + 64 * half + lane / 2;
         if (row >= p.m) continue;
 #pragma unroll 1
-        for (uint32_t col = (n0 >> halved) + lane % 2 * 64; col < end; col += 128)
+        for (uint32_t col = n0 + lane % 2 * 64; col < end; col += 128)
             if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
     }
 }

@@ -1,6 +1,6 @@
-// What follows a matrix product on its f32 sums:  y = r + s · act(sum + b), rounded once. Every GEMM ends here. Behind a
-// LayerNorm y = r + act(sum / sqrt(var + eps) + b + s), var that of x's row; behind an RmsNorm sum / sqrt(mean + eps) stands
-// for the sum, and the next one may be begun (stats.cuh).
+// What follows a matrix product on its f32 sums:  y = act(sum + b) or r + s · (sum + b), rounded once. Every GEMM ends here.
+// With an activation there is neither r nor s. Behind a LayerNorm y = act(v) or r + v, v = sum / sqrt(var + eps) + b + s, var
+// that of x's row; behind an RmsNorm sum / sqrt(mean + eps) stands for the sum, and the next one may be begun (stats.cuh).
 #pragma once
 #include "common/act.cuh"
 #include "common/ptx.cuh"

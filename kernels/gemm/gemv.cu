@@ -1,4 +1,4 @@
-// gemv:    y = r + s · act(x wᵀ + b)      x [K], w [N, K], y [cols] of T16 (or f32); K % 8 == 0, sums in f32
+// gemv:    y = act(x wᵀ + b) or r + s · (x wᵀ + b)      x [K], w [N, K], y [cols] of T16 (or f32); K % 8 == 0, sums in f32
 // *_norm:  with x / sqrt(mean(x²) + eps) · gain for x, not rounded: every CTA adds up the squares beside its products,
 //          sums are of w · gain · x, and the root is a factor of theirs at the end
 // *_rope:  x wᵀ + b is q | k | v by heads of D, D % 16 == 0, D <= 256, each in pairs: elements 0..8, D/2..D/2 + 8, 8..16,

@@ -1,4 +1,4 @@
-// The end of a tile of wgmma_multicast.cuh: sums in registers to rows of y. Bias, activation, scale, residual and rotation on
+// The end of a tile of wgmma_multicast.cuh: sums in registers to rows of y. Bias, activation or scale and residual, rotation on
 // the way, or the factors of rows behind a norm; rounded once; stores are whole vectors of 8 columns, by way of 8 KB of
 // shared memory a warpgroup.
 #pragma once
@@ -178,7 +178,7 @@ struct Vectors {
 };
 
 // The residual of a turn, as a thread has it. That of the first is asked for before the product where registers are there for
-// it, because it takes its time; not for SwiGLU, which has it in other places.
+// it, because it takes its time.
 struct Residual {
     uint4 of[4];
 
@@ -197,7 +197,7 @@ template <class T, class Tile, Act ACT>
 __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
                                                  const Residual& asked, uint32_t staging, const T* columns, const float* factors,
                                                  uint32_t m0, uint32_t n0, uint32_t first_column, uint32_t consumer) {
-    constexpr bool HALVED = ACT == ACT_SWIGLU;
+    constexpr bool HALVED = ACT == ACT_SWIGLU, ADDS = ACT == ACT_NONE;
     using Own = Vectors<Tile, HALVED>;
     // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
     constexpr int BLOCKS = Tile::B / 8, TURN = 8, TOGETHER = HALVED ? 4 : 2, TURNS = Own::TURNS;
@@ -206,23 +206,20 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
     const Epilogue& e = p.e;
     const uint32_t thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, g = lane / 4;
     const Own vectors = {p, m0, n0, 0};
-    const bool adds = e.residual != nullptr;
-    Residual residual = {};
-    if constexpr (HALVED || !Tile::RESIDUAL_EARLY)
-        residual.ask<T>(e, vectors, 0);
-    else
-        residual = asked;
+    const bool adds = ADDS && e.residual != nullptr;
+    Residual residual = asked;
+    if (ADDS && !Tile::RESIDUAL_EARLY) residual.ask<T>(e, vectors, 0);
 #pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
         const T* biases = columns + first_column + half * 64 + warp * 16 + g;
-        const T* scales = columns + Tile::COLUMNS + ((first_column + half * 64 + warp * 16) >> HALVED) + g;
+        const T* scales = biases + Tile::COLUMNS;
         float bias[2] = {0.f, 0.f}, scale[2] = {1.f, 1.f};
         if (e.bias != nullptr) bias[0] = to_f32(biases[0]), bias[1] = to_f32(biases[8]);
         if constexpr (Tile::BEHIND_NORM)
             bias[0] += to_f32(scales[0]), bias[1] += to_f32(scales[8]);
-        else if (e.scale != nullptr)
-            scale[0] = to_f32(scales[0]), scale[1] = HALVED ? 1.f : to_f32(scales[8]);
+        else if (ADDS && e.scale != nullptr)
+            scale[0] = to_f32(scales[0]), scale[1] = to_f32(scales[8]);
         if (turn > 0) consumer_barrier<Tile::CONSUMERS>(consumer);  // the turn before has been taken
         if (adds) {
             vectors.each(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(staging + at, residual.of[i]); });
@@ -258,8 +255,11 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
                     if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
                     if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
                 }
-                const float2 added = unpack2(r[j], T());
-                y[j] = pack2(make_float2(fmaf(sum.x, scale[h], added.x), fmaf(sum.y, scale[h], added.y)), T());
+                if constexpr (ADDS) {
+                    const float2 added = unpack2(r[j], T());
+                    sum = make_float2(fmaf(sum.x, scale[h], added.x), fmaf(sum.y, scale[h], added.y));
+                }
+                y[j] = pack2(sum, T());
             }
             stmatrix_x4_trans(at, y);
         }
@@ -315,7 +315,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
                                                  const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
                                                  uint32_t staging, const T* columns, const float* factors, uint32_t row0,
                                                  uint32_t n0, uint32_t n_end) {
-    constexpr bool HALVED = ACT == ACT_SWIGLU;
+    constexpr bool HALVED = ACT == ACT_SWIGLU, ADDS = ACT == ACT_NONE;
     using Own = Vectors<Tile, HALVED>;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
@@ -325,16 +325,13 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
     const Epilogue& e = p.e;
     const uint32_t lane = threadIdx.x % 32, t = lane % 4;
     const Own vectors = {p, row0, n0, n_end};
-    const bool adds = e.residual != nullptr;
+    const bool adds = ADDS && e.residual != nullptr;
     // Elements 8 block + 2t and the next of a vector of the tile.
     const auto two_of = [&](const T* from, int block) {
         return unpack2(*reinterpret_cast<const uint32_t*>(from + 8 * block + 2 * t), T());
     };
-    Residual residual = {};
-    if constexpr (HALVED || !Tile::RESIDUAL_EARLY)
-        residual.ask<T>(e, vectors, 0);
-    else
-        residual = asked;
+    Residual residual = asked;
+    if (ADDS && !Tile::RESIDUAL_EARLY) residual.ask<T>(e, vectors, 0);
 #pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
@@ -385,10 +382,9 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
                     const float2 shift = two_of(columns + Tile::COLUMNS, first + i + k);
                     bias[k].x += shift.x, bias[k].y += shift.y;
                 }
-            } else if (!Tile::BEHIND_RMS && !Tile::BEGINS && e.scale != nullptr) {
+            } else if (ADDS && !Tile::BEGINS && e.scale != nullptr) {
 #pragma unroll
-                for (int k = 0; k < 2; k++)
-                    scale[k] = two_of(columns + Tile::COLUMNS, HALVED ? (first + i) / 2 + k : first + i + k);
+                for (int k = 0; k < 2; k++) scale[k] = two_of(columns + Tile::COLUMNS, first + i + k);
             }
 #pragma unroll
             for (int j = 0; j < 4; j++) {
@@ -406,8 +402,11 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
                 }
                 if constexpr (ACT == ACT_GELU) sum = make_float2(gelu_16(sum.x), gelu_16(sum.y));
                 if constexpr (ACT == ACT_RELU) sum = make_float2(relu(sum.x), relu(sum.y));
-                const float2 s = scale[j / 2], added = unpack2(r[j], T());
-                y[j] = pack2(make_float2(fmaf(sum.x, s.x, added.x), fmaf(sum.y, s.y, added.y)), T());
+                if constexpr (ADDS) {
+                    const float2 s = scale[j / 2], added = unpack2(r[j], T());
+                    sum = make_float2(fmaf(sum.x, s.x, added.x), fmaf(sum.y, s.y, added.y));
+                }
+                y[j] = pack2(sum, T());
             }
             stmatrix_x4(at, y);
         }
@@ -480,10 +479,24 @@ template <class T, class Tile>
 __device__ __forceinline__ void ask_residual_turned(const WgmmaParams& p, uint32_t m0, uint32_t n0) {
     const Epilogue& e = p.e;
     if (e.residual == nullptr) return;
-    const uint32_t halved = e.act == ACT_SWIGLU, last_row = min(m0 + Tile::B, p.m);
+    const uint32_t last_row = min(m0 + Tile::B, p.m);
 #pragma unroll 1
     for (uint32_t row = m0 + threadIdx.x % 128; row < last_row; row += 128)
 #pragma unroll 1
-        for (uint32_t col = n0 >> halved; col < min((n0 + 64 * Tile::HALVES) >> halved, e.cols); col += 64)
+        for (uint32_t col = n0; col < min(n0 + 64 * Tile::HALVES, e.cols); col += 64)
             if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
+}
+
+// What is asked of the residual before the product: its first turn into registers, what else there is into the L2.
+template <class T, class Tile>
+__device__ __forceinline__ Residual ask_early(const WgmmaParams& p, uint32_t row0, uint32_t n0, uint32_t n_end) {
+    using Own = Vectors<Tile, false>;
+    Residual first = {};
+    if constexpr (Tile::RESIDUAL_EARLY) first.ask<T>(p.e, Own{p, row0, n0, n_end}, 0);
+    if constexpr (Tile::RESIDUAL_EARLY && Tile::HALVES * Own::TURNS == 1) return first;
+    if constexpr (Tile::TURNED)
+        ask_residual_turned<T, Tile>(p, row0, n0);
+    else
+        ask_residual<T, Tile>(p, row0, n0);
+    return first;
 }

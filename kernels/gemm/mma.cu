@@ -1,5 +1,5 @@
-// gemm_mma:  y = r + s · act(a wᵀ + b)      a [M, K] (matrix, overlapping rows, or windows of an image), w [N, K],
-//            y [M, cols] of T16 (or f32); K % 8 == 0, sums in f32, one rounding
+// gemm_mma:  y = act(a wᵀ + b) or r + s · (a wᵀ + b)      a [M, K] (matrix, overlapping rows, or windows of an image),
+//            w [N, K], y [M, cols] of T16 (or f32); K % 8 == 0, sums in f32, one rounding
 // gemm_mma_rope:  a wᵀ + b is q | k | v by heads, q and k are turned (rope.cuh), then all go to y and the cache
 // Tiles BM x BN x 64 of 128x128, 128x64, 64x128, 64x64, mma.sync m16n8k16, ring of 3 to 4 cp.async stages (main loop
 // in mma.cuh). Few tiles: K is split over gridDim.y CTAs, f32 partials go through scratch and the last CTA of a tile
@@ -103,12 +103,11 @@ __device__ __forceinline__ void finish(Accumulators<Tile>& acc, const GemmParams
 #pragma unroll
         for (int j = 0; j < Tile::BLOCKS_N; j += 2) {
             const uint32_t n = n_warp + j * 8 + lane % 4 * 2, col = (n_warp + j * 8) / 2 + lane % 4 * 2;
-            float b[2], u[2], s[2];
+            float b[2], u[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 b[i] = value_or<T>(e.bias, n + i, p.n, 0.f);
                 u[i] = value_or<T>(e.bias, n + 8 + i, p.n, 0.f);
-                s[i] = value_or<T>(e.scale, col + i, e.cols, 1.f);
             }
 #pragma unroll
             for (int i = 0; i < 2 * Tile::BLOCKS_M; i++) {
@@ -117,7 +116,7 @@ __device__ __forceinline__ void finish(Accumulators<Tile>& acc, const GemmParams
                 const float* up = acc.c[i / 2][j + 1] + i % 2 * 2;
                 if (row < p.m)
                     put_pair<T>(e, row, col, silu(gate[0] + b[0]) * (up[0] + u[0]),
-                                silu(gate[1] + b[1]) * (up[1] + u[1]), s[0], s[1]);
+                                silu(gate[1] + b[1]) * (up[1] + u[1]), 1.f, 1.f);
             }
         }
         return;

@@ -1,4 +1,5 @@
-// gemm_naive:  y = r + s · act(a wᵀ + b)     a [M, K], w [N, K], y [M, cols] of T16 (y of f32 if asked); sums in f32
+// gemm_naive:  y = act(a wᵀ + b) or r + s · (a wᵀ + b)     a [M, K], w [N, K], y [M, cols] of T16 (y of f32 if asked);
+//              sums in f32
 // one CTA per 16 x 16 outputs, one thread per output, tiles of 16 of K in shared memory, element by element: the
 // definition of the family, right for every M, N, K. It serves only shapes without 16-byte rows (K % 8 != 0).
 // reads (M·K·cols + N·K·M) / 16 elements. No speed goal

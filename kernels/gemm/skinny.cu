@@ -1,4 +1,5 @@
-// skinny:        y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16 (or f32); 2 <= M <= 16, K % 8 == 0
+// skinny:        y = act(x wᵀ + b) or r + s · (x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16 (or f32);
+//                2 <= M <= 16, K % 8 == 0
 // skinny_rope:   x wᵀ + b is q | k | v by heads in pairs, turned and put as in gemv.cu; rows are those of one sequence, row m
 //                at step.pos + m, or every row is another sequence's, at step.pos, and kv is [2, M·G, S_max, D]
 // A CTA keeps its x in registers, up to 3584 elements of K, and multiplies a unit of 16 rows of w after another, whichever

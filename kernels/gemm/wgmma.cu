@@ -1,6 +1,6 @@
 // archs: 90a
-// gemm_wgmma:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16 (or f32); K % 8 == 0, any M and N;
-//              sums in f32, one rounding
+// gemm_wgmma:  y = act(x wᵀ + b) or r + s · (x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16 (or f32); K % 8 == 0,
+//              any M and N; sums in f32, one rounding
 // gemm_windows: the same for a convolution over rows with stride 2: row m of x is rows 2m, 2m + 1, .. of a matrix [T, C],
 //              C % 64 == 0, one after another, and zeros behind its last
 // For what wgmma_multicast.cu does not take. CTA = one producer warpgroup + one or two
@@ -175,6 +175,7 @@ struct ClusterSums {
 template <class T, class Tile, Act ACT, class Sums>
 __device__ __forceinline__ void finish_as(Sums& sums, const WgmmaParams& p, const T* columns, uint32_t row0, uint32_t n0,
                                           uint32_t first, uint32_t last) {
+    constexpr bool ADDS = ACT == ACT_NONE;
     // A lane makes two vectors of 8 outputs of every chunk, in rows 8 apart, or one after SwiGLU, which halves columns.
     constexpr uint32_t HALVED = ACT == ACT_SWIGLU, PER_ROW = HALVED ? 2 : 4, VECTORS = HALVED ? 1 : 2;
     constexpr uint32_t CHUNK_COLS = Tile::CHUNK >> HALVED;
@@ -192,13 +193,13 @@ __device__ __forceinline__ void finish_as(Sums& sums, const WgmmaParams& p, cons
     };
 
     uint4 residual[VECTORS] = {};
-    ask(first_row, first_col + first * CHUNK_COLS, residual);
+    if constexpr (ADDS) ask(first_row, first_col + first * CHUNK_COLS, residual);
 #pragma unroll 1
     for (uint32_t chunk = first; chunk < last; chunk++) {
         sums.turn_to(chunk);
         const uint32_t at = chunk * CHUNK_COLS + along, col = (n0 >> HALVED) + at;
         uint4 next[VECTORS] = {};
-        if (chunk + 1 < last) ask(first_row, first_col + (chunk + 1) * CHUNK_COLS, next);
+        if (ADDS && chunk + 1 < last) ask(first_row, first_col + (chunk + 1) * CHUNK_COLS, next);
 
         Float8 v[VECTORS];
         if constexpr (HALVED) {
@@ -237,14 +238,14 @@ __device__ __forceinline__ void finish_as(Sums& sums, const WgmmaParams& p, cons
                         put<T>(e, first_row + 8 * i, col + j, v[i].v[j], e.scale != nullptr ? s.v[j] : 1.f);
             continue;
         }
-        if (e.scale != nullptr) {
+        if (ADDS && e.scale != nullptr) {
             const Float8 s = columns_8(columns + Tile::COLUMNS + at);
 #pragma unroll
             for (int i = 0; i < VECTORS; i++)
 #pragma unroll
                 for (int j = 0; j < 8; j++) v[i].v[j] *= s.v[j];
         }
-        if (e.residual != nullptr) {
+        if (ADDS && e.residual != nullptr) {
 #pragma unroll
             for (int i = 0; i < VECTORS; i++) add(v[i], unpack<T>(residual[i]));
         }

@@ -1,5 +1,5 @@
 // archs: 90a
-// gemm_multicast, gemm_multicast_rope:  y = r + s · act(x wᵀ + b), as wgmma_multicast.cuh says; this file names the tiles.
+// gemm_multicast, gemm_multicast_rope:  matrix products as wgmma_multicast.cuh says; this file names the tiles.
 // The letters and numbers of a kernel's name are those of its tile.
 #include "common/export.cuh"
 #include "gemm/wgmma_multicast.cuh"

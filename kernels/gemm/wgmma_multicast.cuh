@@ -1,5 +1,5 @@
-// gemm_multicast:  y = r + s · act(x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and cols % 8 == 0, any
-//                  M; sums in f32, one rounding; K may be split through memory (tiles of up to 128 rows of A)
+// gemm_multicast:  y = act(x wᵀ + b) or r + s · (x wᵀ + b)      x [M, K], w [N, K], y [M, cols] of T16; K % 8 == 0 and
+//                  cols % 8 == 0, any M; sums in f32, one rounding; K may be split through memory (tiles of up to 128 rows of A)
 // gemm_multicast_rope:  x wᵀ + b is q | k | v by heads, q and k are turned (rope.cuh), then all go to y and the cache
 // One producer and one or two consumer warpgroups around a deep ring, persistent, as in wgmma.cu, with these
 // differences:
@@ -110,10 +110,11 @@ __device__ __forceinline__ void produce_grid(const WgmmaParams& p, const GridRin
 template <class Tile>
 __device__ __forceinline__ void produce_factors(const WgmmaParams& p, const FactorRing<Tile>& factors) {
     const Place<Tile> place;
+    WaitOnce wait_once;
     uint32_t tile = 0;
     for (GridSchedule<Tile> schedule(p); schedule.more(); schedule.next(), tile++) {
         const uint32_t m0 = schedule.get(p, place).m0;
-        if (tile == 0) pdl_wait(), pdl_trigger();
+        wait_once();
         mbarrier_wait(factors.empty + tile % 2 * 8, tile / 2 % 2 ^ 1);
 #pragma unroll 1
         for (uint32_t row = threadIdx.x - 32; row < Tile::BM; row += 96)
@@ -134,10 +135,11 @@ __device__ __forceinline__ void produce_rms_factors(const WgmmaParams& p, const 
     const uint32_t thread = threadIdx.x - 32, lane = thread % LANES, parts = p.k / SQUARES_COLUMNS;
     if (thread >= THREADS) return;
     const uint32_t row = cluster_rank() * ROWS + thread / LANES;
+    WaitOnce wait_once;
     uint32_t tile = 0;
     for (GridSchedule<Tile> schedule(p); schedule.more(); schedule.next(), tile++) {
         const uint32_t turn = tile % 2, of_x = schedule.get(p, place).m0 + row;
-        if (tile == 0) pdl_wait(), pdl_trigger();
+        wait_once();
         mbarrier_wait(factors.empty + turn * 8, tile / 2 % 2 ^ 1);
         if (thread == 0) mbarrier_expect_tx(factors.full + turn * 8, Tile::BM * 4);
         float sum = 0.f;
@@ -256,7 +258,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
     };
     // The next tile is the other consumer's.
     uint32_t tile = 0;
-    bool waited = false;
+    WaitOnce wait_once;
     const auto skip_tile = [&] {
         tile++;
         at.skip(schedule.steps);
@@ -278,16 +280,10 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
             n_end = min(n_end, u.n0 + Part::BN);
         }
         const Columns<T, Part> ahead(p.e, p.n, u.n0);
-        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
+        wait_once();
         const uint32_t row0 = Tile::TURNED ? u.m0 : u.m0 + first_of_a + warp * 16;
         const uint32_t n0 = Tile::TURNED ? u.n0 + first_of_a : u.n0;
-        Residual asked = {};
-        if (Tile::RESIDUAL_EARLY && p.e.act != ACT_SWIGLU)
-            asked.ask<T>(p.e, Vectors<Part, false>{p, row0, n0, n_end}, 0);
-        if constexpr (Tile::TURNED)
-            ask_residual_turned<T, Part>(p, row0, n0);
-        else
-            ask_residual<T, Part>(p, row0, n0);
+        const Residual asked = ask_early<T, Part>(p, row0, n0, n_end);
         TurnAngles<Part, Rope> angles;
         angles.ask(rope, p, row0, n0, 0);
 

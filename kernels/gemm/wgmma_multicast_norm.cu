@@ -1,6 +1,6 @@
 // archs: 90a
-// gemm_multicast_behind_norm:  y = r + act(x wᵀ / sqrt(var + eps) + b + d), var that of the rows of x; w has the gain of the
-//                              LayerNorm in it and rows without a mean, d is what its shift adds (common/stats.cuh)
+// gemm_multicast_behind_norm:  y = act(v) or r + v, v = x wᵀ / sqrt(var + eps) + b + d, var that of the rows of x; w has the
+//                              gain of the LayerNorm in it and rows without a mean, d is what its shift adds (common/stats.cuh)
 // gemm_multicast_stats:        y = r + s · (x wᵀ + b), and the statistics of its rows for such a product
 // gemm_multicast_behind_rms:   y = silu(gate) · up of x wᵀ / sqrt(mean + eps) + b, mean that of the squares of the row that
 //                              x was before its gain

@@ -162,7 +162,6 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         ("relu", op(true, LinearAct::Relu, false, false)),
         ("scale_residual", op(true, LinearAct::None, true, true)),
         ("residual", op(false, LinearAct::None, false, true)),
-        ("all", op(true, LinearAct::Gelu, true, true)),
     ];
     let mut all = Vec::new();
     for (t, n, k) in [
@@ -238,18 +237,21 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         NormBefore::None,
     ));
     // More tiles than a GPU takes at once, and more steps than a ring has stages.
-    all.push(case("all_t1850_n1416_k392", 1850, 1416, 392, kinds[4].1.clone(), None));
-    all.push(case("all_t3000_n1544_k72", 3000, 1544, 72, kinds[4].1.clone(), None));
+    for (name, kind) in [("gelu", &kinds[0].1), ("scale_residual", &kinds[2].1)] {
+        all.push(case(&format!("{name}_t1850_n1416_k392"), 1850, 1416, 392, kind.clone(), None));
+        all.push(case(&format!("{name}_t3000_n1544_k72"), 3000, 1544, 72, kind.clone(), None));
+    }
     all.push(case("scale_residual_t3000_n1540_k8", 3000, 1540, 8, kinds[2].1.clone(), None));
     all.push(case("swiglu_t3000_n1552_k72", 3000, 1552, 72, swiglu.clone(), None));
-    let swiglu_all = op(true, LinearAct::Swiglu, true, true);
     for (t, n, k) in
         [(1, 48, 256), (1, 48, 3584), (1, 48, 4096), (11, 48, 256), (70, 144, 128), (33, 32, 2560)]
     {
-        let f32_out = LinearFused { out_f32: true, ..swiglu_all.clone() };
-        all.push(case(&format!("swiglu_all_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
-        let ints = op(true, LinearAct::Relu, true, true);
-        all.push(case(&format!("ints_t{t}_n{n}_k{k}"), t, n, k, ints, Some(Fill::SmallInts)));
+        let f32_out = LinearFused { out_f32: true, ..op(true, LinearAct::Swiglu, false, false) };
+        all.push(case(&format!("swiglu_f32_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
+        for (name, ints) in [("relu", &kinds[1].1), ("scale_residual", &kinds[2].1)] {
+            let name = format!("{name}_ints_t{t}_n{n}_k{k}");
+            all.push(case(&name, t, n, k, ints.clone(), Some(Fill::SmallInts)));
+        }
     }
     all.push(case("gate_up_t11", 11, 37888, 3584, swiglu.clone(), None).bench());
     for t in [1, 8, 16, 128, 512, 2048] {
@@ -377,16 +379,15 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     // A norm in front, of one row: every form of the kernel, around its batches.
     let normed = |op: LinearFused| LinearFused { norm: NormBefore::Rms(1e-6), ..op };
     for (n, k) in [(515, 8), (70, 896), (37, 1800), (1031, 3584), (45, 4096), (24, 18944), (11, 20488)] {
-        for (name, op) in
-            [("normed", op(false, LinearAct::None, false, false)), ("normed_all", kinds[4].1.clone())]
-        {
-            all.push(case(&format!("{name}_t1_n{n}_k{k}"), 1, n, k, normed(op), None));
+        let plain = op(false, LinearAct::None, false, false);
+        for (name, op) in [("plain", &plain), ("gelu", &kinds[0].1), ("scale_residual", &kinds[2].1)] {
+            all.push(case(&format!("normed_{name}_t1_n{n}_k{k}"), 1, n, k, normed(op.clone()), None));
         }
     }
     for (n, k) in [(48, 256), (4704, 3584), (48, 4096)] {
         all.push(case(&format!("normed_swiglu_t1_n{n}_k{k}"), 1, n, k, normed(swiglu.clone()), None));
-        let f32_out = LinearFused { out_f32: true, ..normed(swiglu_all.clone()) };
-        all.push(case(&format!("normed_swiglu_all_t1_n{n}_k{k}"), 1, n, k, f32_out, None));
+        let f32_out = LinearFused { out_f32: true, ..normed(op(true, LinearAct::Swiglu, false, false)) };
+        all.push(case(&format!("normed_swiglu_f32_t1_n{n}_k{k}"), 1, n, k, f32_out, None));
     }
     all.push(case("normed_gate_up_t1", 1, 37888, 3584, normed(swiglu), None).bench());
     let logits = LinearFused { out_f32: true, ..normed(op(false, LinearAct::None, false, false)) };

@@ -109,7 +109,7 @@ pub(crate) enum RowsOf {
     Image { width: usize, out_width: usize, channels: usize },
 }
 
-/// One product with all that follows: `y = r + s · act(a wᵀ + b)`.
+/// One product with all that follows: `y = act(a wᵀ + b)` or `y = r + s · (a wᵀ + b)`.
 pub(crate) struct Product<'a> {
     pub a: GpuTensor<'a>,
     pub rows: RowsOf,

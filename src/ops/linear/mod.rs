@@ -27,7 +27,7 @@ pub struct Linear {
     pub out_f32: bool,
 }
 
-/// What happens to a sum (and its bias) before the layer scale.
+/// What happens to a sum and its bias.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LinearAct {
     None,
@@ -56,8 +56,7 @@ pub enum NormBefore {
     /// [`norms_in_front`].
     Rms(f32),
     /// The same for many rows, begun ([`RmsBegin`](crate::ops::norm::RmsBegin)) where x was made: z is multiplied instead of x,
-    /// and the sums by the factor of their row. For gates and ups, without scale and residual, and for [`LinearRope`] with a
-    /// table.
+    /// and the sums by the factor of their row. For gates and ups, and for [`LinearRope`] with a table.
     BegunRms(f32),
     /// A LayerNorm whose gain is in w ([`Recipe::centred`](crate::core::Recipe::centred)): the sums are divided by the deviation
     /// of their row, sqrt(var + eps), and d, what the norm's shift adds, comes to the bias. Without scale, SwiGLU and rotation.
@@ -75,7 +74,8 @@ impl NormBefore {
     }
 }
 
-/// `y = r + s · act(x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end, perhaps with a norm of x for x.
+/// `y = act(x wᵀ + b)` or `y = r + s · (x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end, perhaps with a
+/// norm of x for x. An activation has neither s nor r beside it.
 ///
 /// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`, d `[N]` and
 /// x's [`RowStats`](crate::ops::norm::RowStats), z and squares of x's [`RmsBegin`](crate::ops::norm::RmsBegin), the gain
@@ -207,6 +207,10 @@ impl LinearFused {
         })
     }
 
+    fn acts_alone(&self) -> bool {
+        self.act == LinearAct::None || !self.scale && !self.residual
+    }
+
     fn wants(&self) -> String {
         let mut wants = "x [T, K], w [N, K]".to_owned();
         let [norm, behind, begun] = self.norm.gives();
@@ -223,7 +227,8 @@ impl LinearFused {
             ),
             (norm, "g [K]".to_owned()),
             (behind, "d [N], f32 statistics [K/64, T, 2] of x, no scale or gates".to_owned()),
-            (begun, "z as x, f32 squares [K/32, T], gates, no scale or residual".to_owned()),
+            (begun, "z as x, f32 squares [K/32, T], gates".to_owned()),
+            (!self.acts_alone(), "no activation beside a scale or a residual".to_owned()),
             (self.begins, format!("gain [{m}], no scale, activation, norm or statistics")),
         ] {
             if given {
@@ -247,7 +252,8 @@ impl OpDef for LinearFused {
         }
         let n = ins[1].rows();
         let out = ins[0].shape.with_cols(n / self.act.rows_per_col());
-        let fits = (self.act != LinearAct::Swiglu || n.is_multiple_of(16))
+        let fits = self.acts_alone()
+            && (self.act != LinearAct::Swiglu || n.is_multiple_of(16))
             && b.is_none_or(|b| ins[b].shape.dims() == [n])
             && s.is_none_or(|s| ins[s].shape.dims() == [out.cols()])
             && match (r, self.table_at) {
@@ -268,7 +274,7 @@ impl OpDef for LinearFused {
             })
             && (!self.stats || !self.out_f32 && out.cols().is_multiple_of(STATS_COLUMNS))
             && z.is_none_or(|z| {
-                let gates = self.act == LinearAct::Swiglu && !self.scale && !self.residual;
+                let gates = self.act == LinearAct::Swiglu;
                 ins[z].shape == ins[0].shape && ins[z].dtype == ins[0].dtype && gates
             })
             && squares

@@ -75,11 +75,15 @@ fn fused_is_its_parts_in_order() {
             assert_eq!(y[t * 16 + f], Act::Silu.apply(sums[at]) * sums[at + 8]);
         }
     }
-    let all = LinearFused { act: LinearAct::Relu, scale: true, residual: true, ..swiglu };
-    let y = run(&all, &[3, 8], &[&[32, 8], &[32], &[32]], Some(&[3, 32]));
+    let relu = LinearFused { act: LinearAct::Relu, ..swiglu };
+    let y = run(&relu, &[3, 8], &[&[32, 8], &[32]], None);
+    assert!(sums.iter().any(|&sum| sum < 0.0));
+    assert_eq!(y, sums.iter().map(|sum| sum.max(0.0)).collect::<Vec<_>>());
+    let added = LinearFused { act: LinearAct::None, scale: true, residual: true, ..relu };
+    let y = run(&added, &[3, 8], &[&[32, 8], &[32], &[32]], Some(&[3, 32]));
     let value = |i: usize, seed: usize| ((i * 7 + seed) % 11) as f32 / 8.0 - 0.5;
     for (i, y) in y.iter().enumerate() {
-        assert_eq!(*y, value(i, 5) + value(i % 32, 3) * sums[i].max(0.0));
+        assert_eq!(*y, value(i, 5) + value(i % 32, 3) * sums[i]);
     }
 }
 
@@ -128,13 +132,16 @@ fn shapes_and_messages() {
         "Linear wants x [T, K], w [N, K], b [N]; got x [5, 64] bf16, layers.3.w [40, 60] bf16, b [40] bf16"
     );
     let plain = Linear { bias: false, out_f32: false };
-    let swiglu = LinearFused { act: LinearAct::Swiglu, residual: true, ..LinearFused::of(&plain) };
+    let swiglu = LinearFused { act: LinearAct::Swiglu, ..LinearFused::of(&plain) };
     let message = swiglu.infer(&[&x, &w, &b]).unwrap_err().to_string();
-    assert!(
-        message.starts_with("LinearFused wants x [T, K], w [N, K], r [T, N/2] with N % 16 == 0; got x"),
-        "{message}"
-    );
-    assert_eq!(swiglu.reuse(), [(2, 0)]);
+    assert!(message.starts_with("LinearFused wants x [T, K], w [N, K] with N % 16 == 0; got x"), "{message}");
+    let residual = LinearFused { residual: true, ..LinearFused::of(&plain) };
+    assert_eq!(residual.reuse(), [(2, 0)]);
+    let r = desc("r", &[5, 40], DType::BF16);
+    assert!(residual.infer(&[&x, &w, &r]).is_ok());
+    let both = LinearFused { act: LinearAct::Relu, ..residual };
+    let message = both.infer(&[&x, &w, &r]).unwrap_err().to_string();
+    assert!(message.contains("no activation beside a scale or a residual; got x"), "{message}");
 }
 
 #[test]
@@ -218,8 +225,8 @@ fn dense(shape: &[usize], seed: usize) -> Dense {
 fn a_norm_in_front_is_the_norm_and_then_the_product() {
     use crate::ops::norm::RmsNorm;
     let (t, n, k) = (3, 32, 24);
-    let (x, r) = (counted(t * k, 1), counted(t * n / 2, 2));
-    let (w, b, s, gain) = (dense(&[n, k], 3), dense(&[n], 4), dense(&[n / 2], 5), dense(&[k], 6));
+    let (x, r) = (counted(t * k, 1), counted(t * n, 2));
+    let (w, b, s, gain) = (dense(&[n, k], 3), dense(&[n], 4), dense(&[n], 5), dense(&[k], 6));
     let step = Step::default();
     let y = call(&RmsNorm { eps: 1e-5 }, step, &[In::Act(&[t, k], &x), In::Weight(&gain)]).remove(0);
 
@@ -231,14 +238,8 @@ fn a_norm_in_front_is_the_norm_and_then_the_product() {
     assert_eq!((op.alone(), LinearFused { norm: NormBefore::None, ..op }.alone()), (None, Some(plain)));
 
     let plain = Linear { bias: true, out_f32: false };
-    let op = |norm| LinearFused {
-        act: LinearAct::Swiglu,
-        scale: true,
-        residual: true,
-        norm,
-        ..LinearFused::of(&plain)
-    };
-    let (s, r) = (In::Weight(&s), In::Act(&[t, n / 2], &r));
+    let op = |norm| LinearFused { scale: true, residual: true, norm, ..LinearFused::of(&plain) };
+    let (s, r) = (In::Weight(&s), In::Act(&[t, n], &r));
     let want = [In::Act(&[t, k], &y), In::Weight(&w), In::Weight(&b), s, r];
     let want_y = call(&op(NormBefore::None), step, &want);
     let [_, w, b, s, r] = want;

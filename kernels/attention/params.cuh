@@ -17,8 +17,10 @@ struct AttentionParams {
     const float* bias;  // or null
     void* out;
     const Step* step;      // null: keys are the rows of the sequence; else k and v are a cache
-    float* partial;        // decode: [G, row tiles, splits, 16, D] O, then [.., 16, 2] m and l
-    uint32_t* counters;    // decode: one per kv head and row tile, zero before and after
+    // decode: [G, row tiles, splits, 16, D] O, then [.., 16, 2] m and l; with a row apart: [batch, H, parts, D] O, then
+    // [.., 2] m and l
+    float* partial;
+    uint32_t* counters;    // decode: one per kv head and row tile, with a row apart per query; zero before and after
     uint64_t kv_head;      // elements from one kv head to the next
     uint32_t q_row;        // elements from one row to the next
     uint32_t kv_row;

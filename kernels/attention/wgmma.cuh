@@ -32,16 +32,19 @@ __device__ __forceinline__ bool alike(const FlashParams& p) { return p.lengths.t
 
 enum class Bias { none, operand, operand_pair };
 
-// A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes. With RAGGED
-// queries behind the end of a sequence are made zeros as well.
-template <int D_, int CONSUMERS_, int BN_, Bias BIAS_, bool RAGGED_ = false>
+// A kernel of the family, with ONE_WORK of as many CTAs as there are. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes. With RAGGED
+// queries behind the end of a sequence are made zeros as well. With APART a sequence has whole tiles and one row, which as a
+// key and as a query goes its own way.
+template <int D_, int CONSUMERS_, int BN_, Bias BIAS_, bool RAGGED_ = false, bool APART_ = false>
 struct Flash {
     static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
     static constexpr bool BIAS = BIAS_ != Bias::none, PAIR = BIAS_ == Bias::operand_pair, TURNS = CONSUMERS > 1;
-    static constexpr bool RAGGED = RAGGED_;
+    static constexpr bool RAGGED = RAGGED_, APART = APART_, ONE_WORK = PAIR || APART;
     static constexpr int STAGES = D == 128 ? 5 : CONSUMERS > 1 ? 8 : PAIR ? 4 : 5;
     static constexpr int STAGE_BYTES = BN * D * 2, Q_BYTES = 64 * D * 2;
-    // Behind the ring of D = 64: 16 rows of ones, a slab beside V.
+    // Behind the ring, with APART: two tiles of 16 rows, of which the last key and its value are the first.
+    static constexpr int LAST_BYTES = APART ? 16 * 128 : 0;
+    // Then, of D = 64, 16 rows of ones, a slab beside V.
     static constexpr int SUMS_BYTES = D == 64 ? 16 * 128 : 0;
     // Biases have a ring of their own, behind 64 rows of ones.
     static constexpr int BIAS_STAGES = 4, BIAS_BYTES = BIAS ? BN * 32 : 0, ONES_BYTES = BIAS ? 64 * 32 : 0;
@@ -50,14 +53,15 @@ struct Flash {
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
     static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1;  // per SM
     // What 128 threads of each role hold after they have exchanged registers.
-    static constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 40;
-    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
-    static constexpr int SMEM_BYTES = 1024 + CONSUMERS * (Q_BYTES + TRADE_BYTES) + STAGES * STAGE_BYTES + SUMS_BYTES +
-                                      ONES_BYTES + BIAS_STAGES * BIAS_BYTES;
+    static constexpr int PRODUCER_REGISTERS = APART ? 88 : CONSUMERS == 3 ? 32 : 40;
+    static constexpr int CONSUMER_REGISTERS = APART ? 208 : CONSUMERS == 3 ? 160 : CONSUMERS == 2 ? 232 : 216;
+    static constexpr int SMEM_BYTES = 1024 + CONSUMERS * (Q_BYTES + TRADE_BYTES) + STAGES * STAGE_BYTES + 2 * LAST_BYTES +
+                                      SUMS_BYTES + ONES_BYTES + BIAS_STAGES * BIAS_BYTES;
     static_assert(Q_BYTES % 1024 == 0 && STAGE_BYTES % 1024 == 0, "operands begin at multiples of 1024");
     static_assert(CTAS * (SMEM_BYTES + 1024) <= 228 * 1024);
     static_assert(D == 64 || CONSUMERS == 2, "registers");
-    static_assert(SUMS_BYTES <= 128 * 16 && ONES_BYTES <= 128 * 16, "the first warpgroup fills them");
+    static_assert(!APART || (D == 64 && CONSUMERS == 2 && BM % BN == 0 && !BIAS && !RAGGED));
+    static_assert(SUMS_BYTES <= 128 * 16 && ONES_BYTES <= 128 * 16 && LAST_BYTES <= 128 * 16, "the first warpgroup fills them");
 };
 
 // BM query rows of one head of one sequence, and the tiles of keys that any of them sees. Row i of the sequence is row
@@ -67,6 +71,13 @@ struct Work {
     int m0, head, seq, row0, key0, blocks;
 };
 
+// Of a sequence, before pdl_wait(); without the row that stands apart.
+template <class F>
+__device__ __forceinline__ Extent extent_of_tiles(const AttentionParams& p) {
+    if constexpr (F::APART) return {0, int(p.rows) - 1, int(p.rows) - 1};
+    return extent_before_wait(p);
+}
+
 // The works of this CTA in order. Rows that hold no token come last and see no tile.
 template <class F>
 struct Schedule {
@@ -74,6 +85,10 @@ struct Schedule {
     bool causal;
 
     __device__ __forceinline__ Schedule(const FlashParams& params, const Extent& e) {
+        if constexpr (F::APART) {
+            unit = 0, units = 1;
+            return;
+        }
         const AttentionParams& p = params.a;
         heads = int(p.heads * p.batch);
         tiles = alike(params) ? (int(p.rows) + F::BM - 1) / F::BM : int(params.lengths.tiles);
@@ -87,8 +102,8 @@ struct Schedule {
     }
     __device__ __forceinline__ bool more() const { return unit < units; }
     __device__ __forceinline__ void next() {
-        if constexpr (F::PAIR) {
-            unit = units;  // there is one
+        if constexpr (F::ONE_WORK) {
+            unit = units;
         } else {
             // Rounds run forth and back.
             const int grid = int(gridDim.x), at = unit - base;
@@ -97,6 +112,8 @@ struct Schedule {
     }
     __device__ __forceinline__ Work get(const FlashParams& params, const Extent& e) const {
         const AttentionParams& p = params.a;
+        if constexpr (F::APART)
+            return {e, int(blockIdx.x) * F::BM, int(blockIdx.y), int(blockIdx.z), 0, 0, e.keys / F::BN};
         Work w;
         // Causal: the longest first, the heads of a group side by side, for they share keys in the L2. Else the tiles of
         // a head side by side, and the short ones last.
@@ -138,13 +155,13 @@ struct Cursor {
 // Addresses in shared memory. `full` and `empty`: a barrier per stage, `bias_full` and `bias_empty` of the operand's
 // ring; `q_full`, `q_empty`: one each; `traded_full` one per consumer.
 struct Shared {
-    uint32_t q, ring, sums, ones, bias, traded, full, empty, q_full, q_empty, bias_full, bias_empty, traded_full;
+    uint32_t q, ring, last, sums, ones, bias, traded, full, empty, q_full, q_empty, bias_full, bias_empty, traded_full;
 };
 
 // One thread.
 template <class F>
 __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
-    const Extent e = extent_before_wait(p.a);
+    const Extent e = extent_of_tiles<F>(p.a);
     Schedule<F> schedule(p, e);
     Cursor<F::STAGES> at;
     uint32_t q_phase = 0;
@@ -164,7 +181,12 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
         const auto load_q = [&] {
             mbarrier_wait(s.q_empty, q_phase ^ 1);
             q_phase ^= 1;
-            mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES);
+            mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES + 2 * F::APART * F::D * 2);
+            if constexpr (F::APART) {
+                const size_t at = group * p.a.kv_head + (size_t(w.seq) * p.a.rows + w.e.keys) * p.a.kv_row;
+                bulk_load(s.last, static_cast<const char*>(p.a.k) + at * 2, F::D * 2, s.q_full);
+                bulk_load(s.last + F::LAST_BYTES, static_cast<const char*>(p.a.v) + at * 2, F::D * 2, s.q_full);
+            }
 #pragma unroll
             for (int c = 0; c < F::CONSUMERS; c++)
                 tma_load_5d(s.q + c * F::Q_BYTES, p.q, s.q_full, 0, w.row0 + w.m0 + 64 * c, 0, w.head, w.seq);
@@ -212,10 +234,10 @@ __device__ __forceinline__ void produce_bias(const FlashParams& params, const Sh
     Schedule<F> schedule(params, e);
     const int thread = int(threadIdx.x) - 32;
     Cursor<F::BIAS_STAGES> at;
-    bool waited = false;
+    WaitOnce wait_once;
     for (; schedule.more(); schedule.next()) {
         const Work w = schedule.get(params, e);
-        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
+        wait_once();
         const float* bias = p.bias + (w.head * int(p.bias_row) + w.seq * int(p.rows) + w.row0 + w.key0);
 #pragma unroll 1
         for (int j0 = w.key0; j0 < w.key0 + w.blocks * F::BN; j0 += F::BN, bias += F::BN) {
@@ -398,8 +420,12 @@ __device__ __forceinline__ void fill_words(uint32_t address, int bytes, uint32_t
 // One warpgroup: 64 rows of every work. Each file has its own.
 template <class T, class F>
 __device__ __forceinline__ void consume(const FlashParams& params, const Shared& s, uint32_t consumer);
+// With APART three warps: the last row of every sequence as a query.
+template <class T, class F>
+__device__ __forceinline__ void attend_last_row(const FlashParams& params);
 
-// Any grid; with PAIR clusters of two for all tiles of rows. Dynamic shared memory: SMEM_BYTES.
+// Any grid; with PAIR clusters of two for all tiles of rows, with APART a CTA for each, by
+// tiles, heads and sequences. Dynamic shared memory: SMEM_BYTES.
 template <class T, class F>
 __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     extern __shared__ uint4 dynamic[];
@@ -408,7 +434,8 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     Shared s;
     s.q = (smem_address(dynamic) + 1023) & ~1023u;
     s.ring = s.q + F::CONSUMERS * F::Q_BYTES;
-    s.sums = s.ring + F::STAGES * F::STAGE_BYTES;
+    s.last = s.ring + F::STAGES * F::STAGE_BYTES;
+    s.sums = s.last + 2 * F::LAST_BYTES;
     s.ones = s.sums + F::SUMS_BYTES;
     s.bias = s.ones + F::ONES_BYTES;
     s.traded = s.bias + F::BIAS_STAGES * F::BIAS_BYTES;
@@ -438,6 +465,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     const uint32_t one = pack2<T>(1.f, 1.f), bias_one = pack2<__nv_bfloat16>(1.f, 1.f);
     fill_words(s.sums, F::SUMS_BYTES, one);
     fill_words(s.ones, F::ONES_BYTES, bias_one);
+    if constexpr (F::APART) fill_words(s.last + F::LAST_BYTES, F::LAST_BYTES, 0);
     if (F::SUMS_BYTES + F::ONES_BYTES > 0 && warpgroup == 0) fence_async_proxy();
     __syncthreads();
     if constexpr (F::PAIR) cluster_arrive();
@@ -446,6 +474,7 @@ __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
         give_registers<F::PRODUCER_REGISTERS>();
         if (threadIdx.x >= 32) {
             if constexpr (F::BIAS) produce_bias<F>(p, s);
+            if constexpr (F::APART) attend_last_row<T, F>(p);
         } else if (elect_one()) {
             produce<F>(p, s);
         }

@@ -9,9 +9,14 @@
 //   m moves, and O shrinks, only where a p comes to 2 or more, which is one bit of it: where a score is SLACK + 1 above m
 //   (in log2). Then that step is made again out of its scores, `careful`. The first step of a work finds its maxima.
 // - No sums. V has 8 more columns, of ones, so l is a column of O: the sum of the rounded p, which is what O is made of.
+// A picture has 1025 rows, and the last of them would be a tile of its own: 144 of 128 rows for 132 SMs, with nine blocks of
+// keys. `_apart` has 128 tiles with eight: the last key is a step of 16 more beside the first products and the last, and the
+// last query is attended by three warps that have nothing else to do, each CTA's against as many keys as it has rows.
 // Consumers take turns: they ask one after the other.
 // 256 flops per head and (query, key) pair. Goal: vision 1.2 x cuDNN.
 #include "attention/wgmma.cuh"
+#include "common/reduce.cuh"
+#include "common/vec.cuh"
 
 // Room for the scores of a row above the first of its maxima, in log2; below, what is 2^-(126 - SLACK) of it is lost. f16
 // has no exponents to spare.
@@ -63,6 +68,144 @@ __device__ __forceinline__ float trade_rows(const Shared& s, uint32_t consumer, 
     return (other ? l[0] : l[1]) * shrink + shared_float(reference + 4) * grow;
 }
 
+// Rows of a sequence, 64 columns of one head.
+template <class T>
+struct RowsOfHead {
+    const T* first;
+    uint32_t pitch;
+
+    __device__ __forceinline__ const T* row(int at) const { return first + size_t(at) * pitch; }
+};
+template <class T>
+__device__ __forceinline__ RowsOfHead<T> queries_of(const AttentionParams& p, const Work& w) {
+    return {static_cast<const T*>(p.q) + size_t(w.seq) * p.rows * p.q_row + w.head * 64, p.q_row};
+}
+template <class T>
+__device__ __forceinline__ RowsOfHead<T> keys_of(const AttentionParams& p, const void* k_or_v, const Work& w) {
+    const size_t head = w.head / int(p.group) * p.kv_head;
+    return {static_cast<const T*>(k_or_v) + size_t(w.seq) * p.rows * p.kv_row + head, p.kv_row};
+}
+__device__ __forceinline__ uint4 load_8(const void* from) { return __ldcg(static_cast<const uint4*>(from)); }
+
+// m, l and O of one query over a part of its keys: lanes 8 apart have the same 8 columns of O. f = scale · log2 e.
+struct PartOfRow {
+    float m, l, o[8];
+
+    // Refers to `top` from now on, which is m or more.
+    __device__ __forceinline__ void refer(float top, float f) {
+        const float shrink = exp2_approx((m - (top == -INFINITY ? 0.f : top)) * f);
+        m = top, l *= shrink;
+#pragma unroll
+        for (int i = 0; i < 8; i++) o[i] *= shrink;
+    }
+    // The four parts of a warp become one.
+    __device__ __forceinline__ void join(float f) {
+        refer(warp_max(m), f);
+#pragma unroll
+        for (int other = 8; other < 32; other *= 2) {
+            l += __shfl_xor_sync(0xffffffffu, l, other);
+#pragma unroll
+            for (int i = 0; i < 8; i++) o[i] += __shfl_xor_sync(0xffffffffu, o[i], other);
+        }
+    }
+};
+
+// Eight lanes take a key together, twelve such groups the keys of a work. The warps of all works of a head leave their parts in
+// memory, and the last to come adds them up in their order.
+template <class T, class F>
+__device__ __forceinline__ void attend_last_row(const FlashParams& params) {
+    constexpr int GROUPS = 12, BATCH = 4, SOME = 12;
+    const AttentionParams& p = params.a;
+    const Extent extent = extent_of_tiles<F>(p);
+    const Work w = Schedule<F>(params, extent).get(params, extent);
+    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32) - 1, columns = lane % 8 * 8, last = int(p.rows) - 1;
+    const int end = w.m0 + F::BM == last ? last + 1 : w.m0 + F::BM;
+    const int parts = int(gridDim.x) * 3, mine = int(blockIdx.x) * 3 + warp, head = w.seq * int(gridDim.y) + w.head;
+    float* const sums = p.partial + size_t(head) * parts * 64;
+    float2* const weights = reinterpret_cast<float2*>(p.partial + size_t(gridDim.y * gridDim.z) * parts * 64) + head * parts;
+    const RowsOfHead<T> keys = keys_of<T>(p, p.k, w), values = keys_of<T>(p, p.v, w);
+    const float f = p.scale * LOG2E;
+    pdl_wait();
+    pdl_trigger();
+
+    const uint4 query = load_8(queries_of<T>(p, w).row(last) + columns);
+    PartOfRow part = {-INFINITY, 0.f, {}};
+#pragma unroll 1
+    for (int some = w.m0; some < end; some += GROUPS * BATCH) {
+        const int j0 = some + warp * 4 + lane / 8;
+        uint4 k[BATCH], v[BATCH];
+        float s[BATCH], top = part.m;
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int j = min(j0 + i * GROUPS, last);
+            k[i] = load_8(keys.row(j) + columns), v[i] = load_8(values.row(j) + columns);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const Float8 q = unpack<T>(query), key = unpack<T>(k[i]);
+            s[i] = 0.f;
+#pragma unroll
+            for (int c = 0; c < 8; c++) s[i] = fmaf(q.v[c], key.v[c], s[i]);
+#pragma unroll
+            for (int other = 1; other < 8; other *= 2) s[i] += __shfl_xor_sync(0xffffffffu, s[i], other);
+            if (j0 + i * GROUPS >= end) s[i] = -INFINITY;
+            top = fmaxf(top, s[i]);
+        }
+        part.refer(top, f);
+        const float zero = top == -INFINITY ? 0.f : top;
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const Float8 value = unpack<T>(v[i]);
+            const float probability = exp2_approx((s[i] - zero) * f);
+            part.l += probability;
+#pragma unroll
+            for (int c = 0; c < 8; c++) part.o[c] = fmaf(probability, value.v[c], part.o[c]);
+        }
+    }
+    part.join(f);
+
+    if (lane < 8) {
+#pragma unroll
+        for (int i = 0; i < 8; i += 4)
+            *reinterpret_cast<float4*>(sums + mine * 64 + columns + i) =
+                make_float4(part.o[i], part.o[i + 1], part.o[i + 2], part.o[i + 3]);
+        if (lane == 0) weights[mine] = make_float2(part.m, part.l);
+    }
+    __threadfence();
+    __syncwarp();
+    uint32_t before = 0;
+    if (lane == 0) before = atomicAdd(p.counters + head, 1u);
+    if (__shfl_sync(0xffffffffu, before, 0) + 1 < uint32_t(parts)) return;
+    __threadfence();
+    if (lane == 0) p.counters[head] = 0;
+
+    // A lane has two columns of O, and the weight of one part of some.
+    float m = -INFINITY, l = 0.f;
+    float2 o = {};
+    for (int i = lane; i < parts; i += 32) m = fmaxf(m, __ldcg(weights + i).x);
+    m = warp_max(m);
+    const float zero = m == -INFINITY ? 0.f : m;
+#pragma unroll 1
+    for (int i0 = 0; i0 < parts; i0 += SOME) {
+        float2 weight = make_float2(-INFINITY, 0.f), sum[SOME];
+        if (lane < SOME && i0 + lane < parts) weight = __ldcg(weights + i0 + lane);
+#pragma unroll
+        for (int i = 0; i < SOME; i++)
+            sum[i] = __ldcg(reinterpret_cast<const float2*>(sums + min(i0 + i, parts - 1) * 64) + lane);
+        const float shrink = exp2_approx((weight.x - zero) * f);
+        l = fmaf(weight.y, shrink, l);
+#pragma unroll
+        for (int i = 0; i < SOME; i++) {
+            const float of_part = __shfl_sync(0xffffffffu, shrink, i);
+            o.x = fmaf(sum[i].x, of_part, o.x), o.y = fmaf(sum[i].y, of_part, o.y);
+        }
+    }
+    l = warp_sum(l);
+    const float inv = l > 0.f ? 1.f / l : 0.f;
+    T* out = static_cast<T*>(p.out) + ((size_t(w.seq) * p.rows + last) * p.heads + w.head) * 64 + 2 * lane;
+    *reinterpret_cast<uint32_t*>(out) = pack2<T>(o.x * inv, o.y * inv);
+}
+
 // One warpgroup: 64 rows of every work.
 template <class T, class F>
 __device__ __forceinline__ void consume(const FlashParams& params, const Shared& s, uint32_t consumer) {
@@ -72,11 +215,11 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     const float f = p.scale * LOG2E;
     const uint64_t q0 = wgmma_descriptor(s.q + consumer * F::Q_BYTES), k0 = wgmma_descriptor(s.ring);
     const uint64_t ones = wgmma_descriptor_of_16(s.ones), bias0 = wgmma_descriptor_of_16(s.bias);
-    const Extent extent = extent_before_wait(p);
+    const Extent extent = extent_of_tiles<F>(p);
     Cursor<F::STAGES> at;
     Cursor<F::BIAS_STAGES> bias_at;
     uint32_t q_phase = 0;
-    bool waited = false;
+    WaitOnce wait_once;
     if (consumer == F::CONSUMERS - 1) pass_turn<F>(consumer);  // the first begins
 
     for (Schedule<F> schedule(params, extent); schedule.more(); schedule.next()) {
@@ -89,12 +232,12 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
         const int all_begin = first_key(p, i1), all_end = end_key(p, i0, e.keys);
         const int begin[2] = {first_key(p, e.pos + row), first_key(p, e.pos + row + 8)};
         const int end[2] = {end_key(p, e.pos + row, e.keys), end_key(p, e.pos + row + 8, e.keys)};
-        if (!waited) pdl_wait(), pdl_trigger(), waited = true;
+        wait_once();
         if (w.blocks > 0) {
             mbarrier_wait(s.q_full, q_phase);
             q_phase ^= 1;
         }
-        if (w.blocks > 0 && row0 >= e.valid) {
+        if (!F::APART && w.blocks > 0 && row0 >= e.valid) {
             barrier_sync<128>(STEP_BARRIER + consumer);
             release(s.q_empty);
             stand_by<F>(s, at, bias_at, w.blocks, consumer);
@@ -131,7 +274,9 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                     wgmma_from_registers<T, D + 8>(o, a[4 * i], a[4 * i + 1], a[4 * i + 2], a[4 * i + 3], v0 + i * NEXT);
                 wgmma_commit();
             };
-            const auto mask = [&](int j0) { mask_unseen(x, all_begin, all_end, begin, end, j0, t); };
+            const auto mask = [&](int j0) {
+                if constexpr (!F::APART) mask_unseen(x, all_begin, all_end, begin, end, j0, t);
+            };
             // P by the references as they are; what comes to 2 or more shows in the bits that it returns.
             const auto quick = [&](uint32_t (&next)[BN / 4]) {
                 uint32_t bits = 0;
@@ -204,6 +349,18 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             await();
             await_bias();
             ask_scores(at.stage);
+            // Of the last key, which is among the first maxima; in the first lane of a quad.
+            float last_score[2] = {-INFINITY, -INFINITY};
+            if constexpr (F::APART) {
+                float scores[8];
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < D / 16; i++) wgmma<T, 16>(scores, q0 + 2 * i, wgmma_descriptor(s.last) + 2 * i, i > 0);
+                wgmma_commit();
+                wgmma_wait<0>();
+                wgmma_settle(scores);
+                if (t == 0) m[0] = last_score[0] = scores[0], m[1] = last_score[1] = scores[2];
+            }
             wgmma_wait<0>();
             wgmma_settle(x);
             release(s.empty + at.stage * 8);
@@ -218,14 +375,24 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 quick(probability[0]);
             await();
             const int key_last = w.key0 + (w.blocks - 1) * BN;
-            const auto finish = [&](const uint32_t (&last)[BN / 4]) {
-                if ((p.step != nullptr || !alike(params)) && key_last + BN > e.keys)
+            const auto finish = [&](const uint32_t (&p_of_tile)[BN / 4]) {
+                if (!F::APART && (p.step != nullptr || !alike(params)) && key_last + BN > e.keys)
                     clear_rows<F, BN>(s.ring + at.stage * F::STAGE_BYTES, e.keys - key_last, consumer);
-                ask_output(last);
+                ask_output(p_of_tile);
+                if constexpr (F::APART) {
+                    uint32_t a[2];
+#pragma unroll
+                    for (int r = 0; r < 2; r++)
+                        a[r] = pack2<T>(exp2_approx(fmaf(last_score[r] - (m[r] == -INFINITY ? 0.f : m[r]), f, -SLACK<T>)), 0.f);
+                    const uint32_t v = s.last + F::LAST_BYTES;
+                    wgmma_fence();
+                    wgmma_from_registers<T, D + 8>(o, a[0], a[1], 0, 0, wgmma_descriptor_rows_of_k(v, s.sums - v));
+                    wgmma_commit();
+                }
             };
-            if constexpr (F::BIAS) {
+            if constexpr (F::BIAS || F::APART) {
                 // One copy of a step is less code to fetch, and what moves P is 32 instructions of 400: 1000 frames of sound
-                // 985 -> 971 us. A move alone ptxas would drop, and put the products into a queue of one (C7513).
+                // 985 -> 971 us, a picture 1651 -> 1622. A move alone ptxas would drop, and put the products into a queue of one (C7513).
                 const uint32_t zero = __float_as_uint(p.scale) >> 31;
 #pragma unroll 1
                 for (int i = 1; i < w.blocks; i++) {
@@ -235,7 +402,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
                 }
                 finish(probability[0]);
             } else {
-                // Two copies: pictures of one and 13 tiles are 0.5 % faster.
+                // Two copies: 13 pictures are 0.5 % faster.
 #pragma unroll 1
                 for (int i = 1;; i += 2) {
                     if (i >= w.blocks) {
@@ -282,6 +449,7 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
     EXPORT_FLASH(name##_ragged, __VA_ARGS__, true)
 
 EXPORT_BOTH(d64_c2, 64, 2, 128, Bias::none)
+EXPORT_FLASH(d64_c2_apart, 64, 2, 128, Bias::none, false, true)
 EXPORT_BOTH(d64_c3, 64, 3, 80, Bias::none)
 EXPORT_BOTH(d64_c1_bias, 64, 1, 128, Bias::operand)
 EXPORT_BOTH(d64_c1_bias_pair, 64, 1, 128, Bias::operand_pair)

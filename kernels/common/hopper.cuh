@@ -212,6 +212,13 @@ __device__ __forceinline__ void give_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
+// `bytes` from global to shared memory, both multiples of 16, which `barrier` counts.
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // --- wgmma. Operands are K-major tiles of 64 16-bit columns, 128-byte rows, as TMA writes them with the 128-byte
 // swizzle from an address that is a multiple of 1024. The next 16 columns are 2 further in the descriptor.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {

@@ -175,9 +175,13 @@ pub(super) fn attention() -> Vec<Case<Attention>> {
     }
     // A row or few behind whole tiles of 128.
     let full = |heads, kv_heads| op(heads, kv_heads, 64, Mask::Full, Source::Packed);
-    for (t, batch, op) in
-        [(385, 1, full(2, 2)), (391, 2, full(3, 3)), (400, 3, full(4, 2)), (513, 1, full(5, 1))]
-    {
+    for (t, batch, op) in [
+        (385, 1, full(2, 2)),
+        (385, 3, full(4, 2)),
+        (391, 2, full(3, 3)),
+        (400, 3, full(4, 2)),
+        (513, 1, full(5, 1)),
+    ] {
         all.push(steep(packed(t, batch, None, op.clone()), 20.0));
         all.push(steep(packed(t, batch, None, op.clone()), 500.0));
         all.push(packed(t, batch, None, op));

@@ -313,13 +313,19 @@ impl Attention {
                 let sms = l.device.sm_count();
                 let tile = WgmmaTile::choose(self, t, sms);
                 let ctas = tile.ctas(self, t, sms);
-                let geometry = Geometry::grid([ctas as u32, 1, 1]).smem(tile.smem_bytes());
-                let geometry = geometry.cluster(tile.sharing as u32);
+                let mut grid = [ctas as u32, 1, 1];
+                let (queries, parts_bytes) = tile.apart(self, t);
+                if queries > 0 {
+                    grid = [(ctas / queries) as u32, p.heads, p.batch];
+                    (p.partial, p.counters) = (l.scratch(parts_bytes)?, l.counters(queries)?);
+                }
+                let geometry = Geometry::grid(grid).smem(tile.smem_bytes()).cluster(tile.sharing as u32);
                 let p = wgmma_params(self, io, tile, p, lengths(tile.rows()))?;
                 // SAFETY: as for the plain kernel; the maps bound all reads of q, k and v, where those behind the end of a
                 // sequence may see rows of another, which it does not use; a bias is read below the rows of its sequence,
                 // rows beyond are not written, choose() names instances that exist, and ctas() gives those that share keys
-                // a cluster for every tile.
+                // a cluster for every tile, and those with a row apart a CTA; for these scratch has room for all parts, and
+                // there is a counter for every query.
                 let variant = tile.variant(self);
                 match d {
                     64 => unsafe { l.launch_variant::<WgmmaD64>(&variant, dtype, geometry, &p) },

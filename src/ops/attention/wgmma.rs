@@ -1,6 +1,6 @@
 //! Tiles of `attention/wgmma.cu` and `wgmma_d64.cu`: a pure choice, tested without a GPU.
 
-use super::{Attention, Batch, Source};
+use super::{Attention, Batch, Mask, Source};
 
 /// Tiles of `attention/wgmma.cu` and `wgmma_d64.cu`, as `Flash` of their header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,8 @@ pub(super) struct WgmmaTile {
     pub bias: bool,
     /// CTAs of a cluster, which share the keys of a tile of rows: 1 or 2.
     pub sharing: usize,
+    /// Sequences have whole tiles and one row, which stands apart as a key and as a query.
+    pub apart: bool,
 }
 
 /// The smallest scale of an attention with a bias that the kernel takes: with it biases below 2^66 are divided as they
@@ -32,7 +34,7 @@ const SUMS_BYTES: usize = 16 * 128;
 
 impl WgmmaTile {
     const fn new(name: &'static str, head_dim: usize, [consumers, keys, stages]: [usize; 3]) -> WgmmaTile {
-        WgmmaTile { name, head_dim, consumers, keys, stages, bias: false, sharing: 1 }
+        WgmmaTile { name, head_dim, consumers, keys, stages, bias: false, sharing: 1, apart: false }
     }
 
     const fn with_bias(name: &'static str, head_dim: usize, sizes: [usize; 3]) -> WgmmaTile {
@@ -45,6 +47,8 @@ impl WgmmaTile {
 
     const D64: [WgmmaTile; 2] =
         [WgmmaTile::new("_d64_c2", 64, [2, 128, 8]), WgmmaTile::new("_d64_c3", 64, [3, 80, 8])];
+    const D64_APART: WgmmaTile =
+        WgmmaTile { apart: true, ..WgmmaTile::new("_d64_c2_apart", 64, [2, 128, 8]) };
     const D64_BIAS: WgmmaTile = WgmmaTile::with_bias("_d64_c1_bias", 64, [1, 128, 5]);
     const D64_BIAS_PAIRS: [WgmmaTile; 2] = [
         WgmmaTile::pair("_d64_c1_bias_pair", 64, [1, 128, 4]),
@@ -59,11 +63,21 @@ impl WgmmaTile {
         let time = |tile: &WgmmaTile| tile.tiles(op, t).div_ceil(sm_count) * tile.consumers;
         let better = |[small, large]: [WgmmaTile; 2]| if time(&small) < time(&large) { small } else { large };
         match (op.head_dim, op.bias) {
+            (64, false) if Self::D64_APART.suits(op, t, sm_count) => Self::D64_APART,
             (64, false) => better(Self::D64),
             (64, true) => Self::with_bias_for(op, t, sm_count),
             (_, false) => Self::D128,
             (_, true) => Self::D128_BIAS,
         }
+    }
+
+    /// Whether every sequence has whole tiles and one row, and there is an SM for each tile. Its keys as a query are shared out
+    /// among the tiles.
+    fn suits(&self, op: &Attention, t: usize, sm_count: usize) -> bool {
+        let equal = matches!(op.batch, Batch::Equal(_)) && !matches!(op.source, Source::Cache { .. });
+        let one_more = |rows: usize| rows > self.rows() && rows % self.rows() == 1;
+        let rows = op.batch.rows(t);
+        equal && op.mask == Mask::Full && rows.into_iter().all(one_more) && self.tiles(op, t) <= sm_count
     }
 
     /// Two CTAs share the keys of 64 rows, or of 192, where all of them run at once; between the two there is a CTA for 64
@@ -87,8 +101,17 @@ impl WgmmaTile {
         64 * self.consumers
     }
 
+    /// Those of all heads and sequences.
     fn tiles(&self, op: &Attention, t: usize) -> usize {
-        op.tiles(t, self.rows())
+        let apart = if self.apart { op.heads * op.batch.sequences() } else { 0 };
+        op.tiles(t, self.rows()) - apart
+    }
+
+    /// Queries that stand apart, and the parts of each that a launch leaves in scratch: of every CTA three, of D sums, a
+    /// reference and a part of l.
+    pub fn apart(&self, op: &Attention, t: usize) -> (usize, usize) {
+        let queries = if self.apart { op.heads * op.batch.sequences() } else { 0 };
+        (queries, if self.apart { 3 * self.tiles(op, t) * (self.head_dim + 2) * 4 } else { 0 })
     }
 
     /// CTAs on an SM at once.
@@ -96,13 +119,15 @@ impl WgmmaTile {
         if self.consumers == 1 { 2 } else { 1 }
     }
 
-    /// Dynamic shared memory: Q, the ring, ones, biases, and slack to align them to 1 KiB.
+    /// Dynamic shared memory: Q, the ring, the key that stands apart and its value, ones, biases, and slack to align them to 1 KiB.
     pub fn smem_bytes(&self) -> usize {
         let bias = if self.bias { ONES_BYTES + BIAS_STAGES * self.keys * 32 } else { 0 };
         let sums = if self.head_dim == 64 { SUMS_BYTES } else { 0 };
         // What 128 threads get of a row of each: D / 4 sums, a reference, a part of l.
         let traded = (self.sharing - 1) * self.consumers * 128 * (self.head_dim / 4 + 2) * 4;
-        1024 + (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2 + sums + bias + traded
+        let last = if self.apart { 2 * 16 * 128 } else { 0 };
+        let tiles = (self.consumers * 64 + self.stages * self.keys) * self.head_dim * 2;
+        1024 + tiles + last + sums + bias + traded
     }
 
     /// CTAs to launch: as many as run at once, each takes its share of the tiles; of those that share keys all.
@@ -139,7 +164,13 @@ mod tests {
         for (op, rows, name, ctas) in [
             (vit(1), 249, "_d64_c2", 32),
             (vit(1), 749, "_d64_c2", 96),
-            (vit(1), 1025, "_d64_c3", 96),
+            (vit(1), 1024, "_d64_c2", 128),
+            (vit(1), 1025, "_d64_c2_apart", 128),
+            (vit(1), 1026, "_d64_c3", 96),
+            (vit(1), 1153, "_d64_c3", 112),
+            (vit(4), 257, "_d64_c2_apart", 128),
+            (vit(1), 129, "_d64_c2_apart", 16),
+            (vit(1), 1, "_d64_c2", 16),
             (vit(4), 1025, "_d64_c3", SMS),
             (vit(13), 1025, "_d64_c3", SMS),
             (audio(), 249, "_d64_c1_bias_pair", 128),
@@ -165,7 +196,9 @@ mod tests {
             assert_eq!(op.bias, tile.bias);
         }
         let all = WgmmaTile::D64.iter().chain(&WgmmaTile::D64_BIAS_PAIRS);
-        for tile in all.chain([&WgmmaTile::D64_BIAS, &WgmmaTile::D128, &WgmmaTile::D128_BIAS]) {
+        for tile in
+            all.chain([&WgmmaTile::D64_APART, &WgmmaTile::D64_BIAS, &WgmmaTile::D128, &WgmmaTile::D128_BIAS])
+        {
             // Barriers, and the 1 KiB that every resident CTA costs.
             let bytes = (tile.smem_bytes() + 256 + 1024) * tile.ctas_per_sm();
             assert!(bytes <= 228 << 10, "{tile:?}");
@@ -194,10 +227,12 @@ mod tests {
         let images: Vec<_> = images.filter(|i| i.arch == "90a" && files.contains(&i.file)).collect();
         let whole = attention(4, 4, 64, 1, false);
         let parted = lengths(4, 64, &[2, 1], false);
-        let tiles = WgmmaTile::D64.iter().chain(&WgmmaTile::D64_BIAS_PAIRS);
-        for tile in tiles.chain([&WgmmaTile::D64_BIAS, &WgmmaTile::D128, &WgmmaTile::D128_BIAS]) {
-            for (op, dtype) in [(&whole, "bf16"), (&whole, "f16"), (&parted, "bf16"), (&parted, "f16")] {
-                let section = format!("\0.text.flash_wgmma{}_{dtype}\0", tile.variant(op));
+        let ragged = WgmmaTile::D64.iter().chain(&WgmmaTile::D64_BIAS_PAIRS);
+        let ragged = ragged.chain([&WgmmaTile::D64_BIAS, &WgmmaTile::D128, &WgmmaTile::D128_BIAS]);
+        let variants = ragged.flat_map(|tile| [tile.variant(&whole), tile.variant(&parted)]);
+        for variant in variants.chain([WgmmaTile::D64_APART.variant(&whole)]) {
+            for dtype in ["bf16", "f16"] {
+                let section = format!("\0.text.flash_wgmma{variant}_{dtype}\0");
                 let has = |bytes: &[u8]| bytes.windows(section.len()).any(|w| w == section.as_bytes());
                 assert!(images.is_empty() || images.iter().any(|image| has(image.bytes)), "{section:?}");
             }

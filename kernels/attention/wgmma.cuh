@@ -32,9 +32,9 @@ __device__ __forceinline__ bool alike(const FlashParams& p) { return p.lengths.t
 
 enum class Bias { none, operand, operand_pair };
 
-// A kernel of the family, with ONE_WORK of as many CTAs as there are. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes. With RAGGED
+// A kernel of the family. A tile of R rows lies in shared memory as D / 64 slabs of [R][64], rows of 128 bytes. With RAGGED
 // queries behind the end of a sequence are made zeros as well. With APART a sequence has whole tiles and one row, which as a
-// key and as a query goes its own way.
+// key and as a query goes its own way. With ONE_WORK there are as many CTAs as works.
 template <int D_, int CONSUMERS_, int BN_, Bias BIAS_, bool RAGGED_ = false, bool APART_ = false>
 struct Flash {
     static constexpr int D = D_, SLABS = D / 64, CONSUMERS = CONSUMERS_, BM = 64 * CONSUMERS, BN = BN_;
@@ -181,7 +181,7 @@ __device__ __forceinline__ void produce(const FlashParams& p, const Shared& s) {
         const auto load_q = [&] {
             mbarrier_wait(s.q_empty, q_phase ^ 1);
             q_phase ^= 1;
-            mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES + 2 * F::APART * F::D * 2);
+            mbarrier_expect_tx(s.q_full, F::CONSUMERS * F::Q_BYTES + (F::APART ? 2 * F::D * 2 : 0));
             if constexpr (F::APART) {
                 const size_t at = group * p.a.kv_head + (size_t(w.seq) * p.a.rows + w.e.keys) * p.a.kv_row;
                 bulk_load(s.last, static_cast<const char*>(p.a.k) + at * 2, F::D * 2, s.q_full);
@@ -420,12 +420,12 @@ __device__ __forceinline__ void fill_words(uint32_t address, int bytes, uint32_t
 // One warpgroup: 64 rows of every work. Each file has its own.
 template <class T, class F>
 __device__ __forceinline__ void consume(const FlashParams& params, const Shared& s, uint32_t consumer);
-// With APART three warps: the last row of every sequence as a query.
+// With APART three warps: the last row of the sequence as a query.
 template <class T, class F>
 __device__ __forceinline__ void attend_last_row(const FlashParams& params);
 
-// Any grid; with PAIR clusters of two for all tiles of rows, with APART a CTA for each, by
-// tiles, heads and sequences. Dynamic shared memory: SMEM_BYTES.
+// Any grid; with PAIR clusters of two for all tiles of rows, with APART a grid of tiles, heads and sequences. Dynamic shared
+// memory: SMEM_BYTES.
 template <class T, class F>
 __device__ __forceinline__ void flash_wgmma(const FlashParams& p) {
     extern __shared__ uint4 dynamic[];

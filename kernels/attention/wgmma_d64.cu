@@ -110,11 +110,11 @@ struct PartOfRow {
     }
 };
 
-// Eight lanes take a key together, twelve such groups the keys of a work. The warps of all works of a head leave their parts in
-// memory, and the last to come adds them up in their order.
+// Eight lanes take a key together, twelve such groups as many keys as a tile has rows, in batches. The warps of all CTAs of a head
+// leave their parts in memory, and the last to come adds them up in their order.
 template <class T, class F>
 __device__ __forceinline__ void attend_last_row(const FlashParams& params) {
-    constexpr int GROUPS = 12, BATCH = 4, SOME = 12;
+    constexpr int GROUPS = 12, BATCH = 4, PARTS = 12;
     const AttentionParams& p = params.a;
     const Extent extent = extent_of_tiles<F>(p);
     const Work w = Schedule<F>(params, extent).get(params, extent);
@@ -131,8 +131,8 @@ __device__ __forceinline__ void attend_last_row(const FlashParams& params) {
     const uint4 query = load_8(queries_of<T>(p, w).row(last) + columns);
     PartOfRow part = {-INFINITY, 0.f, {}};
 #pragma unroll 1
-    for (int some = w.m0; some < end; some += GROUPS * BATCH) {
-        const int j0 = some + warp * 4 + lane / 8;
+    for (int first = w.m0; first < end; first += GROUPS * BATCH) {
+        const int j0 = first + warp * 4 + lane / 8;
         uint4 k[BATCH], v[BATCH];
         float s[BATCH], top = part.m;
 #pragma unroll
@@ -179,23 +179,23 @@ __device__ __forceinline__ void attend_last_row(const FlashParams& params) {
     __threadfence();
     if (lane == 0) p.counters[head] = 0;
 
-    // A lane has two columns of O, and the weight of one part of some.
+    // A lane has two columns of O, and of so many parts at a time the weight of one.
     float m = -INFINITY, l = 0.f;
     float2 o = {};
     for (int i = lane; i < parts; i += 32) m = fmaxf(m, __ldcg(weights + i).x);
     m = warp_max(m);
     const float zero = m == -INFINITY ? 0.f : m;
 #pragma unroll 1
-    for (int i0 = 0; i0 < parts; i0 += SOME) {
-        float2 weight = make_float2(-INFINITY, 0.f), sum[SOME];
-        if (lane < SOME && i0 + lane < parts) weight = __ldcg(weights + i0 + lane);
+    for (int i0 = 0; i0 < parts; i0 += PARTS) {
+        float2 weight = make_float2(-INFINITY, 0.f), sum[PARTS];
+        if (lane < PARTS && i0 + lane < parts) weight = __ldcg(weights + i0 + lane);
 #pragma unroll
-        for (int i = 0; i < SOME; i++)
+        for (int i = 0; i < PARTS; i++)
             sum[i] = __ldcg(reinterpret_cast<const float2*>(sums + min(i0 + i, parts - 1) * 64) + lane);
         const float shrink = exp2_approx((weight.x - zero) * f);
         l = fmaf(weight.y, shrink, l);
 #pragma unroll
-        for (int i = 0; i < SOME; i++) {
+        for (int i = 0; i < PARTS; i++) {
             const float of_part = __shfl_sync(0xffffffffu, shrink, i);
             o.x = fmaf(sum[i].x, of_part, o.x), o.y = fmaf(sum[i].y, of_part, o.y);
         }
@@ -392,7 +392,8 @@ __device__ __forceinline__ void consume(const FlashParams& params, const Shared&
             };
             if constexpr (F::BIAS || F::APART) {
                 // One copy of a step is less code to fetch, and what moves P is 32 instructions of 400: 1000 frames of sound
-                // 985 -> 971 us, a picture 1651 -> 1622. A move alone ptxas would drop, and put the products into a queue of one (C7513).
+                // 985 -> 971 us, a picture 1637 -> 1630. A move alone ptxas would drop, and put the products into a queue of
+                // one (C7513).
                 const uint32_t zero = __float_as_uint(p.scale) >> 31;
 #pragma unroll 1
                 for (int i = 1; i < w.blocks; i++) {

@@ -237,17 +237,17 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
         NormBefore::None,
     ));
     // More tiles than a GPU takes at once, and more steps than a ring has stages.
-    for (name, kind) in [("gelu", &kinds[0].1), ("scale_residual", &kinds[2].1)] {
-        all.push(case(&format!("{name}_t1850_n1416_k392"), 1850, 1416, 392, kind.clone(), None));
-        all.push(case(&format!("{name}_t3000_n1544_k72"), 3000, 1544, 72, kind.clone(), None));
-    }
+    all.push(case("scale_residual_t1850_n1416_k392", 1850, 1416, 392, kinds[2].1.clone(), None));
+    all.push(case("gelu_t3000_n1544_k72", 3000, 1544, 72, kinds[0].1.clone(), None));
     all.push(case("scale_residual_t3000_n1540_k8", 3000, 1540, 8, kinds[2].1.clone(), None));
     all.push(case("swiglu_t3000_n1552_k72", 3000, 1552, 72, swiglu.clone(), None));
     for (t, n, k) in
         [(1, 48, 256), (1, 48, 3584), (1, 48, 4096), (11, 48, 256), (70, 144, 128), (33, 32, 2560)]
     {
-        let f32_out = LinearFused { out_f32: true, ..op(true, LinearAct::Swiglu, false, false) };
-        all.push(case(&format!("swiglu_f32_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
+        let swiglu = op(true, LinearAct::Swiglu, false, false);
+        all.push(case(&format!("bias_swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu, None));
+        let f32_out = LinearFused { out_f32: true, ..kinds[2].1.clone() };
+        all.push(case(&format!("scale_residual_f32_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
         for (name, ints) in [("relu", &kinds[1].1), ("scale_residual", &kinds[2].1)] {
             let name = format!("{name}_ints_t{t}_n{n}_k{k}");
             all.push(case(&name, t, n, k, ints.clone(), Some(Fill::SmallInts)));

@@ -314,10 +314,10 @@ impl Attention {
                 let tile = WgmmaTile::choose(self, t, sms);
                 let ctas = tile.ctas(self, t, sms);
                 let mut grid = [ctas as u32, 1, 1];
-                let (queries, parts_bytes) = tile.apart(self, t);
-                if queries > 0 {
+                if tile.apart {
+                    let queries = tile.queries_apart(self);
                     grid = [(ctas / queries) as u32, p.heads, p.batch];
-                    (p.partial, p.counters) = (l.scratch(parts_bytes)?, l.counters(queries)?);
+                    (p.partial, p.counters) = (l.scratch(tile.parts_bytes(self, t))?, l.counters(queries)?);
                 }
                 let geometry = Geometry::grid(grid).smem(tile.smem_bytes()).cluster(tile.sharing as u32);
                 let p = wgmma_params(self, io, tile, p, lengths(tile.rows()))?;

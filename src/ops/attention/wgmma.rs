@@ -71,8 +71,8 @@ impl WgmmaTile {
         }
     }
 
-    /// Whether every sequence has whole tiles and one row, and there is an SM for each tile. Its keys as a query are shared out
-    /// among the tiles.
+    /// Whether every sequence has whole tiles and one row, and there is an SM for each tile: a CTA has one, and attends the row
+    /// that stands apart against as many keys.
     fn suits(&self, op: &Attention, t: usize, sm_count: usize) -> bool {
         let equal = matches!(op.batch, Batch::Equal(_)) && !matches!(op.source, Source::Cache { .. });
         let one_more = |rows: usize| rows > self.rows() && rows % self.rows() == 1;
@@ -103,15 +103,17 @@ impl WgmmaTile {
 
     /// Those of all heads and sequences.
     fn tiles(&self, op: &Attention, t: usize) -> usize {
-        let apart = if self.apart { op.heads * op.batch.sequences() } else { 0 };
-        op.tiles(t, self.rows()) - apart
+        op.tiles(t, self.rows()) - self.queries_apart(op)
     }
 
-    /// Queries that stand apart, and the parts of each that a launch leaves in scratch: of every CTA three, of D sums, a
-    /// reference and a part of l.
-    pub fn apart(&self, op: &Attention, t: usize) -> (usize, usize) {
-        let queries = if self.apart { op.heads * op.batch.sequences() } else { 0 };
-        (queries, if self.apart { 3 * self.tiles(op, t) * (self.head_dim + 2) * 4 } else { 0 })
+    /// Queries that stand apart, one of each head and sequence.
+    pub fn queries_apart(&self, op: &Attention) -> usize {
+        if self.apart { op.heads * op.batch.sequences() } else { 0 }
+    }
+
+    /// Bytes of scratch for them: of every CTA three parts of D sums, a reference and a part of l.
+    pub fn parts_bytes(&self, op: &Attention, t: usize) -> usize {
+        if self.apart { 3 * self.tiles(op, t) * (self.head_dim + 2) * 4 } else { 0 }
     }
 
     /// CTAs on an SM at once.
@@ -119,7 +121,8 @@ impl WgmmaTile {
         if self.consumers == 1 { 2 } else { 1 }
     }
 
-    /// Dynamic shared memory: Q, the ring, the key that stands apart and its value, ones, biases, and slack to align them to 1 KiB.
+    /// Dynamic shared memory: Q, the ring, the key that stands apart and its value, ones, biases, and slack to align them to
+    /// 1 KiB.
     pub fn smem_bytes(&self) -> usize {
         let bias = if self.bias { ONES_BYTES + BIAS_STAGES * self.keys * 32 } else { 0 };
         let sums = if self.head_dim == 64 { SUMS_BYTES } else { 0 };

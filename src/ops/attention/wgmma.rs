@@ -209,6 +209,18 @@ mod tests {
     }
 
     #[test]
+    fn rows_apart_have_room_for_their_parts() {
+        let op = attention(16, 16, 64, 2, false);
+        let of = |rows: usize| {
+            let tile = WgmmaTile::choose(&op, 2 * rows, SMS);
+            (tile.queries_apart(&op), tile.parts_bytes(&op, 2 * rows))
+        };
+        // 32 queries, each with three parts of 66 numbers from each of 4 tiles.
+        assert_eq!(of(513), (32, 32 * 4 * 3 * 66 * 4));
+        assert_eq!(of(514), (0, 0));
+    }
+
+    #[test]
     fn rows_behind_an_end_have_instances_of_their_own() {
         let variant = |op: &Attention| WgmmaTile::choose(op, 749, SMS).variant(op);
         assert_eq!(variant(&attention(16, 16, 64, 1, false)), "_d64_c2");

@@ -244,8 +244,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     for (t, n, k) in
         [(1, 48, 256), (1, 48, 3584), (1, 48, 4096), (11, 48, 256), (70, 144, 128), (33, 32, 2560)]
     {
-        let swiglu = op(true, LinearAct::Swiglu, false, false);
-        all.push(case(&format!("bias_swiglu_t{t}_n{n}_k{k}"), t, n, k, swiglu, None));
+        let biased = op(true, LinearAct::Swiglu, false, false);
+        all.push(case(&format!("bias_swiglu_t{t}_n{n}_k{k}"), t, n, k, biased, None));
         let f32_out = LinearFused { out_f32: true, ..kinds[2].1.clone() };
         all.push(case(&format!("scale_residual_f32_t{t}_n{n}_k{k}"), t, n, k, f32_out, None));
         for (name, ints) in [("relu", &kinds[1].1), ("scale_residual", &kinds[2].1)] {
@@ -386,8 +386,8 @@ pub(super) fn linear_fused() -> Vec<Case<LinearFused>> {
     }
     for (n, k) in [(48, 256), (4704, 3584), (48, 4096)] {
         all.push(case(&format!("normed_swiglu_t1_n{n}_k{k}"), 1, n, k, normed(swiglu.clone()), None));
-        let f32_out = LinearFused { out_f32: true, ..normed(op(true, LinearAct::Swiglu, false, false)) };
-        all.push(case(&format!("normed_swiglu_f32_t1_n{n}_k{k}"), 1, n, k, f32_out, None));
+        let biased = normed(op(true, LinearAct::Swiglu, false, false));
+        all.push(case(&format!("normed_bias_swiglu_t1_n{n}_k{k}"), 1, n, k, biased, None));
     }
     all.push(case("normed_gate_up_t1", 1, 37888, 3584, normed(swiglu), None).bench());
     let logits = LinearFused { out_f32: true, ..normed(op(false, LinearAct::None, false, false)) };

@@ -75,7 +75,8 @@ impl NormBefore {
 }
 
 /// `y = act(x wᵀ + b)` or `y = r + s · (x wᵀ + b)`, all in f32 on the accumulators, one rounding at the end, perhaps with a
-/// norm of x for x. An activation has neither s nor r beside it.
+/// norm of x for x. An activation has neither s nor r beside it, and its y is of x's type, for kernels make it as exact as
+/// 16 bits want.
 ///
 /// ins: x `[T, K]`, w `[N, K]`, then those asked for, in this order: b `[N]`, s `[M]`, r `[T, M]`, g `[K]`, d `[N]` and
 /// x's [`RowStats`](crate::ops::norm::RowStats), z and squares of x's [`RmsBegin`](crate::ops::norm::RmsBegin), the gain
@@ -208,7 +209,7 @@ impl LinearFused {
     }
 
     fn acts_alone(&self) -> bool {
-        self.act == LinearAct::None || !self.scale && !self.residual
+        self.act == LinearAct::None || !self.scale && !self.residual && !self.out_f32
     }
 
     fn wants(&self) -> String {
@@ -228,7 +229,7 @@ impl LinearFused {
             (norm, "g [K]".to_owned()),
             (behind, "d [N], f32 statistics [K/64, T, 2] of x, no scale or gates".to_owned()),
             (begun, "z as x, f32 squares [K/32, T], gates".to_owned()),
-            (!self.acts_alone(), "no activation beside a scale or a residual".to_owned()),
+            (!self.acts_alone(), "no activation beside a scale, a residual or f32 y".to_owned()),
             (self.begins, format!("gain [{m}], no scale, activation, norm or statistics")),
         ] {
             if given {

@@ -140,8 +140,10 @@ fn shapes_and_messages() {
     let r = desc("r", &[5, 40], DType::BF16);
     assert!(residual.infer(&[&x, &w, &r]).is_ok());
     let both = LinearFused { act: LinearAct::Relu, ..residual };
+    let f32_out = LinearFused { residual: false, out_f32: true, ..both.clone() };
+    assert!(f32_out.infer(&[&x, &w]).is_err());
     let message = both.infer(&[&x, &w, &r]).unwrap_err().to_string();
-    assert!(message.contains("no activation beside a scale or a residual; got x"), "{message}");
+    assert!(message.contains("no activation beside a scale, a residual or f32 y; got x"), "{message}");
 }
 
 #[test]

@@ -22,11 +22,14 @@ struct GridTile {
     static constexpr bool RESIDUAL_EARLY = HALVES * B <= 160;
     static constexpr int A_BYTES = A * BK * 2, B_BYTES = B * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
-    static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 216;
+    // Sums of a thread beside which little else has room: the producer gives all it can, and ends go by small steps.
+    static constexpr bool MANY_SUMS = HALVES * B > 320;
+    static constexpr int PRODUCER_REGISTERS = MANY_SUMS ? 24 : 40;
+    static constexpr int CONSUMER_REGISTERS = MANY_SUMS ? 240 : CONSUMERS == 2 ? 232 : 216;
     // Biases and scales of a tile, room for whole vectors; of a warpgroup 64 rows of x and of w of 16 bits on their way out.
     static constexpr int COLUMNS = (BN + 31) / 32 * 32, STAGING_BYTES = 64 * 64 * 2;
     static constexpr int STATIC_BYTES = CONSUMERS * (STAGING_BYTES + 2 * COLUMNS * 2) + 3 * STAGES * 8 + 32;
-    static_assert(B % 8 == 0 && HALVES * B <= 320 && CTAS <= 8 && BN <= 256);
+    static_assert(B % 8 == 0 && HALVES * B <= 384 && CTAS <= 8 && BN <= 256);
     static_assert(!PINGPONG || (CONSUMERS == 2 && CK == 1));
     static_assert(STAGES * STAGE_BYTES + STATIC_BYTES + 1024 <= 227 * 1024);
 };

@@ -16,14 +16,15 @@ __device__ __forceinline__ uint32_t staged_at(uint32_t row, uint32_t unit) {
 
 // The loops at the end of a tile. An SM that has run other kernels since fetches this code anew, more slowly than it runs
 // it: 7 to 14 us where copies of the body for many sums follow one another. So the loops stay loops, and choose the sums of
-// a turn, or in small tiles of a step. Only short ends, plain or with ReLU, are copied, of tiles of which a CTA has
-// many, and of t128x80, whose kernel runs twice a layer of a picture (gemm/LADDER.md).
+// a turn, or, in small tiles and in those that leave no registers for a turn, of a step. Only short ends, plain or with ReLU,
+// are copied, of tiles of which a CTA has many, and of t128x80, whose kernel runs twice a layer of a picture (gemm/LADDER.md).
 template <class Tile, Act ACT, class Rope>
 struct Loops {
-    static constexpr bool OFTEN = Tile::B > 96 || (Tile::TURNED && Tile::HALVES == 1 && Tile::B == 80);
+    static constexpr bool OFTEN =
+        !Tile::MANY_SUMS && (Tile::B > 96 || (Tile::TURNED && Tile::HALVES == 1 && Tile::B == 80));
     static constexpr int COPIES = OFTEN && (ACT == ACT_NONE || ACT == ACT_RELU) && !Rope::ON ? 16 : 1;
     // Whether the sums of a turn are chosen at once, or of a step.
-    static constexpr bool BY_TURNS = COPIES > 1 || Tile::HALVES * Tile::B > 96 || Rope::ON;
+    static constexpr bool BY_TURNS = !Tile::MANY_SUMS && (COPIES > 1 || Tile::HALVES * Tile::B > 96 || Rope::ON);
 };
 
 // v = the COUNT sums of a thread from COUNT · step on, in rows of SUMS. Registers have no indices: this is a choice among

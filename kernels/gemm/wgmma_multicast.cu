@@ -79,5 +79,5 @@ EXPORT_SHARED(gemm_multicast_rope, WgmmaRopeParams, 128, 80, 8, 1, 4, 2, 2, 1)
 
 EXPORT_PINGPONG(pt, true, 128, 136, 6, 2, 1)
 EXPORT_PINGPONG(pt, true, 128, 152, 5, 2, 1)
-EXPORT_PINGPONG(pd, false, 128, 128, 6, 2, 1)
 EXPORT_PINGPONG(pd, false, 128, 144, 6, 2, 1)
+EXPORT_PINGPONG(pd, false, 128, 192, 5, 2, 1)

@@ -96,13 +96,16 @@ fn every_folder_is_in_the_table() {
 }
 
 #[test]
-fn cudarc_has_one_home() {
+fn cudarc_and_nvml_have_one_home() {
     let mut files = Vec::new();
     rust_files(&root(), &mut files);
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable source file");
         let inside = file.strip_prefix(root()).is_ok_and(|p| p.starts_with("gpu"));
-        let mentions = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains("cudarc::"));
-        assert!(inside || !mentions, "{} uses cudarc: only src/gpu may", file.display());
+        for name in ["cudarc", "nvml_wrapper"] {
+            let path = format!("{name}::");
+            let mentions = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains(&path));
+            assert!(inside || !mentions, "{} uses {name}: only src/gpu may", file.display());
+        }
     }
 }

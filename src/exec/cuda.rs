@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
-    Backend, ExeId, Lane, Leads, Mark, MemoryUse, RowRuns, StateId, TOKENS_AT_ONCE, Ticket, Visit, Wait,
-    check_tokens,
+    Backend, ExeId, Lane, Leads, Mark, MemoryUse, PowerMeter, PowerUse, RowRuns, StateId, TOKENS_AT_ONCE,
+    Ticket, Visit, Wait, check_tokens,
 };
 use crate::core::asked;
 use crate::core::{DType, Desc, Error, HostData, HostSlice, HostTensor, Place, Recipe, Result, Step, Tensor};
@@ -19,6 +19,7 @@ use crate::gpu::memory::{
     DeviceBuffer, Meter, PinnedBuffer, Pitched, copy_in, copy_out, copy_within, copy_within_2d, write_words,
 };
 use crate::gpu::modules::Modules;
+use crate::gpu::power::Sampler;
 use crate::gpu::staging::Uploader;
 use crate::gpu::stream::{Captured, Event, Stream};
 use crate::plan::Plan;
@@ -386,6 +387,16 @@ impl Backend for Cuda {
         Driver::probe().ok().map(|driver| format!("CUDA {}", driver.cuda))
     }
 
+    fn meter_power(&self) -> Option<Box<dyn PowerMeter>> {
+        match Sampler::start(&self.device) {
+            Ok(sampler) => Some(Box::new(sampler)),
+            Err(why) => {
+                tracing::info!("neither power nor clock: {why}");
+                None
+            }
+        }
+    }
+
     fn asynchronous(&self) -> bool {
         true
     }
@@ -747,6 +758,13 @@ impl Backend for Cuda {
             arenas: sum(&mut self.lanes.iter().filter_map(|l| l.arena.as_ref()).map(|b| b.bytes)),
             peak: self.meter.peak_bytes(),
         }
+    }
+}
+
+impl PowerMeter for Sampler {
+    fn stop(self: Box<Self>) -> PowerUse {
+        let samples = Sampler::stop(*self);
+        PowerUse { watts: samples.watts(), sm_mhz: samples.sm_mhz() }
     }
 }
 

@@ -61,6 +61,20 @@ pub struct MemoryUse {
     pub peak: u64,
 }
 
+/// What a device drew and how it was clocked over a while; `None` for what nobody tells.
+#[derive(Clone, Copy, PartialEq, Default, Debug)]
+pub struct PowerUse {
+    /// Mean.
+    pub watts: Option<f64>,
+    /// Mean clock of the SMs.
+    pub sm_mhz: Option<f64>,
+}
+
+/// Measures from when it is made until it is stopped, beside what runs. Dropped, it only ends.
+pub trait PowerMeter {
+    fn stop(self: Box<Self>) -> PowerUse;
+}
+
 /// What a device can do at most, as a plain read of memory and a large matrix product of a library reach it.
 #[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
 pub struct Ceilings {
@@ -116,6 +130,11 @@ pub trait Backend {
     /// For the roofline; `None` when nothing is known of the device.
     fn ceilings(&self) -> Option<Ceilings> {
         Ceilings::of_device(&self.describe())
+    }
+
+    /// Begins to measure power and clock; `None` where nobody tells either.
+    fn meter_power(&self) -> Option<Box<dyn PowerMeter>> {
+        None
     }
 
     /// Runs return before they are done. Callers then enqueue ahead, and pad rows so that lengths share graphs.

@@ -124,6 +124,12 @@ impl Device {
         self.facts.sm_count as usize
     }
 
+    /// `GPU-` and 32 hexadecimal digits: the name that NVML knows it by, whatever `CUDA_VISIBLE_DEVICES` numbers it.
+    pub fn uuid(&self) -> Result<String> {
+        let uuid = check(result::device::get_uuid(self.handle), || "asking for the UUID of the GPU".into())?;
+        Ok(uuid_text(uuid.bytes.map(|b| b as u8)))
+    }
+
     /// (free, total) bytes of device memory.
     pub fn memory(&self) -> Result<(u64, u64)> {
         let (free, total) = check(result::mem_get_info(), || "asking for free memory".into())?;
@@ -131,9 +137,32 @@ impl Device {
     }
 }
 
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let mut text = "GPU-".to_owned();
+    for (i, byte) in bytes.iter().enumerate() {
+        if [4, 6, 8, 10].contains(&i) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: retained once in open(). Nothing can be done about an error at this point.
         let _ = unsafe { result::primary_ctx::release(self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_written_as_nvml_writes_them() {
+        let bytes =
+            [0xc8, 0x6d, 0x4a, 0x0f, 0x00, 0x9b, 0x4e, 0xff, 0x80, 0x01, 0x10, 0x32, 0x54, 0x76, 0x98, 0xba];
+        assert_eq!(uuid_text(bytes), "GPU-c86d4a0f-009b-4eff-8001-1032547698ba");
     }
 }

@@ -1,4 +1,4 @@
-//! The device, ignorant of ops: the only home of the CUDA driver.
+//! The device, ignorant of ops: the only home of the CUDA driver and of NVML.
 
 pub mod convert;
 mod crew;
@@ -10,6 +10,7 @@ mod fold;
 pub mod launch;
 pub mod memory;
 pub mod modules;
+pub mod power;
 #[cfg(test)]
 mod sass;
 pub mod staging;

@@ -7,15 +7,21 @@
 //! turns on several copies of the tensors, which together exceed the L2 cache, so that each node reads memory; where
 //! one run touches too little for that (a row of activations), the row says `warm`: in the model, too, the node
 //! before leaves such inputs in the cache.
+//!
+//! With `--sustain 1` each graph is then replayed for longer: at the power limit a kernel takes the time of its energy.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use serde::Serialize;
 
 use vivace::core::{Cost, DType, Error, HostData, HostTensor, Result};
-use vivace::engine::measure::{Meta, REPEATS, Rates, Spread, WARMUP, percent, relative, roofline_us, table};
+use vivace::engine::measure::{
+    Meta, Rates, Spread, Sustained, WARMUP, percent, relative, rest, roofline_us, sustain_time, table,
+    time_graph,
+};
 use vivace::engine::{DeviceChoice, open_backend};
 use vivace::exec::cases::{Bound, CaseTypes, work};
 use vivace::exec::cpu::Cpu;
@@ -58,6 +64,11 @@ struct Flags {
     /// Without the error against the reference, which takes most of the time.
     #[arg(long)]
     no_error: bool,
+    /// Then replays each case's graph for half of SECONDS, so that clocks settle at the power limit, and for SECONDS
+    /// (up to 60) that count: mean time, power, energy of a node, SM clock. On a CPU, and where the driver's NVML does
+    /// not tell, the time alone.
+    #[arg(long, value_name = "SECONDS", value_parser = sustain_time)]
+    sustain: Option<Duration>,
     /// Only prints the names.
     #[arg(long)]
     list: bool,
@@ -86,6 +97,9 @@ struct Row {
     cold: bool,
     #[serde(flatten)]
     time: Spread,
+    /// Of one node, as the times are.
+    #[serde(flatten)]
+    sustained: Option<Sustained>,
     #[serde(flatten)]
     rates: Rates,
     /// ‖a − b‖ / ‖b‖ over the float outputs against the f32 reference; for ids the share that differs.
@@ -137,7 +151,7 @@ fn run(flags: &Flags) -> Result<ExitCode> {
     let mut report = Report { meta, dtype: dtype.name(), warmup: WARMUP, rows: Vec::new() };
     let mut failed = Vec::new();
     for case in &cases {
-        match bench(backend.as_mut(), case, dtype, !flags.no_error) {
+        match bench(backend.as_mut(), case, dtype, flags) {
             Ok(Some(row)) => {
                 eprintln!("{:60} {:10.2} us", row.name, row.time.median_us);
                 report.rows.push(row);
@@ -156,7 +170,7 @@ fn run(flags: &Flags) -> Result<ExitCode> {
 }
 
 /// Times one case; `None` for those too large for the CPU.
-fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType, with_error: bool) -> Result<Option<Row>> {
+fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType, flags: &Flags) -> Result<Option<Row>> {
     let (cost, held_bytes) = work(case, dtype)?;
     let on_gpu = backend.asynchronous();
     if !on_gpu && (cost.flops > CPU_FLOPS || held_bytes > CPU_BYTES) {
@@ -166,7 +180,7 @@ fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType, with_error: b
     // The CPU reference computes in f32.
     let types = if on_gpu { CaseTypes::device(dtype) } else { CaseTypes::reference(dtype) };
 
-    let error = match on_gpu && with_error && cost.flops < REFERENCE_FLOPS {
+    let error = match on_gpu && !flags.no_error && cost.flops < REFERENCE_FLOPS {
         true => Some(error(
             &once(backend, case, types)?,
             &once(&mut Cpu::new(), case, CaseTypes::reference(dtype))?,
@@ -174,10 +188,13 @@ fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType, with_error: b
         false => None,
     };
     let bound = Bound::cycled(backend, case, types, copies, rounds)?;
-    let times = backend.time(bound.exe, case.step, WARMUP, REPEATS);
+    if flags.sustain.is_some() {
+        // The case before has left the device at its power limit.
+        rest(backend);
+    }
+    let timed = time_graph(backend, bound.exe, case.step, flags.sustain);
     bound.release(backend);
-    let times = times?;
-    let Some(time) = Spread::of(&times) else { return Err(Error::runtime("the device gave no times")) };
+    let (time, sustained) = timed?;
     let time = time.per(copies * rounds);
     Ok(Some(Row {
         name: case.name.clone(),
@@ -186,6 +203,7 @@ fn bench(backend: &mut dyn Backend, case: &Case<Op>, dtype: DType, with_error: b
         cold: on_gpu && cost.bytes() * copies as u64 >= L2_BYTES,
         rates: Rates::of(cost, time.median_us, backend.ceilings()),
         time,
+        sustained: sustained.map(|s| s.per(copies * rounds)),
         error,
     }))
 }
@@ -219,10 +237,11 @@ fn error(outs: &[HostTensor], expected: &[HostTensor]) -> f64 {
 }
 
 fn show(rows: &[Row]) {
+    let sustained = rows.iter().any(|r| r.sustained.is_some());
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|r| {
-            vec![
+            let mut cells = vec![
                 r.name.clone(),
                 format!("{:.2}", r.time.median_us),
                 format!("{:.2}", r.time.p10_us),
@@ -232,9 +251,16 @@ fn show(rows: &[Row]) {
                 percent(r.rates.roofline_share),
                 if r.cold { "cold".to_owned() } else { "warm".to_owned() },
                 r.error.map_or("-".to_owned(), |e| format!("{e:.1e}")),
-            ]
+            ];
+            if sustained {
+                cells.extend(Sustained::cells(r.sustained.as_ref(), |us| format!("{us:.2}")));
+            }
+            cells
         })
         .collect();
-    let head = ["case", "us", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "L2", "error"];
+    let mut head = vec!["case", "us", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "L2", "error"];
+    if sustained {
+        head.extend(Sustained::HEAD);
+    }
     print!("{}", table(&head, &cells));
 }

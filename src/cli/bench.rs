@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use vivace::core::Error;
 use vivace::engine::bench::{self, Progress as At};
+use vivace::engine::measure::sustain_time;
 use vivace::engine::{AudioChunk, Options};
 
 use super::Outcome;
@@ -15,7 +17,9 @@ const JSON_HELP: &str = "\
 --json prints (or writes) one object: what was measured on (device, version, ...), model, dtype, context,
 memory_bytes {weights, states, arenas, peak}, and rows [{name, what, median_us, p10_us, p90_us, ...}] with bytes,
 flops and the share of the device's ceilings. The rows of whole requests have stages [{stage, median_us, critical_us}],
-what of each the first token waited for, and overlap_us, for how long vision and audio ran side by side.";
+what of each the first token waited for, and overlap_us, for how long vision and audio ran side by side.
+With --sustain the rows of single graphs have sustained_us, the mean of a run, and where the GPU tells them watts and
+sm_mhz, means over the runs, and joules of a run.";
 
 /// Measure decoding, prefill, the encoders, the first token and loading
 ///
@@ -37,6 +41,11 @@ pub struct Args {
     /// /LEFT); first_token_streamed wants chunks
     #[arg(long, value_name = "FRAMES[/LEFT]")]
     audio_chunk: Option<AudioChunk>,
+    /// Then replay each item that is one graph (decode, prefill, vision, audio) for half of SECONDS, so that clocks
+    /// settle at the power limit, and for SECONDS (up to 60) that count: mean time, power, energy of a run, SM clock.
+    /// On a CPU, and where the driver's NVML does not tell, the time alone
+    #[arg(long, value_name = "SECONDS", value_parser = sustain_time)]
+    sustain: Option<Duration>,
     #[command(flatten)]
     preprocessing: PreprocessingArgs,
     #[command(flatten)]
@@ -51,7 +60,8 @@ pub fn bench(args: &Args) -> Outcome {
     let loading = Progress::bytes("loading", quiet);
     let options = Options { audio_chunk: args.audio_chunk, ..args.device.options(args.context)? };
     let options = args.preprocessing.with(options);
-    let report = bench::run(&options, args.model.as_deref(), args.filter.as_deref(), &mut |at| match at {
+    let (model, filter) = (args.model.as_deref(), args.filter.as_deref());
+    let report = bench::run(&options, model, filter, args.sustain, &mut |at| match at {
         At::Loading(done, total) => loading.at(done, total),
         At::Running { item, at, of } => {
             loading.end();

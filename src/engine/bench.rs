@@ -7,17 +7,19 @@
 mod items;
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use items::{FULL_ITEMS, Item, MIXED_TEXT_TOKENS, SMALL_ITEMS, selected};
 
-use super::measure::{Meta, REPEATS, REST, Rates, Spread, WARMUP, human_us, percent, table};
+use super::measure::{
+    Meta, REPEATS, Rates, Spread, Sustained, WARMUP, human_us, percent, rest, table, time_graph,
+};
 use super::model::Work;
 use super::{Engine, GenerateOptions, Options, Question, Session, Stage, open_backend, overlap_ms};
 use crate::core::{Cost, HostData, Result, Step};
-use crate::exec::{Backend, Ceilings, MemoryUse};
+use crate::exec::{Ceilings, MemoryUse};
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
 use crate::media::tiles::Tiles;
@@ -47,6 +49,9 @@ pub struct Row {
     pub what: String,
     #[serde(flatten)]
     pub time: Spread,
+    /// Of a graph, where it was asked for.
+    #[serde(flatten)]
+    pub sustained: Option<Sustained>,
     #[serde(flatten)]
     pub rates: Rates,
     /// Of a request: its stages, medians of the runs.
@@ -120,7 +125,8 @@ pub struct Report {
 }
 
 /// Times every item whose name contains one of the comma-separated parts of `filter` (all without one) on
-/// `model_spec`: by default the full-size synthetic VITA-1.5, and on a CPU a small model with fewer items.
+/// `model_spec`: by default the full-size synthetic VITA-1.5, and on a CPU a small model with fewer items. Items
+/// that are one graph are then also replayed for as long as `sustain` says.
 ///
 /// # Errors
 /// `Input` when nothing matches `filter` or the model cannot be opened, `Runtime` when the device fails.
@@ -128,6 +134,7 @@ pub fn run(
     options: &Options,
     model_spec: Option<&str>,
     filter: Option<&str>,
+    sustain: Option<Duration>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report> {
     let on_gpu = open_backend(options.device)?.asynchronous();
@@ -163,7 +170,7 @@ pub fn run(
     let load_us = start.elapsed().as_secs_f64() * 1e6;
 
     let ceilings = engine.model.backend().ceilings();
-    let mut bench = Bench { engine, ceilings, filled: 0, load_us };
+    let mut bench = Bench { engine, ceilings, filled: 0, load_us, sustain };
     let mut rows = Vec::new();
     for (at, &item) in items.iter().enumerate() {
         progress(Progress::Running { item: &item.name(), at, of: items.len() });
@@ -188,28 +195,23 @@ fn built_in(path: &str, json: &str) -> Result<Opened> {
     Ok(Opened { config, source, dir: None })
 }
 
-fn rest(backend: &dyn Backend) {
-    if backend.asynchronous() {
-        std::thread::sleep(REST);
-    }
-}
-
 struct Bench {
     engine: Engine,
     ceilings: Option<Ceilings>,
     /// Rows of the KV cache that hold values of a prefill.
     filled: usize,
     load_us: f64,
+    sustain: Option<Duration>,
 }
 
 impl Bench {
     fn row(&mut self, item: Item) -> Result<Row> {
         let mut answers = Vec::new();
-        let (time, cost) = match item {
+        let (time, sustained, cost) = match item {
             Item::Load => {
                 let bytes = self.engine.model.backend().memory().weights;
                 let cost = Cost { flops: 0, read_bytes: 0, written_bytes: bytes };
-                (Spread::of(&[self.load_us]), cost)
+                (Spread::of(&[self.load_us]), None, cost)
             }
             Item::Decode(kv_len) => {
                 self.fill(kv_len)?;
@@ -254,18 +256,24 @@ impl Bench {
                 self.graph(Work::Audio { frames }, Step::rows(0, frames, 0), Some(HostData::F32(fbank)))?
             }
             Item::FirstToken | Item::FirstTokenRested | Item::FirstTokenCached | Item::FirstTokenStreamed => {
-                self.first_token(item, &mut answers)?
+                let (time, cost) = self.first_token(item, &mut answers)?;
+                (time, None, cost)
             }
         };
         let Some(time) = time else { crate::bail_runtime!("the device gave no times") };
         let ceilings = if item == Item::Load { None } else { self.ceilings };
         let rates = Rates::of(cost, time.median_us, ceilings);
         let (stages, overlap_us) = stage_rows(&answers);
-        Ok(Row { name: item.name(), what: item.about(), time, rates, stages, overlap_us })
+        Ok(Row { name: item.name(), what: item.about(), time, sustained, rates, stages, overlap_us })
     }
 
     /// Times one graph as the device replays it.
-    fn graph(&mut self, work: Work, step: Step, input: Option<HostData>) -> Result<(Option<Spread>, Cost)> {
+    fn graph(
+        &mut self,
+        work: Work,
+        step: Step,
+        input: Option<HostData>,
+    ) -> Result<(Option<Spread>, Option<Sustained>, Cost)> {
         let model = &mut self.engine.model;
         let cost = model.fused(work)?.cost();
         let (exe, tensor) = model.prepared(work)?;
@@ -273,8 +281,8 @@ impl Bench {
             model.backend_mut().write(exe, tensor, data)?;
         }
         rest(model.backend());
-        let times = model.backend_mut().time(exe, step, WARMUP, REPEATS)?;
-        Ok((Spread::of(&times), cost))
+        let (time, sustained) = time_graph(model.backend_mut(), exe, step, self.sustain)?;
+        Ok((Some(time), sustained, cost))
     }
 
     /// Fills the cache up to `rows` with the keys and values of random ids.
@@ -411,11 +419,12 @@ impl fmt::Display for Report {
         let m = &self.meta;
         writeln!(f, "{}, {}, {}, context {}", m.device, self.model, self.dtype, self.context)?;
         writeln!(f, "{}{}", m.date, m.commit.as_ref().map_or(String::new(), |c| format!(", commit {c}")))?;
+        let sustained = self.rows.iter().any(|r| r.sustained.is_some());
         let rows: Vec<Vec<String>> = self
             .rows
             .iter()
             .map(|r| {
-                vec![
+                let mut cells = vec![
                     r.name.clone(),
                     human_us(r.time.median_us),
                     human_us(r.time.p10_us),
@@ -424,10 +433,17 @@ impl fmt::Display for Report {
                     format!("{:.2}", r.rates.tflop_per_s),
                     r.rates.roofline_us.map_or("-".to_owned(), human_us),
                     percent(r.rates.roofline_share),
-                ]
+                ];
+                if sustained {
+                    cells.extend(Sustained::cells(r.sustained.as_ref(), human_us));
+                }
+                cells
             })
             .collect();
-        let head = ["", "median", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "share"];
+        let mut head = vec!["", "median", "p10", "p90", "GB/s", "TFLOP/s", "roofline", "share"];
+        if sustained {
+            head.extend(Sustained::HEAD);
+        }
         f.write_str(&table(&head, &rows))?;
         for row in self.rows.iter().filter(|r| !r.stages.is_empty()) {
             let overlap = row.overlap_us.map_or("-".to_owned(), human_us);

@@ -1,11 +1,12 @@
-//! What every measurement shares: spread of the times, share of the device's ceilings, when and where it was made.
+//! What every measurement shares: spread of the times, lasting work and its power, share of the device's ceilings, when
+//! and where it was made.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::core::Cost;
-use crate::exec::{Backend, Ceilings};
+use crate::core::{Cost, Error, Result, Step};
+use crate::exec::{Backend, Ceilings, ExeId, PowerUse};
 
 /// Untimed runs before the timed ones.
 pub const WARMUP: usize = 3;
@@ -14,6 +15,18 @@ pub const REPEATS: usize = 20;
 /// Before each of several steps on a GPU: one that has worked at its power limit has a lower clock for a while, and what a
 /// step takes should not depend on the one before it.
 pub const REST: Duration = Duration::from_millis(500);
+/// Lasting work is enqueued in turns of so many runs, each of which wants an event.
+const RUNS_A_TURN: usize = 2000;
+/// What a run is taken to last at least, in microseconds.
+const LEAST_RUN_US: f64 = 0.1;
+const LONGEST_SUSTAIN_SECONDS: f64 = 60.0;
+
+/// [`REST`] where a device is asynchronous.
+pub fn rest(backend: &dyn Backend) {
+    if backend.asynchronous() {
+        std::thread::sleep(REST);
+    }
+}
 
 /// Microseconds of several runs of the same work.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -41,6 +54,105 @@ impl Spread {
     pub fn per(self, n: usize) -> Spread {
         let n = n.max(1) as f64;
         Spread { median_us: self.median_us / n, p10_us: self.p10_us / n, p90_us: self.p90_us / n, ..self }
+    }
+}
+
+/// The same work over and over. A GPU is at its power limit after some tens of milliseconds, and a step then takes the
+/// time of its energy, which the [`Spread`] of a few runs does not show.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Sustained {
+    /// Mean of the runs.
+    pub sustained_us: f64,
+    /// Mean power meanwhile; absent, as what follows, where the device does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watts: Option<f64>,
+    /// Of a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
+    /// Mean clock of the SMs meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sm_mhz: Option<f64>,
+}
+
+impl Sustained {
+    fn of(us: f64, power: PowerUse) -> Sustained {
+        let PowerUse { watts, sm_mhz } = power;
+        Sustained { sustained_us: us, watts, joules: watts.map(|w| w * us / 1e6), sm_mhz }
+    }
+
+    /// Replays a graph, a run of which was seen to take `run_us`, for about half of `lasting`, in which clocks settle,
+    /// and then for about `lasting`, which counts.
+    pub fn measure(
+        backend: &mut dyn Backend,
+        exe: ExeId,
+        step: Step,
+        lasting: Duration,
+        run_us: f64,
+    ) -> Result<Sustained> {
+        let settled_us = replay(backend, exe, step, runs_in(lasting / 2, run_us))?;
+        let meter = backend.meter_power();
+        let us = replay(backend, exe, step, runs_in(lasting, settled_us))?;
+        Ok(Sustained::of(us, meter.map(|m| m.stop()).unwrap_or_default()))
+    }
+
+    /// The same for each of `n` equal parts of the work.
+    pub fn per(self, n: usize) -> Sustained {
+        let n = n.max(1) as f64;
+        Sustained { sustained_us: self.sustained_us / n, joules: self.joules.map(|j| j / n), ..self }
+    }
+
+    /// Heads of its columns in a table.
+    pub const HEAD: [&str; 4] = ["sustained", "W", "mJ", "MHz"];
+
+    /// Its columns, `-` for what is not known.
+    pub fn cells(of: Option<&Sustained>, time: impl Fn(f64) -> String) -> [String; 4] {
+        let cell = |x: Option<f64>, digits| x.map_or("-".to_owned(), |x| format!("{x:.digits$}"));
+        [
+            of.map_or("-".to_owned(), |s| time(s.sustained_us)),
+            cell(of.and_then(|s| s.watts), 0),
+            cell(of.and_then(|s| s.joules).map(|j| j * 1e3), 2),
+            cell(of.and_then(|s| s.sm_mhz), 0),
+        ]
+    }
+}
+
+/// Runs of `run_us` that fill `time`, one at least.
+fn runs_in(time: Duration, run_us: f64) -> usize {
+    let runs = time.as_secs_f64() * 1e6 / run_us.max(LEAST_RUN_US);
+    (runs.ceil() as usize).max(1)
+}
+
+/// Mean microseconds of `runs` runs.
+fn replay(backend: &mut dyn Backend, exe: ExeId, step: Step, runs: usize) -> Result<f64> {
+    let (mut left, mut sum_us) = (runs, 0.0);
+    while left > 0 {
+        let turn = left.min(RUNS_A_TURN);
+        sum_us += backend.time(exe, step, 0, turn)?.iter().sum::<f64>();
+        left -= turn;
+    }
+    Ok(sum_us / runs.max(1) as f64)
+}
+
+/// Times a graph: a few runs, and many where they are to be `lasting`.
+pub fn time_graph(
+    backend: &mut dyn Backend,
+    exe: ExeId,
+    step: Step,
+    lasting: Option<Duration>,
+) -> Result<(Spread, Option<Sustained>)> {
+    let times_us = backend.time(exe, step, WARMUP, REPEATS)?;
+    let spread = Spread::of(&times_us).ok_or_else(|| Error::runtime("the device gave no times"))?;
+    let sustained = lasting.map(|l| Sustained::measure(backend, exe, step, l, spread.median_us));
+    Ok((spread, sustained.transpose()?))
+}
+
+/// The value of `--sustain`, in seconds.
+pub fn sustain_time(s: &str) -> Result<Duration, String> {
+    match s.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= LONGEST_SUSTAIN_SECONDS => {
+            Ok(Duration::from_secs_f64(seconds))
+        }
+        _ => Err(format!("a number of seconds above 0 and up to {LONGEST_SUSTAIN_SECONDS} expected")),
     }
 }
 
@@ -210,6 +322,77 @@ mod tests {
         assert!((s.p10_us - 1.3).abs() < 1e-12);
         assert_eq!(Spread::of(&[]), None);
         assert_eq!(Spread::of(&[7.0]).unwrap().p90_us, 7.0);
+    }
+
+    #[test]
+    fn runs_fill_the_time_that_is_asked_for() {
+        let second = Duration::from_secs(1);
+        assert_eq!([3370.0, 0.5, 2e6].map(|us| runs_in(second, us)), [297, 2_000_000, 1]);
+        // No time is too short, no median too odd.
+        assert_eq!(runs_in(Duration::ZERO, 5.0), 1);
+        assert_eq!([0.0, -1.0, f64::NAN].map(|us| runs_in(second, us)), [10_000_000; 3]);
+        assert_eq!(runs_in(second, f64::INFINITY), 1);
+    }
+
+    #[test]
+    fn lasting_work_is_measured_in_turns() {
+        use crate::core::DType;
+        use crate::exec::{Lane, cpu::Cpu};
+        use crate::ops::elementwise::{Act, Unary};
+        let mut g = crate::graph::Graph::new();
+        let x = g.input("x", DType::F32, &[3]);
+        let y = g.push1("y", Unary { act: Act::Relu }, &[x]).unwrap();
+        g.output(y);
+        let mut cpu = Cpu::new();
+        let plan = crate::plan::plan(g, |d| cpu.arena_elem_bytes(d)).unwrap();
+        let exe = cpu.prepare(Lane::Text, plan, &[]).unwrap();
+        let step = Step::rows(0, 3, 0);
+        assert!(replay(&mut cpu, exe, step, 2 * RUNS_A_TURN + 1).unwrap() > 0.0);
+        let (spread, short) = time_graph(&mut cpu, exe, step, None).unwrap();
+        assert_eq!((spread.runs, short), (REPEATS, None));
+        let (_, long) = time_graph(&mut cpu, exe, step, Some(Duration::from_micros(50))).unwrap();
+        let long = long.unwrap();
+        assert!(long.sustained_us > 0.0);
+        // A CPU has no meter.
+        assert_eq!((long.watts, long.joules, long.sm_mhz), (None, None, None));
+    }
+
+    #[test]
+    fn lasting_work_has_energy_where_power_is_known() {
+        #[derive(Serialize)]
+        struct Row {
+            name: &'static str,
+            #[serde(flatten)]
+            sustained: Option<Sustained>,
+        }
+        let json = |sustained| serde_json::to_string(&Row { name: "a", sustained }).unwrap();
+        let cells = |s: Option<Sustained>| Sustained::cells(s.as_ref(), |us| format!("{us:.1}"));
+        assert_eq!(json(None), r#"{"name":"a"}"#);
+        assert_eq!(cells(None), ["-"; 4]);
+
+        let unmetered = Sustained::of(40.0, PowerUse::default());
+        assert_eq!(json(Some(unmetered)), r#"{"name":"a","sustained_us":40.0}"#);
+        assert_eq!(cells(Some(unmetered)), ["40.0", "-", "-", "-"]);
+
+        let power = PowerUse { watts: Some(500.0), sm_mhz: Some(1600.0) };
+        let node = Sustained::of(4000.0, power).per(8);
+        let wanted = r#"{"name":"a","sustained_us":500.0,"watts":500.0,"joules":0.25,"sm_mhz":1600.0}"#;
+        assert_eq!(json(Some(node)), wanted);
+        assert_eq!(cells(Some(node)), ["500.0", "500", "250.00", "1600"]);
+    }
+
+    #[test]
+    fn seconds_of_lasting_work() {
+        assert_eq!(sustain_time("1"), Ok(Duration::from_secs(1)));
+        assert_eq!(sustain_time("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(sustain_time("60"), Ok(Duration::from_secs(60)));
+        for s in ["0", "-1", "60.5", "NaN", "inf", "soon", ""] {
+            assert_eq!(
+                sustain_time(s).unwrap_err(),
+                "a number of seconds above 0 and up to 60 expected",
+                "{s}"
+            );
+        }
     }
 
     #[test]

@@ -37,6 +37,10 @@ fn flags_out_of_range() {
     vivace(&["verify", "a.json", "b.safetensors", "--max-rel", "NaN"]).refused(2, &["--max-rel"]);
     vivace(&["bench", "--device", "cpu", "--filter", "lunch"])
         .refused(2, &["--filter lunch: nothing matches"]);
+    for seconds in ["0", "-1", "61", "NaN", "soon"] {
+        vivace(&["bench", "--device", "cpu", &format!("--sustain={seconds}")])
+            .refused(2, &[seconds, "--sustain", "a number of seconds above 0 and up to 60 expected"]);
+    }
 }
 
 #[test]

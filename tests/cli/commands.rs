@@ -318,6 +318,13 @@ fn graphs_profiles_and_differences_come_instead_of_an_answer() {
 }
 
 #[test]
+fn a_bench_of_lasting_work_has_its_mean() {
+    let args = ["bench", "--device", "cpu", "--filter", "audio", "--json"];
+    let json = vivace(&[&args[..], &["--sustain", "0.01"]].concat()).json();
+    assert!(json["rows"][0]["sustained_us"].as_f64().is_some_and(|us| us > 0.0), "{json}");
+}
+
+#[test]
 fn doctor_says_what_auto_takes() {
     let json = vivace(&["doctor", "--json"]).json();
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));

@@ -39,7 +39,7 @@ fn the_built_in_models_have_all_parts() {
 fn a_report_has_times_work_and_a_stable_json() {
     let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
     let mut seen = Vec::new();
-    let report = run(&options, None, Some("load,audio"), &mut |p| {
+    let report = run(&options, None, Some("load,audio"), None, &mut |p| {
         if let Progress::Running { item, at, of } = p {
             seen.push(format!("{item} {at}/{of}"));
         }
@@ -85,6 +85,21 @@ fn a_report_has_times_work_and_a_stable_json() {
     assert!(json["rows"][1]["flops"].as_u64().unwrap() > 1_000_000);
     let shown = report.to_string();
     assert!(shown.contains("audio_300") && shown.contains("peak"), "{shown}");
+    assert!(!shown.contains("sustained"), "{shown}");
+}
+
+#[test]
+fn lasting_work_has_fields_and_columns_of_its_own_where_it_is_one_graph() {
+    let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
+    let lasting = Some(Duration::from_millis(20));
+    let report = run(&options, None, Some("load,audio"), lasting, &mut |_| {}).unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    assert!(json["rows"][0].get("sustained_us").is_none(), "nothing to replay");
+    assert!(json["rows"][1]["sustained_us"].as_f64().unwrap() > 0.0);
+    // A CPU has no meter.
+    assert!(["watts", "joules", "sm_mhz"].iter().all(|key| json["rows"][1].get(key).is_none()));
+    let shown = report.to_string();
+    assert!(shown.contains("share  sustained  W  mJ  MHz\n"), "{shown}");
 }
 
 #[test]
@@ -92,7 +107,7 @@ fn the_mixed_request_has_128_text_tokens() {
     let opened = built_in(SMALL.0, SMALL.1).unwrap();
     let options = Options { device: DeviceChoice::Cpu, context: Some(MIXED_CONTEXT), ..Options::default() };
     let engine = Engine::from_opened(opened, &options, &mut |_, _| {}).unwrap();
-    let mut bench = Bench { engine, ceilings: None, filled: 0, load_us: 0.0 };
+    let mut bench = Bench { engine, ceilings: None, filled: 0, load_us: 0.0, sustain: None };
     let mut question =
         Question { sounds: vec![Sound::new(16_000, vec![0.1; 160_000]).unwrap()], ..Question::default() };
     let (rows, frames) = bench.pad_question(&mut question).unwrap();
@@ -103,7 +118,7 @@ fn the_mixed_request_has_128_text_tokens() {
 #[test]
 fn a_step_of_a_batch_counts_the_weights_once_and_every_cache() {
     let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
-    let report = run(&options, None, Some("decode_512"), &mut |_| {}).unwrap();
+    let report = run(&options, None, Some("decode_512"), None, &mut |_| {}).unwrap();
     let names: Vec<&str> = report.rows.iter().map(|r| r.name.as_str()).collect();
     assert_eq!(names, ["decode_512", "decode_512_batch_8"]);
     assert_eq!(report.context, 528);
@@ -123,7 +138,7 @@ fn a_step_of_a_batch_counts_the_weights_once_and_every_cache() {
 #[test]
 fn a_request_is_reported_stage_by_stage() {
     let options = Options { device: DeviceChoice::Cpu, ..Options::default() };
-    let report = run(&options, None, Some("first_token_cached"), &mut |_| {}).unwrap();
+    let report = run(&options, None, Some("first_token_cached"), None, &mut |_| {}).unwrap();
     let row = &report.rows[0];
     let stage = |name: &str| row.stages.iter().find(|s| s.stage == name);
     for name in ["filterbank", "audio", "prefill", "token"] {
@@ -136,6 +151,6 @@ fn a_request_is_reported_stage_by_stage() {
     assert!(report.to_string().contains("waited for"));
 
     let audio_chunk = Some(AudioChunk { frames: 4, left: Some(4) });
-    let report = run(&Options { audio_chunk, ..options }, None, Some("streamed"), &mut |_| {}).unwrap();
+    let report = run(&Options { audio_chunk, ..options }, None, Some("streamed"), None, &mut |_| {}).unwrap();
     assert!(report.rows[0].stages.iter().all(|s| s.stage != "audio" && s.stage != "filterbank"));
 }

@@ -18,8 +18,8 @@ struct GridTile {
     static constexpr int CA = CA_, CB = CB_, CK = CK_, CTAS = CA * CB * CK;
     static constexpr int BM = TURNED ? B : A, BN = TURNED ? A : B;
     static constexpr int CM = TURNED ? CB : CA, CN = TURNED ? CA : CB;
-    // Whether a thread has registers for the first of a residual while it multiplies.
-    static constexpr bool RESIDUAL_EARLY = HALVES * B <= 160;
+    // Turns of a residual for which a thread has registers while it multiplies.
+    static constexpr int RESIDUAL_EARLY = HALVES * B <= 128 ? 2 : HALVES * B <= 304 ? 1 : 0;
     static constexpr int A_BYTES = A * BK * 2, B_BYTES = B * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
     static constexpr int THREADS = 128 * (1 + CONSUMERS);
     // Sums of a thread beside which little else has room: the producer gives all it can, and ends go by small steps.

@@ -178,16 +178,31 @@ struct Vectors {
     }
 };
 
-// The residual of a turn, as a thread has it. That of the first is asked for before the product where registers are there for
-// it, because it takes its time.
+// The residual as a thread has it, of a turn, or of two where turns are copied and registers so have numbers: it takes longer
+// to come than a turn. The first are asked for before the product where registers are there for them.
+template <class Tile>
 struct Residual {
-    uint4 of[4];
+    static constexpr int AHEAD = Loops<Tile, ACT_NONE, NoRope>::COPIES > 1 ? 2 : 1;
+    static constexpr int EARLY = Tile::RESIDUAL_EARLY < AHEAD ? Tile::RESIDUAL_EARLY : AHEAD;
+    uint4 turns[AHEAD][4];
 
-    template <class T, class Tile, bool HALVED>
+    __device__ __forceinline__ uint4 (&of(int turn))[4] { return turns[turn % AHEAD]; }
+    template <class T, bool HALVED>
     __device__ __forceinline__ void ask(const Epilogue& e, const Vectors<Tile, HALVED>& vectors, int turn) {
         static_assert(Vectors<Tile, HALVED>::PASSES <= 4);
-        if (e.residual == nullptr || turn == Tile::HALVES * Vectors<Tile, HALVED>::TURNS) return;
-        vectors.each(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) { of[i] = residual_8<T>(e, row, col); });
+        if (e.residual == nullptr || turn >= Tile::HALVES * Vectors<Tile, HALVED>::TURNS) return;
+        uint4(&to)[4] = of(turn);
+        vectors.each(turn, [&](uint32_t i, uint32_t, uint32_t row, uint32_t col) { to[i] = residual_8<T>(e, row, col); });
+    }
+    // Those of the turns from `first` to before `last`.
+    template <class T, bool HALVED>
+    __device__ __forceinline__ void ask(const Epilogue& e, const Vectors<Tile, HALVED>& vectors, int first, int last) {
+#pragma unroll
+        for (int turn = first; turn < last; turn++) ask<T>(e, vectors, turn);
+    }
+    __device__ __forceinline__ void store(uint32_t staging, const Vectors<Tile, false>& vectors, int turn) {
+        const uint4(&from)[4] = of(turn);
+        vectors.each(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(staging + at, from[i]); });
     }
 };
 
@@ -196,8 +211,9 @@ struct Residual {
 // comes into shared memory by rows, goes transposed into the registers that hold the sums, and the result the way back.
 template <class T, class Tile, Act ACT>
 __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 const Residual& asked, uint32_t staging, const T* columns, const float* factors,
-                                                 uint32_t m0, uint32_t n0, uint32_t first_column, uint32_t consumer) {
+                                                 const Residual<Tile>& asked, uint32_t staging, const T* columns,
+                                                 const float* factors, uint32_t m0, uint32_t n0, uint32_t first_column,
+                                                 uint32_t consumer) {
     constexpr bool HALVED = ACT == ACT_SWIGLU, ADDS = ACT == ACT_NONE;
     using Own = Vectors<Tile, HALVED>;
     // Blocks of 8 rows of x, in all and a turn; matrices of 8 x 8 that go at once, two a block or one after SwiGLU.
@@ -208,8 +224,8 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
     const uint32_t thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, g = lane / 4;
     const Own vectors = {p, m0, n0, 0};
     const bool adds = ADDS && e.residual != nullptr;
-    Residual residual = asked;
-    if (ADDS && !Tile::RESIDUAL_EARLY) residual.ask<T>(e, vectors, 0);
+    Residual<Tile> residual = asked;
+    if constexpr (ADDS) residual.template ask<T>(e, vectors, residual.EARLY, residual.AHEAD);
 #pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
@@ -222,10 +238,12 @@ __device__ __forceinline__ void finish_turned_as(const float (&acc)[Tile::HALVES
         else if (ADDS && e.scale != nullptr)
             scale[0] = to_f32(scales[0]), scale[1] = to_f32(scales[8]);
         if (turn > 0) consumer_barrier<Tile::CONSUMERS>(consumer);  // the turn before has been taken
-        if (adds) {
-            vectors.each(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(staging + at, residual.of[i]); });
-            consumer_barrier<Tile::CONSUMERS>(consumer);
-            residual.ask<T>(e, vectors, turn + 1);
+        if constexpr (ADDS) {
+            if (adds) {
+                residual.store(staging, vectors, turn);
+                consumer_barrier<Tile::CONSUMERS>(consumer);
+                residual.template ask<T>(e, vectors, turn + residual.AHEAD);
+            }
         }
         float sums[4 * ROUND];
 #pragma unroll(ROUND == TURN ? 16 : 1)
@@ -313,9 +331,9 @@ struct TurnAngles<Tile, NoRope> {
 // 64 rows of w. `columns` are those of the tile, from n0 on; it ends before n_end.
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                                 const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
-                                                 uint32_t staging, const T* columns, const float* factors, uint32_t row0,
-                                                 uint32_t n0, uint32_t n_end) {
+                                                 const Rope& rope, TurnAngles<Tile, Rope>& angles,
+                                                 const Residual<Tile>& asked, uint32_t staging, const T* columns,
+                                                 const float* factors, uint32_t row0, uint32_t n0, uint32_t n_end) {
     constexpr bool HALVED = ACT == ACT_SWIGLU, ADDS = ACT == ACT_NONE;
     using Own = Vectors<Tile, HALVED>;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
@@ -331,16 +349,18 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
     const auto two_of = [&](const T* from, int block) {
         return unpack2(*reinterpret_cast<const uint32_t*>(from + 8 * block + 2 * t), T());
     };
-    Residual residual = asked;
-    if (ADDS && !Tile::RESIDUAL_EARLY) residual.ask<T>(e, vectors, 0);
+    Residual<Tile> residual = asked;
+    if constexpr (ADDS) residual.template ask<T>(e, vectors, residual.EARLY, residual.AHEAD);
 #pragma unroll(COPIES)
     for (int turn = 0; turn < Tile::HALVES * TURNS; turn++) {
         const int half = turn / TURNS, first = turn % TURNS * TURN;
         __syncwarp();  // the turn before has been taken
-        if (adds) {
-            vectors.each(turn, [&](uint32_t i, uint32_t at, uint32_t, uint32_t) { store_shared(staging + at, residual.of[i]); });
-            __syncwarp();
-            residual.ask<T>(e, vectors, turn + 1);
+        if constexpr (ADDS) {
+            if (adds) {
+                residual.store(staging, vectors, turn);
+                __syncwarp();
+                residual.template ask<T>(e, vectors, turn + residual.AHEAD);
+            }
         }
         float rstd[2] = {1.f, 1.f};
         if constexpr (Tile::BEHIND_NORM) {
@@ -441,7 +461,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
 
 template <class T, class Tile, Act ACT, class Rope>
 __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
+                                               const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual<Tile>& asked,
                                                uint32_t staging, const T* columns, const float* factors, const Unit& u,
                                                uint32_t n_end, uint32_t consumer) {
     const uint32_t mine = Tile::first_of_a(consumer), warp = threadIdx.x / 32 % 4;
@@ -454,7 +474,7 @@ __device__ __forceinline__ void finish_grid_as(const float (&acc)[Tile::HALVES][
 
 template <class T, class Tile, class Rope>
 __device__ __forceinline__ void finish_grid(const float (&acc)[Tile::HALVES][Tile::B / 2], const WgmmaParams& p,
-                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual& asked,
+                                            const Rope& rope, TurnAngles<Tile, Rope>& angles, const Residual<Tile>& asked,
                                             uint32_t staging, const T* columns, const float* factors, const Unit& u,
                                             uint32_t n_end, uint32_t consumer) {
     if constexpr (Tile::BEHIND_RMS && !Rope::ON) {
@@ -488,13 +508,14 @@ __device__ __forceinline__ void ask_residual_turned(const WgmmaParams& p, uint32
             if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
 }
 
-// What is asked of the residual before the product: its first turn into registers, what else there is into the L2.
+// What is asked of the residual before the product: its first turns into registers, what else there is into the L2.
 template <class T, class Tile>
-__device__ __forceinline__ Residual ask_early(const WgmmaParams& p, uint32_t row0, uint32_t n0, uint32_t n_end) {
+__device__ __forceinline__ Residual<Tile> ask_early(const WgmmaParams& p, uint32_t row0, uint32_t n0, uint32_t n_end) {
     using Own = Vectors<Tile, false>;
-    Residual first = {};
-    if constexpr (Tile::RESIDUAL_EARLY) first.ask<T>(p.e, Own{p, row0, n0, n_end}, 0);
-    if constexpr (Tile::RESIDUAL_EARLY && Tile::HALVES * Own::TURNS == 1) return first;
+    constexpr int EARLY = Residual<Tile>::EARLY;
+    Residual<Tile> first = {};
+    first.template ask<T>(p.e, Own{p, row0, n0, n_end}, 0, EARLY);
+    if constexpr (EARLY >= Tile::HALVES * Own::TURNS) return first;
     if constexpr (Tile::TURNED)
         ask_residual_turned<T, Tile>(p, row0, n0);
     else

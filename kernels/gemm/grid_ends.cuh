@@ -334,7 +334,7 @@ __device__ __forceinline__ void finish_direct_as(const float (&acc)[Tile::HALVES
                                                  const Rope& rope, TurnAngles<Tile, Rope>& angles,
                                                  const Residual<Tile>& asked, uint32_t staging, const T* columns,
                                                  const float* factors, uint32_t row0, uint32_t n0, uint32_t n_end) {
-    constexpr bool HALVED = ACT == ACT_SWIGLU, ADDS = ACT == ACT_NONE;
+    constexpr bool HALVED = ACT == ACT_SWIGLU, ADDS = ACT == ACT_NONE && !Rope::ON;
     using Own = Vectors<Tile, HALVED>;
     static_assert(!Rope::ON || (ACT == ACT_NONE && Tile::B % 16 == 0));
     // Blocks of 8 rows of w; the four matrices of 8 x 8 that go at once are of two blocks, or of two pairs of blocks.
@@ -508,12 +508,14 @@ __device__ __forceinline__ void ask_residual_turned(const WgmmaParams& p, uint32
             if (const T* from = residual_at<T>(e, row, col)) prefetch_l2(from);
 }
 
-// What is asked of the residual before the product: its first turns into registers, what else there is into the L2.
-template <class T, class Tile>
+// What is asked of the residual before the product: its first turns into registers, what else there is into the L2. What is
+// turned has none.
+template <class T, class Tile, class Rope>
 __device__ __forceinline__ Residual<Tile> ask_early(const WgmmaParams& p, uint32_t row0, uint32_t n0, uint32_t n_end) {
     using Own = Vectors<Tile, false>;
     constexpr int EARLY = Residual<Tile>::EARLY;
     Residual<Tile> first = {};
+    if constexpr (Rope::ON) return first;
     first.template ask<T>(p.e, Own{p, row0, n0, n_end}, 0, EARLY);
     if constexpr (EARLY >= Tile::HALVES * Own::TURNS) return first;
     if constexpr (Tile::TURNED)

@@ -283,7 +283,7 @@ __device__ __forceinline__ void consume_grid(const WgmmaParams& p, const Rope& r
         wait_once();
         const uint32_t row0 = Tile::TURNED ? u.m0 : u.m0 + first_of_a + warp * 16;
         const uint32_t n0 = Tile::TURNED ? u.n0 + first_of_a : u.n0;
-        const Residual<Part> asked = ask_early<T, Part>(p, row0, n0, n_end);
+        const Residual<Part> asked = ask_early<T, Part, Rope>(p, row0, n0, n_end);
         TurnAngles<Part, Rope> angles;
         angles.ask(rope, p, row0, n0, 0);
 

@@ -83,6 +83,8 @@ struct Report {
     meta: Meta,
     dtype: &'static str,
     warmup: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sustain_seconds: Option<f64>,
     rows: Vec<Row>,
 }
 
@@ -148,7 +150,8 @@ fn run(flags: &Flags) -> Result<ExitCode> {
 
     let meta = Meta::of(backend.as_ref());
     eprintln!("{}, {dtype}, {} cases", meta.device, cases.len());
-    let mut report = Report { meta, dtype: dtype.name(), warmup: WARMUP, rows: Vec::new() };
+    let sustain_seconds = flags.sustain.map(|time| time.as_secs_f64());
+    let mut report = Report { meta, dtype: dtype.name(), warmup: WARMUP, sustain_seconds, rows: Vec::new() };
     let mut failed = Vec::new();
     for case in &cases {
         match bench(backend.as_mut(), case, dtype, flags) {

@@ -18,8 +18,8 @@ const JSON_HELP: &str = "\
 memory_bytes {weights, states, arenas, peak}, and rows [{name, what, median_us, p10_us, p90_us, ...}] with bytes,
 flops and the share of the device's ceilings. The rows of whole requests have stages [{stage, median_us, critical_us}],
 what of each the first token waited for, and overlap_us, for how long vision and audio ran side by side.
-With --sustain the rows of single graphs have sustained_us, the mean of a run, and where the GPU tells them watts and
-sm_mhz, means over the runs, and joules of a run.";
+With --sustain it has sustain_seconds, and the rows of single graphs have sustained_us, the mean of a run, and where the
+GPU tells them watts and sm_mhz, means over the runs, and joules of a run.";
 
 /// Measure decoding, prefill, the encoders, the first token and loading
 ///

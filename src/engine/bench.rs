@@ -121,6 +121,9 @@ pub struct Report {
     /// Rows of the KV cache that the model was opened with.
     pub context: usize,
     pub memory_bytes: Memory,
+    /// For how long each graph was replayed on top, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sustain_seconds: Option<f64>,
     pub rows: Vec<Row>,
 }
 
@@ -183,6 +186,7 @@ pub fn run(
         dtype: bench.engine.model.dtype.name(),
         context: bench.engine.context_rows(),
         memory_bytes: backend.memory().into(),
+        sustain_seconds: sustain.map(|time| time.as_secs_f64()),
         rows,
     })
 }

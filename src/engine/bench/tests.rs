@@ -85,7 +85,7 @@ fn a_report_has_times_work_and_a_stable_json() {
     assert!(json["rows"][1]["flops"].as_u64().unwrap() > 1_000_000);
     let shown = report.to_string();
     assert!(shown.contains("audio_300") && shown.contains("peak"), "{shown}");
-    assert!(!shown.contains("sustained"), "{shown}");
+    assert!(!shown.contains("sustained") && json.get("sustain_seconds").is_none(), "{shown}");
 }
 
 #[test]
@@ -94,6 +94,7 @@ fn lasting_work_has_fields_and_columns_of_its_own_where_it_is_one_graph() {
     let lasting = Some(Duration::from_millis(20));
     let report = run(&options, None, Some("load,audio"), lasting, &mut |_| {}).unwrap();
     let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["sustain_seconds"], 0.02);
     assert!(json["rows"][0].get("sustained_us").is_none(), "nothing to replay");
     assert!(json["rows"][1]["sustained_us"].as_f64().unwrap() > 0.0);
     // A CPU has no meter.

@@ -12,16 +12,15 @@ use crate::exec::{Backend, Ceilings, ExeId, PowerUse};
 pub const WARMUP: usize = 3;
 /// Timed runs.
 pub const REPEATS: usize = 20;
-/// Before each of several steps on a GPU: one that has worked at its power limit has a lower clock for a while, and what a
-/// step takes should not depend on the one before it.
-pub const REST: Duration = Duration::from_millis(500);
+const REST: Duration = Duration::from_millis(500);
 /// Lasting work is enqueued in turns of so many runs, each of which wants an event.
 const RUNS_A_TURN: usize = 2000;
 /// What a run is taken to last at least, in microseconds.
 const LEAST_RUN_US: f64 = 0.1;
 const LONGEST_SUSTAIN_SECONDS: f64 = 60.0;
 
-/// [`REST`] where a device is asynchronous.
+/// Half a second before each of several steps on a GPU: one that has worked at its power limit has a lower clock for a while,
+/// and what a step takes should not depend on the one before it.
 pub fn rest(backend: &dyn Backend) {
     if backend.asynchronous() {
         std::thread::sleep(REST);
@@ -57,8 +56,8 @@ impl Spread {
     }
 }
 
-/// The same work over and over. A GPU is at its power limit after some tens of milliseconds, and a step then takes the
-/// time of its energy, which the [`Spread`] of a few runs does not show.
+/// The same work over and over. Most work has a GPU at its power limit after some tens of milliseconds, and a step then
+/// takes the time of its energy, which the [`Spread`] of a few runs does not show.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Sustained {
     /// Mean of the runs.

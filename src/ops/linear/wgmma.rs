@@ -550,11 +550,11 @@ const MEASURED: [Measured; 63] = [
     fastest([64, 37888, 3584], "d64x144_1x2", 1), // 67.5
     fastest([128, 37888, 3584], "d128x144_1x2", 1), // 70.8
     fastest([256, 37888, 3584], "d128x192_2x1", 1), // 97.2
-    fastest([512, 37888, 3584], "pd128x192_2x1", 1), // 179.1
+    fastest([512, 37888, 3584], "pd128x192_2x1", 1), // 183.0
     fastest([1024, 37888, 3584], "pd128x192_2x1", 1), // 351.0
     fastest([2048, 37888, 3584], "pd128x192_2x1", 1), // 693.3
     fastest([3584, 37888, 3584], "pd128x192_2x1", 1), // a prompt of 3584 rows 73.9 -> 73.0 ms
-    fastest([4096, 37888, 3584], "pd128x192_2x1", 1), // 1427.5
+    fastest([4096, 37888, 3584], "pd128x192_2x1", 1), // 1427 to 1580
 ];
 
 /// The measured plan of that N and K whose tile has as many row blocks for m rows as for those it was measured with, and at

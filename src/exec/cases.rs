@@ -38,7 +38,10 @@ pub struct Bound {
     pub exe: ExeId,
     /// Outputs of each node, in order of execution.
     pub outs: Vec<Vec<Tensor>>,
-    states: Vec<StateId>,
+    /// Each with the input of the case that it is.
+    states: Vec<(StateId, usize)>,
+    inputs: Vec<(Tensor, usize)>,
+    stored: DType,
     shapes: Vec<(DType, usize)>,
 }
 
@@ -106,29 +109,32 @@ impl Bound {
             .map(|&t| (g.desc(t).dtype, g.desc(t).shape.len()))
             .collect();
 
-        let values: Vec<HostData> = case
-            .ins
-            .iter()
-            .enumerate()
-            .map(|(i, input)| match input.kind {
-                CaseKind::Weight => HostData::U32(Vec::new()),
-                _ => values(case, i, input, types.stored),
-            })
-            .collect();
         let source: Arc<dyn Source> = Arc::new(source);
         backend.load(&g.weights, &source, &mut |_, _| {})?;
         let mut states = Vec::new();
         for (desc, &i) in g.states.iter().zip(&state_inputs) {
-            let state = backend.create_state(desc)?;
-            backend.write_state(state, 0, &values[i])?;
-            states.push(state);
+            states.push((backend.create_state(desc)?, i));
         }
+        let ids: Vec<StateId> = states.iter().map(|(state, _)| *state).collect();
         let plan = plan(g, |d| backend.arena_elem_bytes(d))?;
-        let exe = backend.prepare(Lane::Text, plan, &states)?;
-        for (t, i) in inputs {
-            backend.write(exe, t, &values[i])?;
+        let exe = backend.prepare(Lane::Text, plan, &ids)?;
+        let bound = Bound { exe, outs, states, inputs, stored: types.stored, shapes };
+        bound.rewind(backend, case)?;
+        Ok(bound)
+    }
+
+    /// Fills states and inputs again as `case` has them: an op that works in place has changed them.
+    pub fn rewind(&self, backend: &mut dyn Backend, case: &Case<Op>) -> Result<()> {
+        for (i, input) in case.ins.iter().enumerate().filter(|(_, input)| input.kind != CaseKind::Weight) {
+            let values = values(case, i, input, self.stored);
+            for (state, _) in self.states.iter().filter(|(_, of)| *of == i) {
+                backend.write_state(*state, 0, &values)?;
+            }
+            for (t, _) in self.inputs.iter().filter(|(_, of)| *of == i) {
+                backend.write(self.exe, *t, &values)?;
+            }
         }
-        Ok(Bound { exe, outs, states, shapes })
+        Ok(())
     }
 
     /// Overwrites the outputs of the first copy with values that no kernel gives; states keep what they hold.
@@ -153,7 +159,7 @@ impl Bound {
     /// Frees graph and states; weights stay with the backend.
     pub fn release(self, backend: &mut dyn Backend) {
         backend.release(self.exe);
-        self.states.into_iter().for_each(|s| backend.release_state(s));
+        self.states.into_iter().for_each(|(s, _)| backend.release_state(s));
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
-    Backend, ExeId, Lane, Leads, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait, check_tokens,
+    Backend, ExeId, Lane, Leads, Mark, MemoryUse, RowRuns, StateId, Ticket, Visit, Wait, check_tokens, put,
 };
 use crate::core::{
     DType, Desc, Error, HostData, HostSlice, HostTensor, HostWeight, Place, Recipe, Result, Step, Tensor,
@@ -29,7 +29,7 @@ const ELEM_BYTES: usize = 4;
 
 pub struct Cpu {
     weights: HashMap<Recipe, Arc<dyn HostWeight>>,
-    states: Vec<(Desc, HostData)>,
+    states: Vec<Option<(Desc, HostData)>>,
     exes: Vec<Option<Exe>>,
     /// One per lane; f32 values, or the bits of ids.
     arenas: [Vec<f32>; 3],
@@ -74,11 +74,18 @@ impl Cpu {
         }
     }
 
-    fn state(&mut self, id: StateId) -> Result<&mut (Desc, HostData)> {
-        let n = self.states.len();
-        self.states
-            .get_mut(id.0)
-            .ok_or_else(|| Error::runtime(format!("state {} of {n} does not exist", id.0)))
+    fn state(&self, id: StateId) -> Result<&(Desc, HostData)> {
+        match self.states.get(id.0) {
+            Some(Some(state)) => Ok(state),
+            _ => crate::bail_runtime!("state {} does not exist", id.0),
+        }
+    }
+
+    fn state_mut(&mut self, id: StateId) -> Result<&mut (Desc, HostData)> {
+        match self.states.get_mut(id.0) {
+            Some(Some(state)) => Ok(state),
+            _ => crate::bail_runtime!("state {} does not exist", id.0),
+        }
     }
 
     /// Runs node `at` and returns its outputs as they now stand.
@@ -95,7 +102,7 @@ impl Cpu {
             let desc = plan.graph.desc(t);
             outs.push(match desc.place {
                 Place::State(s) if in_place(i) => {
-                    let data = &mut self.state(states[s as usize])?.1;
+                    let data = &mut self.state_mut(states[s as usize])?.1;
                     std::mem::replace(data, HostData::U32(Vec::new()))
                 }
                 _ => HostData::poison(desc.dtype, desc.shape.len()),
@@ -128,7 +135,7 @@ impl Cpu {
                 kept.push(HostTensor { desc: desc.clone(), data: data.clone() });
             }
             match desc.place {
-                Place::State(s) => self.state(states[s as usize])?.1 = data,
+                Place::State(s) => self.state_mut(states[s as usize])?.1 = data,
                 _ => {
                     let slot = plan.slot(t)?;
                     write_slot(&mut self.arenas[lane as usize], slot.offset, &data);
@@ -150,7 +157,7 @@ impl Cpu {
             ins.push(match desc.place {
                 Place::Weight(w) => CpuIn::Weight(exe.weights[w as usize].as_ref()),
                 Place::State(_) if node.op.in_place().iter().any(|(from, _)| *from == i) => CpuIn::InPlace,
-                Place::State(s) => match &self.states[exe.states[s as usize].0].1 {
+                Place::State(s) => match &self.state(exe.states[s as usize])?.1 {
                     HostData::F32(v) => CpuIn::F32(v),
                     HostData::U32(v) => CpuIn::U32(v),
                 },
@@ -276,18 +283,18 @@ impl Backend for Cpu {
     }
 
     fn create_state(&mut self, desc: &Desc) -> Result<StateId> {
-        self.states.push((desc.clone(), HostData::zeros(desc.dtype, desc.shape.len())));
-        Ok(StateId(self.states.len() - 1))
+        let state = (desc.clone(), HostData::zeros(desc.dtype, desc.shape.len()));
+        Ok(StateId(put(&mut self.states, state)))
     }
 
     fn release_state(&mut self, s: StateId) {
-        if let Some((_, data)) = self.states.get_mut(s.0) {
-            *data = HostData::U32(Vec::new());
+        if let Some(state) = self.states.get_mut(s.0) {
+            *state = None;
         }
     }
 
     fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()> {
-        let (desc, to) = self.state(s)?;
+        let (desc, to) = self.state_mut(s)?;
         copy_into(desc, first_element, data, to)
     }
 
@@ -312,8 +319,7 @@ impl Backend for Cpu {
             arena.resize(len, f32::NAN);
         }
         let exe = Exe { lane, plan: Arc::new(plan), states: states.to_vec(), weights };
-        self.exes.push(Some(exe));
-        Ok(ExeId(self.exes.len() - 1))
+        Ok(ExeId(put(&mut self.exes, exe)))
     }
 
     fn warm(&mut self, _: ExeId) -> Result<()> {
@@ -377,7 +383,7 @@ impl Backend for Cpu {
         if let HostData::F32(values) = &mut tensor.data {
             values.truncate(rows.saturating_mul(tensor.desc.cols()));
         }
-        let (desc, to) = self.state(s)?;
+        let (desc, to) = self.state_mut(s)?;
         copy_into(desc, first_row * desc.cols(), &tensor.data, to)
     }
 
@@ -388,7 +394,8 @@ impl Backend for Cpu {
         rows: usize,
         leads: Leads,
     ) -> Result<()> {
-        let Ok([(from, data), (to, out)]) = self.states.get_disjoint_mut([src.0, dst.0]) else {
+        let states = self.states.get_disjoint_mut([src.0, dst.0]);
+        let Ok([Some((from, data)), Some((to, out))]) = states else {
             crate::bail_runtime!("a copy of rows from state {} to state {}: two expected", src.0, dst.0)
         };
         let at = RowRuns::new((from, src_row), (to, dst_row), rows, leads)?;
@@ -413,7 +420,7 @@ impl Backend for Cpu {
         let exe = self.exe(exe)?;
         let desc = exe.plan.graph.desc(t);
         let data = match desc.place {
-            Place::State(s) => self.states[exe.states[s as usize].0].1.clone(),
+            Place::State(s) => self.state(exe.states[s as usize])?.1.clone(),
             _ => {
                 let at = exe.plan.slot(t)?.offset / ELEM_BYTES;
                 let values = &self.arenas[exe.lane as usize][at..at + desc.shape.len()];
@@ -508,7 +515,7 @@ impl Backend for Cpu {
 
     fn memory(&self) -> MemoryUse {
         let arenas: usize = self.arenas.iter().map(|a| a.len() * ELEM_BYTES).sum();
-        let states: usize = self.states.iter().map(|(_, d)| d.len() * ELEM_BYTES).sum();
+        let states: usize = self.states.iter().flatten().map(|(_, d)| d.len() * ELEM_BYTES).sum();
         let weights: u64 = self.weights.keys().map(Recipe::bytes).sum();
         MemoryUse {
             weights,

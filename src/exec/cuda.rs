@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{
     Backend, ExeId, Lane, Leads, Mark, MemoryUse, PowerMeter, PowerUse, RowRuns, StateId, TOKENS_AT_ONCE,
-    Ticket, Visit, Wait, check_tokens,
+    Ticket, Visit, Wait, check_tokens, put,
 };
 use crate::core::asked;
 use crate::core::{DType, Desc, Error, HostData, HostSlice, HostTensor, Place, Recipe, Result, Step, Tensor};
@@ -111,6 +111,14 @@ impl LaneState {
         })
     }
 
+    fn new_arena(&mut self, bytes: usize, meter: &Meter) -> Result<()> {
+        let arena = DeviceBuffer::new(bytes, "the arena", meter)?;
+        // Every float starts as NaN: what is read before it is written shows.
+        arena.fill(0xff, &self.stream)?;
+        self.arena = Some(arena);
+        Ok(())
+    }
+
     /// Enqueues the step of the next run.
     fn send_step(&mut self, step: Step) -> Result<()> {
         let at = self.next_step % STEPS;
@@ -145,9 +153,6 @@ impl Cuda {
             crate::bail_runtime!("cuda:{ordinal}: the CUDA kernels were not built: {why}");
         }
         let device = Device::open(ordinal)?;
-        // Any file tells whether there are images for this chip.
-        crate::gpu::embedded::find("norm", device.facts.sm)
-            .map_err(|e| e.context(format!("cuda:{ordinal}")))?;
         let meter = Meter::default();
         let modules = Modules::new(device.facts.sm);
         Ok(Cuda {
@@ -165,8 +170,9 @@ impl Cuda {
             meter,
             capture: true,
             poison: false,
-            // The switch that tells a race between overlapping kernels from every other error.
-            pdl: std::env::var_os("VIVACE_PDL").is_none_or(|v| v != "0"),
+            // Kernels for older chips do not wait themselves. The switch tells a race between overlapping kernels from every
+            // other error.
+            pdl: device.arch() >= 90 && std::env::var_os("VIVACE_PDL").is_none_or(|v| v != "0"),
             // How the step of a run comes to the device: by the copy engine, which waits for the run before and is waited
             // for, or by the stream itself.
             write_step: asked(
@@ -217,8 +223,10 @@ impl Cuda {
             },
             Place::State(s) => Ok(self.state(exe.states[s as usize])?.1.ptr),
             Place::Arena | Place::Io => match &self.lane(exe.lane).arena {
-                Some(arena) => Ok(arena.ptr.offset(exe.plan.slot(t)?.offset)),
-                None => crate::bail_runtime!("a lane without an arena"),
+                Some(arena) if arena.bytes >= exe.plan.arena_bytes => {
+                    Ok(arena.ptr.offset(exe.plan.slot(t)?.offset))
+                }
+                _ => crate::bail_runtime!("a lane without an arena of {} bytes", exe.plan.arena_bytes),
             },
         }
     }
@@ -253,8 +261,15 @@ impl Cuda {
         Ok(program)
     }
 
+    /// Sees to it that the lane of an exe has an arena of its size: one that could not grow may be gone, or smaller.
+    fn require_arena(&mut self, id: ExeId) -> Result<()> {
+        let exe = self.exe(id)?;
+        self.grow_arena(exe.lane, exe.plan.arena_bytes)
+    }
+
     /// Brings the exe's addresses up to date, where the arena is another since it was recorded.
     fn record_again(&mut self, id: ExeId) -> Result<()> {
+        self.require_arena(id)?;
         let exe = self.exe(id)?;
         let arena = self.lane(exe.lane).generation;
         if exe.arena != arena {
@@ -337,20 +352,23 @@ impl Cuda {
         exe.program.iter().enumerate().try_for_each(|(i, l)| l.enqueue(stream, self.pdl && i > 0))
     }
 
+    /// Gives a lane an arena of at least `bytes`. Where there is no room for it, the one that was there comes back, so that
+    /// what was prepared for it still runs.
     fn grow_arena(&mut self, lane: Lane, bytes: usize) -> Result<()> {
-        let meter = self.meter.clone();
         let state = &mut self.lanes[lane as usize];
-        if state.arena.as_ref().is_some_and(|a| a.bytes >= bytes) {
+        let before = state.arena.as_ref().map_or(0, |a| a.bytes);
+        if before >= bytes && state.arena.is_some() {
             return Ok(());
         }
         state.stream.sync()?;
         state.arena = None;
         state.generation += 1;
-        let arena = DeviceBuffer::new(bytes, "the arena", &meter)?;
-        // Every float starts as NaN: what is read before it is written shows.
-        arena.fill(0xff, &state.stream)?;
-        state.arena = Some(arena);
-        Ok(())
+        let grown = state.new_arena(bytes, &self.meter);
+        if grown.is_err() && before > 0 {
+            // Why the larger one failed is what is told.
+            let _ = state.new_arena(before, &self.meter);
+        }
+        grown
     }
 
     fn read_at(&self, lane: Lane, desc: &Desc, ptr: DevicePtr) -> Result<HostData> {
@@ -466,8 +484,7 @@ impl Backend for Cuda {
         let stream = &self.lane(Lane::Text).stream;
         buffer.fill(0, stream)?;
         stream.sync()?;
-        self.states.push(Some((desc.clone(), buffer)));
-        Ok(StateId(self.states.len() - 1))
+        Ok(StateId(put(&mut self.states, (desc.clone(), buffer))))
     }
 
     fn release_state(&mut self, s: StateId) {
@@ -507,17 +524,7 @@ impl Backend for Cuda {
             arena: self.lane(lane).generation,
         };
         exe.program = self.record(&exe)?;
-        // Places of released graphs are taken again.
-        match self.exes.iter().position(Option::is_none) {
-            Some(free) => {
-                self.exes[free] = Some(exe);
-                Ok(ExeId(free))
-            }
-            None => {
-                self.exes.push(Some(exe));
-                Ok(ExeId(self.exes.len() - 1))
-            }
-        }
+        Ok(ExeId(put(&mut self.exes, exe)))
     }
 
     fn warm(&mut self, id: ExeId) -> Result<()> {
@@ -547,6 +554,7 @@ impl Backend for Cuda {
     }
 
     fn write_slice(&mut self, exe: ExeId, t: Tensor, data: HostSlice<'_>) -> Result<()> {
+        self.require_arena(exe)?;
         let exe = self.exe(exe)?;
         let desc = exe.plan.graph.desc(t);
         check_fits(desc, 0, data)?;

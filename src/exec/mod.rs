@@ -101,6 +101,16 @@ impl Ceilings {
     }
 }
 
+/// Puts `item` where another one has gone, or else at the end, and says where that is.
+fn put<T>(items: &mut Vec<Option<T>>, item: T) -> usize {
+    let at = items.iter().position(Option::is_none).unwrap_or(items.len());
+    match items.get_mut(at) {
+        Some(gone) => *gone = Some(item),
+        None => items.push(Some(item)),
+    }
+    at
+}
+
 /// `Err` unless `n` tokens of the tensor can be sent at once.
 fn check_tokens(desc: &Desc, n: usize) -> Result<()> {
     if desc.dtype != DType::U32 || !(1..=TOKENS_AT_ONCE.min(desc.shape.len())).contains(&n) {
@@ -117,7 +127,9 @@ fn check_tokens(desc: &Desc, n: usize) -> Result<()> {
 /// Sees a node's index, the node, and its outputs.
 pub type Visit<'a> = dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()> + 'a;
 
-/// Runs plans on one device. Only `read*`, `wait_token`, `sync` and the measuring calls wait for the device.
+/// Runs plans on one device. `run*`, the copies and `join` enqueue and return, and a write waits at most for the one before
+/// it on its lane, until that has left the host. What makes or frees memory (`load`, `create_state`, `prepare`, `reserve`,
+/// `release`), `read*`, `wait_token*`, `sync` and the measuring calls wait for the device.
 pub trait Backend {
     /// `NVIDIA H200, sm_90, 132 SMs` or `CPU, 16 threads`.
     fn describe(&self) -> String;
@@ -254,7 +266,7 @@ pub trait Backend {
     }
 
     /// Notes the time at which a lane gets to what is now enqueued on it. Marks are few and reused in turn: read one
-    /// before 64 later ones are made.
+    /// before 256 later ones are made.
     fn mark(&mut self, lane: Lane) -> Result<Mark>;
 
     /// Microseconds from one mark to another, which is waited for.

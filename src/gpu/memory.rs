@@ -43,15 +43,20 @@ struct Block {
 impl Block {
     fn new(bytes: usize, what: &str, meter: &Meter) -> Result<Block> {
         // SAFETY: the block owns what it gets; nobody reads it before it is written.
-        let ptr = unsafe { result::malloc_sync(bytes) }.map_err(|_| {
-            let (free, total) = result::mem_get_info().unwrap_or((0, 0));
-            crate::core::Error::runtime(format!(
-                "out of device memory: {what} needs {:.2} GB, {:.2} of {:.2} GB are free",
-                bytes as f64 / 1e9,
-                free as f64 / 1e9,
-                total as f64 / 1e9
-            ))
-        })?;
+        let ptr = match unsafe { result::malloc_sync(bytes) } {
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = result::mem_get_info().unwrap_or((0, 0));
+                let gb = |bytes: usize| bytes as f64 / 1e9;
+                crate::bail_runtime!(
+                    "out of device memory: {what} needs {:.2} GB, {:.2} of {:.2} GB are free",
+                    gb(bytes),
+                    gb(free),
+                    gb(total)
+                )
+            }
+            // Also what a kernel before this has failed with.
+            other => check(other, || format!("taking {bytes} bytes for {what}"))?,
+        };
         meter.add(bytes as u64);
         Ok(Block { ptr: DevicePtr(ptr), bytes, meter: meter.clone() })
     }

@@ -42,8 +42,16 @@ impl Stream {
         let enqueued = enqueue();
         // SAFETY: begun above; ended also when enqueueing failed, or the stream would stay unusable.
         let graph = check(unsafe { result::stream::end_capture(self.0) }, || "ending a capture".into());
-        enqueued?;
-        let graph = graph?;
+        let graph = match (enqueued, graph) {
+            (Ok(()), graph) => graph?,
+            (Err(e), graph) => {
+                if let Ok(graph) = graph {
+                    // SAFETY: nobody else holds what was captured before the failure.
+                    let _ = unsafe { result::graph::destroy(graph) };
+                }
+                return Err(e);
+            }
+        };
         let mut exec = std::ptr::null_mut();
         // SAFETY: `graph` was just captured; instantiation copies what it needs.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };

@@ -29,6 +29,8 @@ use kernels::{
 };
 
 const DEFAULT_ARCHS: &str = "80;90a";
+/// nvcc itself takes flags from these.
+const MORE_FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v"];
 
 fn main() -> ExitCode {
@@ -55,11 +57,12 @@ fn run() -> Result<(), String> {
         "VIVACE_REQUIRE_KERNELS",
         "VIVACE_SKIP_NVCC",
         "VIVACE_LINEINFO",
+        "VIVACE_KERNEL_CACHE",
         "DOCS_RS",
     ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"] {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"].iter().chain(&MORE_FLAGS) {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
@@ -76,6 +79,10 @@ fn run() -> Result<(), String> {
     };
     if let (Some(why), true) = (&why_empty, is_on("VIVACE_REQUIRE_KERNELS")) {
         return Err(format!("VIVACE_REQUIRE_KERNELS is set and no kernels were built: {why}"));
+    }
+    // What the table includes may be cleaned away, out of a cache above all.
+    for image in &images {
+        println!("cargo::rerun-if-changed={}", image.path.display());
     }
     write(&out.join("kernels.rs"), table(&images, why_empty.as_deref()).as_bytes())
 }
@@ -157,6 +164,10 @@ fn jobs(kernels: &Path, archs: &[String], cache: &Path, version: &str) -> Result
         for (arch, ptx) in cubins.chain(lowest.map(|arch| (*arch, true))) {
             let mut hash = DefaultHasher::new();
             (version, flags(), arch, ptx, env::var_os("NVCC_CCBIN")).hash(&mut hash);
+            MORE_FLAGS
+                .iter()
+                .filter_map(|name| Some((name, env::var_os(name)?)))
+                .for_each(|f| f.hash(&mut hash));
             for (path, text) in &texts {
                 (path.strip_prefix(kernels).unwrap_or(path), text).hash(&mut hash);
             }

@@ -25,7 +25,8 @@ struct NoRope {
 // are not turned.
 __device__ __forceinline__ float4 angles_of(const RopeEpilogue& p, uint32_t row, uint32_t col, uint32_t at) {
     if (col / p.head_dim >= p.heads + p.kv_heads) return make_float4(1.f, 0.f, 1.f, 0.f);
-    return __ldg(p.table + size_t(row) * (p.head_dim / 4) + (col % p.head_dim / 2 + at) / 2);
+    // Not by __ldg: another kernel of the run has written the table.
+    return __ldcg(p.table + size_t(row) * (p.head_dim / 4) + (col % p.head_dim / 2 + at) / 2);
 }
 
 // `first` and `second` hold elements i, i + 1 and i + D/2, i + D/2 + 1.

@@ -4,6 +4,7 @@ use cudarc::driver::{result, sys};
 use serde::Serialize;
 
 use super::driver::check;
+use super::embedded;
 use crate::core::{Error, Result};
 
 /// What a GPU is, as `vivace doctor` prints it.
@@ -17,6 +18,8 @@ pub struct DeviceFacts {
     pub l2_bytes: u64,
     /// Shared memory that one CTA may take after opting in.
     pub smem_bytes: u64,
+    /// Shared memory of one SM.
+    pub smem_per_sm_bytes: u64,
     pub total_bytes: u64,
 }
 
@@ -31,6 +34,7 @@ pub struct Driver {
 /// An opened GPU. Its primary context is current on the thread that opened it.
 pub struct Device {
     pub facts: DeviceFacts,
+    arch: u32,
     context: sys::CUcontext,
     handle: sys::CUdevice,
 }
@@ -77,6 +81,7 @@ fn facts(ordinal: usize) -> Result<DeviceFacts> {
         sm_count: number(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         l2_bytes: number(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         smem_bytes: number(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?.into(),
+        smem_per_sm_bytes: number(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?.into(),
         // SAFETY: as above.
         total_bytes: check(unsafe { result::device::total_mem(handle) }, doing)? as u64,
     })
@@ -100,11 +105,19 @@ impl Device {
                 MIN_SM.1
             );
         }
+        let arch = embedded::arch(facts.sm).map_err(|e| e.context(format!("cuda:{ordinal}")))?;
+        if facts.sm >= (9, 0) && arch < 90 {
+            tracing::warn!(
+                "cuda:{ordinal} is sm_{}{} and runs kernels for older chips: this binary has none for exactly it",
+                facts.sm.0,
+                facts.sm.1
+            );
+        }
         let doing = || format!("opening cuda:{ordinal}");
         let handle = check(result::device::get(ordinal as i32), doing)?;
         // SAFETY: `handle` is a device of this driver; the context is released in Drop.
         let context = check(unsafe { result::primary_ctx::retain(handle) }, doing)?;
-        let device = Device { facts, context, handle };
+        let device = Device { facts, arch, context, handle };
         device.make_current()?;
         Ok(device)
     }
@@ -115,9 +128,9 @@ impl Device {
         check(unsafe { result::ctx::set_current(self.context) }, || "making the context current".into())
     }
 
-    /// Compute capability as one number: 90 for Hopper.
+    /// The architecture whose kernels run here, see [`embedded::arch`]: 90 for Hopper.
     pub fn arch(&self) -> u32 {
-        10 * self.facts.sm.0 + self.facts.sm.1
+        self.arch
     }
 
     pub fn sm_count(&self) -> usize {

@@ -44,6 +44,11 @@ impl Image {
     fn is_exact(&self) -> bool {
         self.arch.ends_with('a')
     }
+
+    /// What may be asked of its kernels.
+    fn capability(&self) -> u32 {
+        if self.is_exact() { self.number() } else { self.number().min(89) }
+    }
 }
 
 /// Why this binary carries no kernels; none if it does.
@@ -71,6 +76,16 @@ pub fn find(file: &str, sm: (u32, u32)) -> Result<&'static Image> {
         return Err(Error::runtime(format!("the CUDA kernels were not built: {why}")));
     }
     choose(KERNELS, file, sm)
+}
+
+/// The architecture whose kernels a GPU of compute capability `sm` runs: its own number where there is machine code for
+/// exactly this chip, else one below Hopper's. Only the former have clusters, TMA, wgmma and dependent launch.
+///
+/// # Errors
+/// As [`find`].
+pub fn arch(sm: (u32, u32)) -> Result<u32> {
+    // Any file tells.
+    Ok(find("norm", sm)?.capability())
 }
 
 /// In this order: machine code for exactly this chip; the newest machine code of the same major version that is not
@@ -143,6 +158,15 @@ mod tests {
     fn falls_back_to_ptx_on_another_major_version() {
         assert_eq!(chosen("norm", (10, 0)), ("80", Kind::Ptx));
         assert_eq!(chosen("norm", (12, 0)), ("80", Kind::Ptx));
+    }
+
+    #[test]
+    fn only_images_of_exactly_this_chip_are_asked_for_what_is_new_on_it() {
+        let asked = |images: &[Image], sm| choose(images, "norm", sm).expect("an image fits").capability();
+        assert_eq!([(8, 0), (8, 9), (9, 0), (10, 0)].map(|sm| asked(IMAGES, sm)), [80, 86, 90, 80]);
+        let [old, plain] =
+            ["80", "90"].map(|arch| [image("norm", arch, Kind::Cubin), image("norm", arch, Kind::Ptx)]);
+        assert_eq!((asked(&old, (9, 0)), asked(&plain, (9, 0)), asked(&plain, (12, 0))), (80, 89, 89));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::launch::DevicePtr;
 use super::memory::{DeviceBuffer, Meter, PinnedBuffer, copy_in};
 use super::modules::Modules;
 use super::stream::{Event, Stream};
-use crate::core::{Recipe, Result};
+use crate::core::{DType, Part, Recipe, Result};
 use crate::weights::{Packer, Source, SynthSpec, check_parts};
 
 /// One pinned buffer, and what a thread packs at a time: large enough that a copy outlasts what it takes to start it. Copies
@@ -56,7 +56,13 @@ enum Way<'a> {
 
 impl<'a> Way<'a> {
     fn of(recipe: &'a Recipe, from: &'a dyn Source) -> Result<Way<'a>> {
-        let specs: Option<Vec<_>> = recipe.parts.iter().map(|p| from.synth(&p.name)).collect();
+        // Made in the type of the recipe; where the source rounds to another one first, its own bytes are taken.
+        let made = |p: &Part| match from.info(&p.name)?.dtype? {
+            DType::F32 => from.synth(&p.name),
+            stored if stored == recipe.dtype => from.synth(&p.name),
+            _ => None,
+        };
+        let specs: Option<Vec<_>> = recipe.parts.iter().map(made).collect();
         Ok(match specs {
             Some(specs) => Way::Made(specs),
             None => Way::Packed(Packer::new(recipe, from)?),

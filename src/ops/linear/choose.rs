@@ -44,8 +44,10 @@ pub(crate) struct Problem {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Chip {
     pub sm_count: usize,
-    /// Compute capability, 90 for Hopper.
+    /// Whose kernels run: 90 for Hopper.
     pub arch: u32,
+    /// Shared memory of one SM, in bytes.
+    pub smem_per_sm: usize,
     /// What split-K may use.
     pub scratch_bytes: usize,
     pub counters: usize,
@@ -300,12 +302,7 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
     // Shortest time of a k step of one CTA; launch, first loads and epilogue of a round.
     const STEP: f64 = 330.0;
     const ROUND: f64 = 2500.0;
-    let smem_per_sm = match chip.arch {
-        90.. => 228 << 10,
-        80 | 87 => 164 << 10,
-        _ => 100 << 10,
-    };
-    let resident = tile.ctas.min(smem_per_sm / (tile.smem_bytes + 1024)).max(1);
+    let resident = tile.ctas.min(chip.smem_per_sm / (tile.smem_bytes + 1024)).max(1);
     let steps = p.k.div_ceil(MmaTile::BK).div_ceil(splits) as f64;
     let per_sm = (tile.tiles(p.m, p.n) * splits).div_ceil(chip.sm_count);
     let rounds = per_sm.div_ceil(resident) as f64;
@@ -325,11 +322,17 @@ fn estimate(p: &Problem, chip: &Chip, tile: &MmaTile, splits: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const H200: Chip =
-        Chip { sm_count: 132, arch: 90, scratch_bytes: 64 << 20, counters: 64 << 10, wanted: None };
+    const H200: Chip = Chip {
+        sm_count: 132,
+        arch: 90,
+        smem_per_sm: 228 << 10,
+        scratch_bytes: 64 << 20,
+        counters: 64 << 10,
+        wanted: None,
+    };
 
     /// A chip whose large products are for `gemm/mma.cu`.
-    const B200: Chip = Chip { arch: 100, ..H200 };
+    const B200: Chip = Chip { arch: 80, ..H200 };
 
     fn dense(m: usize, n: usize, k: usize) -> Problem {
         Problem {
@@ -538,7 +541,9 @@ mod tests {
         for m in [17, 63, 64, 65, 129, 1025] {
             for n in [8, 515, 2304] {
                 for k in [8, 80, 592, 18944] {
-                    for chip in [B200, small, Chip { arch: 80, sm_count: 108, ..H200 }] {
+                    for chip in
+                        [B200, small, Chip { arch: 80, sm_count: 108, smem_per_sm: 164 << 10, ..H200 }]
+                    {
                         let Config::Mma { tile, splits } = choose(&dense(m, n, k), &chip) else {
                             panic!("{m} {n} {k} is not for mma");
                         };

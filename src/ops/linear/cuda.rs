@@ -183,6 +183,7 @@ fn chip(l: &Launcher<'_>, shape: [usize; 3]) -> Result<Chip> {
     Ok(Chip {
         sm_count: l.device.sm_count(),
         arch: l.device.arch(),
+        smem_per_sm: l.device.facts.smem_per_sm_bytes as usize,
         scratch_bytes: l.scratch.bytes,
         counters: l.scratch.counter_len,
         wanted: asked("VIVACE_GEMM", Wishes::parse, takes)?.and_then(|wishes| wishes.of(shape)),

@@ -151,7 +151,7 @@ impl Model {
         let states: u64 = text.states.iter().map(Desc::bytes).sum();
         model.backend.require(weights, states)?;
         model.backend.load(&recipes, &model.source, progress)?;
-        model.text_states = create_states(model.backend.as_mut(), &text)?;
+        model.text_states = create_states(model.backend.as_mut(), text.states.iter().cloned())?;
         let kv_bytes: u64 = text.states[state::KV..].iter().map(Desc::bytes).sum();
         model.row_bytes = kv_bytes / sizes.max_seq as u64;
         model.cache = Cache::new(cache, sizes.media_rows, model.row_bytes);
@@ -413,18 +413,8 @@ impl Model {
         let sizes = TextSizes { max_seq: self.cache.prefixes.capacity(), ..self.sizes };
         let key = TextKey { rows: 1, sequences: 1, kv_bucket: 1, ids: Ids::LastToken, head: Head::None };
         let states = qwen2::build(&self.cfg.text, &sizes, self.dtype, key)?.graph.states;
-        let mut made = Vec::new();
-        for desc in &states[state::KV..] {
-            let desc = Desc { name: format!("kept.{}", desc.name), ..desc.clone() };
-            match self.backend.create_state(&desc) {
-                Ok(s) => made.push(s),
-                Err(e) => {
-                    made.into_iter().for_each(|s| self.backend.release_state(s));
-                    return Err(e);
-                }
-            }
-        }
-        self.prefix_states = made;
+        let kept = |desc: &Desc| Desc { name: format!("kept.{}", desc.name), ..desc.clone() };
+        self.prefix_states = create_states(self.backend.as_mut(), states[state::KV..].iter().map(kept))?;
         Ok(())
     }
 
@@ -446,8 +436,19 @@ impl Model {
     }
 }
 
-fn create_states(backend: &mut dyn Backend, g: &Graph) -> Result<Vec<StateId>> {
-    g.states.iter().map(|d| backend.create_state(d)).collect()
+/// All of them, or none.
+fn create_states(backend: &mut dyn Backend, descs: impl IntoIterator<Item = Desc>) -> Result<Vec<StateId>> {
+    let mut made = Vec::new();
+    for desc in descs {
+        match backend.create_state(&desc) {
+            Ok(s) => made.push(s),
+            Err(e) => {
+                made.into_iter().for_each(|s| backend.release_state(s));
+                return Err(e);
+            }
+        }
+    }
+    Ok(made)
 }
 
 /// The bucket of a context that holds `kv_len` rows: a power of two from 256 up.

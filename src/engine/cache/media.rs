@@ -92,6 +92,11 @@ struct Entry {
 }
 
 impl Entry {
+    /// Bytes kept to compare with.
+    fn bytes(&self) -> u64 {
+        self.source.as_ref().map_or(0, |kept| kept.source().bytes())
+    }
+
     fn range(&self) -> Option<Range<usize>> {
         self.first_row.map(|first| first..first + self.rows)
     }
@@ -133,7 +138,7 @@ impl Media {
 
     /// Bytes kept to compare with.
     pub fn bytes(&self) -> u64 {
-        self.entries.iter().filter_map(|e| e.source.as_ref()).map(|kept| kept.source().bytes()).sum()
+        self.entries.iter().map(Entry::bytes).sum()
     }
 
     pub fn evicted(&self) -> u64 {
@@ -150,11 +155,26 @@ impl Media {
         let limit = self.limit_bytes;
         for e in self.entries.iter_mut().filter(|e| e.held > 0) {
             e.held -= 1;
-            if e.held == 0 && e.source.as_ref().is_some_and(|kept| kept.source().bytes() > limit) {
+            if e.held == 0 && e.bytes() > limit {
                 e.source = None;
             }
         }
         self.entries.retain(|e| e.source.is_some());
+        self.trim();
+    }
+
+    /// Lets the least recently used go until what nothing holds keeps to the limits.
+    fn trim(&mut self) {
+        loop {
+            let loose = self.entries.iter().enumerate().filter(|(_, e)| e.held == 0 && e.source.is_some());
+            let bytes: u64 = loose.clone().map(|(_, e)| e.bytes()).sum();
+            let over = loose.clone().count() > MOST || bytes > self.limit_bytes;
+            match loose.min_by_key(|(_, e)| e.used) {
+                Some((oldest, _)) if over => self.entries.remove(oldest),
+                _ => return,
+            };
+            self.evicted += 1;
+        }
     }
 
     /// The content that is equal to `source`, with its tiles and rows.
@@ -175,12 +195,18 @@ impl Media {
         content
     }
 
-    /// Keeps what `content` is made of for the next question, even where nothing is kept otherwise.
+    /// Keeps what `content` is made of for the next question, even where nothing is kept otherwise, and as long as its rows
+    /// are there: without them it need not be found.
     pub fn hold(&mut self, content: Content, source: &Source<'_>) {
-        if let Some(e) = self.entries.iter_mut().find(|e| e.content == content) {
-            // The question that begins next is the last one that has to find it.
-            (e.source, e.held) = (Some(source.keep()), 2);
+        for e in self.entries.iter_mut() {
+            if e.content == content {
+                // The question that begins next is the last one that has to find it.
+                (e.source, e.held) = (Some(source.keep()), 2);
+            } else if e.first_row.is_none() {
+                e.held = 0;
+            }
         }
+        self.trim();
     }
 
     /// Nothing came of `content`.
@@ -398,6 +424,44 @@ mod tests {
             assert_eq!(m.find(&Source::Picture(&a, tiling(12))), Some((id, 1, 4)));
             m.begin();
             assert_eq!(m.find(&Source::Picture(&a, tiling(12))).is_some(), limit > 0, "limit {limit}");
+        }
+    }
+
+    #[test]
+    fn what_was_held_keeps_to_the_limits_afterwards() {
+        let one = picture(0).data.len() as u64;
+        let mut m = media(3 * one);
+        let hold = |m: &mut Media, seed: u8| {
+            let (content, picture) = (m.insert(1, 4), picture(seed));
+            let placed = m.place(&[content]).unwrap();
+            m.settle(&placed);
+            m.hold(content, &Source::Picture(&picture, tiling(12)));
+        };
+        let known = |m: &mut Media, seed: u8| m.find(&Source::Picture(&picture(seed), tiling(12))).is_some();
+        // Turns of one each: the question finds what is held, and what is over the limit goes.
+        for seed in 0..20 {
+            hold(&mut m, seed);
+            m.begin();
+            assert!(known(&mut m, seed));
+            assert!(m.bytes() <= 4 * one && m.len() <= 4, "{} of {}", m.bytes(), m.len());
+        }
+        m.begin();
+        assert_eq!((m.bytes(), m.evicted()), (3 * one, 17));
+        assert_eq!([16, 17, 19].map(|seed| known(&mut m, seed)), [false, true, true]);
+        // Without a question in between: 32 rows are 8 of them, and the first ones have lost theirs.
+        for seed in 100..120 {
+            hold(&mut m, seed);
+        }
+        assert!(m.bytes() <= (8 + 3) * one, "{}", m.bytes());
+        m.begin();
+        assert!((112..120).all(|seed| known(&mut m, seed)));
+        assert!(!known(&mut m, 100));
+        // A limit of 0 keeps what is held, and nothing else.
+        let mut off = media(0);
+        for seed in 0..3 {
+            hold(&mut off, seed);
+            off.begin();
+            assert!(known(&mut off, seed) && off.len() == 1);
         }
     }
 

@@ -2,7 +2,7 @@
 //! a token of each. They begin with rows of the KV cache, of which every sequence gets a copy.
 
 use super::super::graphs::{Graphs, TextIo};
-use super::{Model, bucket};
+use super::{Model, bucket, create_states};
 use crate::core::{Desc, HostData, Result, Step};
 use crate::exec::{ExeId, Lane, Leads, StateId, TOKENS_AT_ONCE};
 use crate::models::qwen2::{self, Head, Ids, TextGraph, TextKey, TextSizes, state};
@@ -81,17 +81,8 @@ impl Model {
         let own = || descs.iter().enumerate().filter(|(i, _)| !shared(*i)).map(|(_, d)| d);
         let needed = own().map(Desc::bytes).sum::<u64>() + GRAPHS_BYTES;
         require(needed, self.backend.free_bytes()?, sequences, rows)?;
-        let mut made = Vec::new();
-        for desc in own() {
-            let desc = Desc { name: format!("batch.{}", desc.name), ..desc.clone() };
-            match self.backend.create_state(&desc) {
-                Ok(s) => made.push(s),
-                Err(e) => {
-                    made.into_iter().for_each(|s| self.backend.release_state(s));
-                    return Err(e);
-                }
-            }
-        }
+        let named = |desc: &Desc| Desc { name: format!("batch.{}", desc.name), ..desc.clone() };
+        let made = create_states(self.backend.as_mut(), own().map(named))?;
         let mut next = made.iter().copied();
         let states = (0..descs.len())
             .map(|i| if shared(i) { Some(self.text_states[i]) } else { next.next() })

@@ -184,14 +184,16 @@ impl Model {
             shape: Shape::new(shape),
             place: Place::Arena,
         };
-        for (desc, data) in [
-            (desc("audio.window", DType::F32, &[window.len()]), HostData::F32(window)),
-            (desc("audio.mel.spans", DType::U32, &[bins, 2]), HostData::U32(spans)),
-            (desc("audio.mel", DType::F32, &[bins, mel_width()]), HostData::F32(mel)),
-        ] {
-            let s = self.backend.create_state(&desc)?;
+        let descs = [
+            desc("audio.window", DType::F32, &[window.len()]),
+            desc("audio.mel.spans", DType::U32, &[bins, 2]),
+            desc("audio.mel", DType::F32, &[bins, mel_width()]),
+        ];
+        self.mel_states = create_states(self.backend.as_mut(), descs)?;
+        for (&s, data) in
+            self.mel_states.iter().zip([HostData::F32(window), HostData::U32(spans), HostData::F32(mel)])
+        {
             self.backend.write_state(s, 0, &data)?;
-            self.mel_states.push(s);
         }
         // States are written on the text lane; the audio lane reads them.
         self.backend.sync()
@@ -253,11 +255,13 @@ impl Model {
 
     /// A sound of at most `frames` log-mel frames begins to come in; an earlier one that did not end is forgotten.
     pub(in crate::engine) fn begin_sound(&mut self, frames: usize) -> Result<()> {
-        let Some(audio) = &self.cfg.audio else {
+        if self.cfg.audio.is_none() {
             crate::bail_input!("this model has no audio encoder: it cannot take sounds");
-        };
+        }
         let most = whale::encoder_frames(frames);
         if self.arriving.is_none() {
+            self.reserve_positions(1)?;
+            let Some(audio) = &self.cfg.audio else { crate::bail_runtime!("no audio encoder") };
             let piece = Piece::new(audio, 0, 1, true);
             let g = whale::build_piece(audio, &self.cfg.text, self.dtype, piece, 1, most)?.graph;
             let rows = Desc {
@@ -266,16 +270,8 @@ impl Model {
                 shape: Shape::new(&[rows_for_frames(frames).max(1), self.cfg.text.hidden_size]),
                 place: Place::Arena,
             };
-            let mut made = Vec::new();
-            for desc in g.states.iter().skip(self.position_states.len()).chain([&rows]) {
-                match self.backend.create_state(desc) {
-                    Ok(s) => made.push(s),
-                    Err(e) => {
-                        made.into_iter().for_each(|s| self.backend.release_state(s));
-                        return Err(e);
-                    }
-                }
-            }
+            let own = g.states.into_iter().skip(self.position_states.len()).chain([rows]);
+            let mut made = create_states(self.backend.as_mut(), own)?;
             self.arriving = made.pop();
             self.piece_states = made;
         }
@@ -375,8 +371,10 @@ impl Model {
         self.pieces.clear(self.backend.as_mut());
         self.samples.clear(self.backend.as_mut());
         self.position_states.drain(..).for_each(|s| self.backend.release_state(s));
+        // None, until the new ones are there.
+        self.positions = 0;
         let g = fuse(whale::position_tables(audio, self.dtype, cap)?, &self.fusion)?;
-        self.position_states = create_states(self.backend.as_mut(), &g)?;
+        self.position_states = create_states(self.backend.as_mut(), g.states.iter().cloned())?;
         let p = crate::plan::plan(g, |d| self.backend.arena_elem_bytes(d))?;
         let exe = self.backend.prepare(Lane::Audio, p, &self.position_states)?;
         self.backend.run(exe, Step::rows(0, cap, 0))?;

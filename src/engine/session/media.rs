@@ -234,6 +234,8 @@ impl Session<'_> {
                 let made = m.made.insert(made);
                 let model = &mut self.engine.model;
                 if from.is_none() {
+                    // A sound that came in may still be on its way to rows that are given to others now.
+                    model.backend_mut().join(lane, Lane::Text)?;
                     from = Some(model.backend_mut().mark(lane)?);
                 }
                 ledger.host("enqueue", || match (made, m.source) {

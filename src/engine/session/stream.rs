@@ -8,7 +8,7 @@ use crate::media::fbank::{BINS, FbankOptions, RATE_HZ, fbank_from, frame_count, 
 use crate::media::resample::Resampler;
 use crate::models::whale::encoder_frames;
 
-/// What a [`SoundStream`] takes at most.
+/// What a [`SoundStream`] takes at most where it is encoded while it comes in; others end where the context does.
 pub const LONGEST_SOUND_SECONDS: usize = 60;
 /// Log-mel frames of that.
 const MOST_FRAMES: usize = 100 * LONGEST_SOUND_SECONDS;
@@ -93,8 +93,9 @@ impl SoundStream<'_, '_> {
         }
         let all = before + samples.len();
         let most = LONGEST_SOUND_SECONDS * self.sound.rate_hz as usize;
+        let chunk = self.session.engine.model.audio_chunk();
         crate::ensure_input!(
-            all <= most,
+            all <= most || chunk.is_none(),
             "a sound that comes in may last {LONGEST_SOUND_SECONDS} s ({most} samples at {} Hz): {} samples too many",
             self.sound.rate_hz,
             all - most
@@ -103,7 +104,7 @@ impl SoundStream<'_, '_> {
         self.sound.samples.extend_from_slice(samples);
         self.resampler.advance(&self.sound.samples, false, &mut self.samples);
         self.filter()?;
-        if let Some(chunk) = self.session.engine.model.audio_chunk() {
+        if let Some(chunk) = chunk {
             // A frame more than the chunk: the last piece is then never empty.
             while encoder_frames(self.frames.len() / BINS) > self.encoded + chunk {
                 self.encode(chunk, false)?;

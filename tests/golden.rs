@@ -146,7 +146,7 @@ fn a_second_turn_continues_on_the_cache() {
     let mut session = engine.session(Some("Be brief.")).unwrap();
     let first = session.ask(&Question::text("One"), &options, &mut |_| true).unwrap();
     let rows = session.rows();
-    assert_eq!(rows, first.prompt_rows + 7, "the last token of an answer is not fed back");
+    assert_eq!(rows, first.prompt_rows + 7, "the last token of an answer is fed back with the next question");
     let second = session.ask(&Question::text("Two"), &options, &mut |_| true).unwrap();
     assert!(session.rows() > rows + second.prompt_rows);
     // A question that fails leaves the conversation as it was.

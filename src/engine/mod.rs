@@ -190,6 +190,7 @@ impl Question {
 /// How an answer is generated.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GenerateOptions {
+    /// 1 or more; the answer also ends where the context does.
     pub max_new_tokens: usize,
     pub sampling: Sampling,
     /// Texts that end the answer; they are not part of it.
@@ -210,14 +211,20 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
+    /// Refuses what no answer can be generated with.
+    pub fn check(&self) -> Result<()> {
+        self.sampling.check()?;
+        crate::ensure_input!(self.max_new_tokens > 0, "--max-new-tokens: 1 or more expected, got 0");
+        Ok(())
+    }
+
     /// Whether `n` answers can be drawn side by side, see [`Session::answers`].
     pub fn check_answers(&self, n: usize) -> Result<()> {
-        self.sampling.check()?;
+        self.check()?;
         crate::ensure_input!(
             (1..=MOST_ANSWERS).contains(&n),
             "--answers: 1 to {MOST_ANSWERS} expected, got {n}"
         );
-        crate::ensure_input!(self.max_new_tokens > 0, "--max-new-tokens: 1 or more expected, got 0");
         crate::ensure_input!(
             n == 1 || self.sampling.temperature > 0.0,
             "--answers {n}: at --temperature 0 every answer is the same; a temperature above 0 expected"

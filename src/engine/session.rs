@@ -29,10 +29,12 @@ pub struct Session<'e> {
     dialogue: Dialogue,
     /// Rows of the KV cache that belong to the conversation.
     pos: usize,
-    /// Answer tokens in the cache since the last question.
+    /// Tokens of the last answer.
     answer: Vec<u32>,
+    /// How many of them are rows of the cache; the others begin the next turn.
+    fed: usize,
     turns: usize,
-    /// Token ids of the whole conversation, for the repetition penalty.
+    /// Token ids of all rows of the conversation, for the repetition penalty.
     history: Vec<u32>,
 }
 
@@ -56,7 +58,8 @@ pub(super) struct Inputs<'q> {
 impl<'e> Session<'e> {
     pub(super) fn new(engine: &'e mut Engine, system: Option<&str>) -> Result<Session<'e>> {
         let dialogue = Dialogue::new(&engine.tokenizer, system)?;
-        Ok(Session { engine, dialogue, pos: 0, answer: Vec::new(), turns: 0, history: Vec::new() })
+        let (answer, history) = (Vec::new(), Vec::new());
+        Ok(Session { engine, dialogue, pos: 0, answer, fed: 0, turns: 0, history })
     }
 
     /// Rows of the context that are taken.
@@ -91,7 +94,8 @@ impl<'e> Session<'e> {
         options: &GenerateOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
-        options.sampling.check()?;
+        options.check()?;
+        let reply = Reply::new(options)?;
         let mut ledger = Ledger::new();
         ledger.begin(self.engine.model.backend_mut())?;
         let asked = self.find(question, &mut ledger)?;
@@ -106,17 +110,26 @@ impl<'e> Session<'e> {
         ledger.device("prefill", start, self.engine.model.backend_mut().mark(Lane::Text)?);
         let cache = self.keep(&asked, &mut ledger);
 
-        // From here on the question is in the cache.
-        self.dialogue = asked.dialogue;
-        self.pos += asked.keys.len();
-        self.answer.clear();
-        self.turns += 1;
-        self.history.extend(tokens(&asked.keys));
-
-        let mut answer = self.generate(first, head, options, &ledger, on_event)?;
+        let base = self.pos + asked.keys.len();
+        let mut answer = self.generate((first, base), head, reply, &ledger, on_event)?;
         let stages = ledger.close(answer.timings.first_token_ms, self.engine.model.backend_mut())?;
         answer.timings.total_ms = ledger.now_ms();
+        self.conclude(asked.dialogue, &asked.keys, &answer);
         Ok(Answer { prompt_rows: asked.keys.len(), cache, ..answer }.with_stages(&stages, question))
+    }
+
+    /// A question and its answer become part of the conversation.
+    fn conclude(&mut self, dialogue: Dialogue, keys: &[Key], answer: &Answer) {
+        // A token is fed back for the one after it: the last has none, unless that was the one that ends a turn.
+        let unfed = usize::from(answer.stop != StopReason::EndOfTurn).min(answer.tokens.len());
+        self.answer.clone_from(&answer.tokens);
+        self.fed = answer.tokens.len() - unfed;
+        let fed = &self.answer[..self.fed];
+        self.engine.model.cache.extend(fed.iter().copied().map(Key::Token));
+        self.history.extend(tokens(keys).chain(fed.iter().copied()));
+        self.dialogue = dialogue;
+        self.pos += keys.len() + fed.len();
+        self.turns += 1;
     }
 
     /// Turns a question into rows and looks for those that are there; the encoders of what is not begin.
@@ -213,6 +226,7 @@ impl<'e> Session<'e> {
         let engine = &*self.engine;
         let mut keys = Vec::new();
         if self.turns > 0 {
+            keys.extend(self.answer[self.fed..].iter().copied().map(Key::Token));
             keys.extend(dialogue.closing(&self.answer).into_iter().map(Key::Token));
         }
         let sounds = media.iter().filter(|m| m.is_sound());
@@ -235,6 +249,13 @@ impl<'e> Session<'e> {
                 Piece::Image { .. } => keys.extend(tile_rows.by_ref().take(engine.model.rows_per_tile())),
                 Piece::Audio { .. } => keys.extend(sounds.next().into_iter().flatten()),
             }
+        }
+        let vocab = engine.model.cfg.text.vocab_size;
+        if let Some(id) = tokens(&keys).find(|id| *id as usize >= vocab) {
+            crate::bail_input!(
+                "the tokenizer gives id {id}, the model has embeddings for ids below {vocab}: tokenizer and weights are of \
+                 two models"
+            );
         }
         Ok(keys)
     }
@@ -310,23 +331,21 @@ impl<'e> Session<'e> {
     /// needs nothing from the host, and if n was the last one its row is simply overwritten later.
     fn generate(
         &mut self,
-        first: Ticket,
+        (first, base): (Ticket, usize),
         head: Head,
-        options: &GenerateOptions,
+        mut reply: Reply<'_>,
         ledger: &Ledger,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
         let context = self.engine.context_rows();
         let ahead = self.engine.model.backend().asynchronous();
-        let mut reply = Reply::new(options)?;
         let (mut n, mut first_token_ms) = (0, 0.0);
         let mut times_ms: Vec<f64> = Vec::new();
         let mut next = Some(first);
         let mut last = Instant::now();
-        let base = self.pos;
 
         while let Some(ticket) = next.take() {
-            let wanted = n + 1 < options.max_new_tokens && base + n < context;
+            let wanted = n + 1 < reply.options.max_new_tokens && base + n < context;
             if ahead && wanted {
                 next = Some(self.step(base + n, n + 1, head)?);
             }
@@ -356,12 +375,6 @@ impl<'e> Session<'e> {
         reply.flush(on_event);
         let mut answer = reply.answer;
         answer.timings.first_token_ms = first_token_ms;
-        // The last token was never fed back: its row is not in the cache.
-        let in_cache = answer.tokens.len().saturating_sub(usize::from(answer.stop != StopReason::EndOfTurn));
-        self.pos = base + in_cache;
-        self.answer = answer.tokens[..in_cache].to_vec();
-        self.engine.model.cache.extend(self.answer.iter().copied().map(Key::Token));
-        self.history.extend(&answer.tokens);
         times_ms.sort_by(f64::total_cmp);
         answer.timings.per_token_ms = times_ms.get(times_ms.len() / 2).copied();
         Ok(answer)

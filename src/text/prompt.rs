@@ -205,7 +205,7 @@ impl Dialogue {
     }
 
     /// Tokens that must stand between an answer and the next question: a line break, and before it `<|im_end|>`
-    /// unless `answer`, the answer's tokens that the sequence already holds, ends with one.
+    /// unless `answer`, the answer's tokens, ends with one.
     pub fn closing(&self, answer: &[u32]) -> Vec<u32> {
         let end = (answer.last() != Some(&self.im_end)).then_some(self.im_end);
         end.into_iter().chain(self.newline.iter().copied()).collect()

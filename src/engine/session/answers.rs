@@ -52,7 +52,7 @@ impl Session<'_> {
         let asked = self.find(question, &mut ledger)?;
         let end = self.pos + asked.keys.len();
         // The last token of an answer is never fed back.
-        let rows = (end + options.max_new_tokens - 1).min(self.engine.context_rows());
+        let rows = end.saturating_add(options.max_new_tokens - 1).min(self.engine.context_rows());
         self.engine.model.open_batch(n, rows)?;
         self.restore(&asked, &mut ledger)?;
         // The last row of the question is the first step of the sequences: what it gives is drawn from n times.

@@ -5,7 +5,7 @@ use crate::core::Result;
 use crate::text::{State, StopStrings, Utf8Stream};
 
 pub(super) struct Reply<'o> {
-    options: &'o GenerateOptions,
+    pub options: &'o GenerateOptions,
     stops: StopStrings,
     stream: Utf8Stream,
     pub answer: Answer,
@@ -71,13 +71,40 @@ impl<'o> Reply<'o> {
         full.then_some(StopReason::Context)
     }
 
-    /// Text that was held back because more might have followed.
+    /// Text that was held back because more might have followed. Who has cancelled the answer is told nothing more, but
+    /// finds it in there.
     pub fn flush(&mut self, on_event: &mut dyn FnMut(Event<'_>) -> bool) {
         let mut rest = self.stops.push(&self.stream.flush());
         rest.push_str(&self.stops.finish());
         if !rest.is_empty() {
             self.answer.text.push_str(&rest);
-            on_event(Event::Text(&rest));
+            if self.answer.stop != StopReason::Cancelled {
+                on_event(Event::Text(&rest));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_cancelled_is_told_nothing_more() {
+        let options = GenerateOptions { stop: vec!["b!".to_owned()], ..GenerateOptions::default() };
+        for (stop, told) in [(StopReason::Cancelled, ""), (StopReason::MaxNewTokens, "b")] {
+            let mut reply = Reply::new(&options).unwrap();
+            let first = reply.stops.push("ab");
+            assert_eq!(first, "a");
+            (reply.answer.text, reply.answer.stop) = (first, stop);
+            let mut events = String::new();
+            reply.flush(&mut |event| {
+                if let Event::Text(text) = event {
+                    events.push_str(text);
+                }
+                true
+            });
+            assert_eq!((events.as_str(), reply.answer.text.as_str()), (told, "ab"));
         }
     }
 }

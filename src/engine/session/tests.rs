@@ -145,11 +145,72 @@ fn a_second_turn_computes_its_own_rows_only() {
         assert_eq!(first.cache.prefilled_rows, first.prompt_rows);
         let before = session.rows();
         let second = session.ask(&Question::text("Two"), &tokens_of(8), &mut |_| true).unwrap();
-        // The end of the answer, the question, the template.
-        assert_eq!(second.prompt_rows, "]\n[user\nTwo]\n[assistant\n".len());
+        // The last token of the answer and its end, the question, the template.
+        assert_eq!(second.prompt_rows, 1 + "]\n[user\nTwo]\n[assistant\n".len());
         assert_eq!(second.cache.prefilled_rows, second.prompt_rows);
         assert_eq!(second.cache.reused_rows, 0);
         assert_eq!(session.rows(), before + second.prompt_rows + 7);
+    }
+}
+
+#[test]
+fn a_turn_goes_on_after_every_token_of_the_answer() {
+    let mut engine = on();
+    for n in [1, 2, 8] {
+        let mut session = engine.session(Some("S")).unwrap();
+        let first = session.ask(&seen("One", picture(0)), &tokens_of(n), &mut |_| true).unwrap();
+        assert_eq!((first.tokens.len(), &first.stop), (n, &StopReason::MaxNewTokens));
+        let rows = session.rows();
+        assert_eq!(rows, first.prompt_rows + n - 1);
+        session.ask(&Question::text("Two"), &tokens_of(1), &mut |_| true).unwrap();
+        let kept: Vec<u32> = tokens(&session.engine.model.cache.kv()[first.prompt_rows..][..n]).collect();
+        assert_eq!(kept, first.tokens);
+        // And the repetition penalty counts each once.
+        let ids: Vec<u32> = tokens(session.engine.model.cache.kv()).collect();
+        assert_eq!(session.history, ids);
+    }
+}
+
+#[test]
+fn an_answer_of_no_tokens_is_refused() {
+    let mut engine = on();
+    let mut session = engine.session(Some("S")).unwrap();
+    let message = session.ask(&Question::text("?"), &tokens_of(0), &mut |_| true).unwrap_err().to_string();
+    assert_eq!(message, "--max-new-tokens: 1 or more expected, got 0");
+    assert_eq!((session.rows(), session.engine.model.cache.kv().len()), (0, 0));
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let mut engine = on();
+    let vocab = engine.model.cfg.text.vocab_size;
+    engine.model.cfg.text.vocab_size = 90;
+    let message = engine
+        .session(Some("S"))
+        .unwrap()
+        .ask(&Question::text("zebra"), &tokens_of(2), &mut |_| true)
+        .unwrap_err()
+        .to_string();
+    assert!(message.starts_with("the tokenizer gives id "), "{message}");
+    engine.model.cfg.text.vocab_size = vocab;
+    engine.session(Some("S")).unwrap().ask(&Question::text("zebra"), &tokens_of(2), &mut |_| true).unwrap();
+}
+
+#[test]
+fn a_stop_text_that_cannot_be_leaves_no_trace() {
+    let mut engine = on();
+    let mut session = engine.session(Some("S")).unwrap();
+    let one = session.ask(&Question::text("One"), &tokens_of(4), &mut |_| true).unwrap();
+    let before = (session.rows(), session.turns, session.history.clone());
+    let wrong = GenerateOptions { stop: vec![String::new()], ..tokens_of(4) };
+    assert!(session.ask(&Question::text("Two"), &wrong, &mut |_| true).is_err());
+    assert_eq!((session.rows(), session.turns, session.history.clone()), before);
+    let two = session.ask(&Question::text("Two"), &tokens_of(4), &mut |_| true).unwrap();
+    let mut whole = off();
+    let mut session = whole.session(Some("S")).unwrap();
+    for (question, want) in [("One", one), ("Two", two)] {
+        let got = session.ask(&Question::text(question), &tokens_of(4), &mut |_| true).unwrap();
+        assert_eq!(got.tokens, want.tokens);
     }
 }
 

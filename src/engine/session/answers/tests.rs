@@ -132,12 +132,16 @@ fn every_answer_ends_by_itself() {
 fn answers_end_where_the_context_does() {
     let mut engine = open_with(&Options { context: Some(80), ..Options::default() });
     let question = Question::text("What is this?");
-    let answers = all(&mut engine, &question, &drawn(5, 500), 3);
-    let alone =
-        engine.session(Some("Be brief.")).unwrap().ask(&question, &drawn(5, 500), &mut |_| true).unwrap();
-    assert_eq!(alone.stop, StopReason::Context);
-    assert_eq!((&answers[0].tokens, &answers[0].stop), (&alone.tokens, &alone.stop));
-    assert!(answers.iter().all(|a| a.stop == StopReason::Context && a.tokens.len() == alone.tokens.len()));
+    for most in [500, usize::MAX] {
+        let answers = all(&mut engine, &question, &drawn(5, most), 3);
+        let mut session = engine.session(Some("Be brief.")).unwrap();
+        let alone = session.ask(&question, &drawn(5, most), &mut |_| true).unwrap();
+        assert_eq!(alone.stop, StopReason::Context);
+        assert_eq!((&answers[0].tokens, &answers[0].stop), (&alone.tokens, &alone.stop));
+        assert!(
+            answers.iter().all(|a| a.stop == StopReason::Context && a.tokens.len() == alone.tokens.len())
+        );
+    }
 }
 
 #[test]

@@ -55,15 +55,66 @@ fn imports(text: &str) -> Vec<(usize, String)> {
                 continue;
             }
             let rest = &code[at + "crate::".len()..];
-            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            // The crate's macros stand at its root, wherever they are written.
-            let is_macro = ["bail_input", "bail_runtime", "ensure_input"].contains(&name.as_str());
-            if !is_macro && !name.is_empty() {
-                found.push((n + 1, name));
+            for name in first_names(rest) {
+                // The crate's macros stand at its root, wherever they are written.
+                if !["bail_input", "bail_runtime", "ensure_input"].contains(&name) {
+                    found.push((n + 1, name.to_owned()));
+                }
             }
         }
     }
     found
+}
+
+/// What a path begins with: one name, or those of a group `{a::B, c}` of one line.
+fn first_names(path: &str) -> Vec<&str> {
+    let name = |s: &'_ str| s.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(s.len());
+    let Some(group) = path.strip_prefix('{') else { return vec![&path[..name(path)]] };
+    let (mut names, mut depth, mut begins) = (Vec::new(), 0, true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            _ if begins && !c.is_whitespace() => {
+                names.push(&group[at..at + name(&group[at..])]);
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+#[test]
+fn names_of_groups_are_seen() {
+    let names = |line: &str| imports(line).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    assert_eq!(names("use crate::core::{Desc, Result};"), ["core"]);
+    assert_eq!(
+        names("use crate::{bail_input, gpu::{launch::Launch, memory}, engine, text as t};"),
+        ["gpu", "engine", "text"]
+    );
+    assert_eq!(names("let x = crate::ops::norm(crate::plan::plan(y)); // crate::models"), ["ops", "plan"]);
+    assert_eq!(names("    // crate::engine"), [""; 0]);
+}
+
+#[test]
+fn groups_stand_on_one_line_and_paths_go_up_within_their_folder() {
+    let mut files = Vec::new();
+    rust_files(&root(), &mut files);
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable source file");
+        // Modules between this one and the crate: src/folder/file.rs is two below it, src/folder/mod.rs one.
+        let names = file.strip_prefix(root()).expect("a file below src").components().count();
+        let mut depth = names - usize::from(file.ends_with("mod.rs") || names == 1);
+        for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim_start().starts_with("//")) {
+            depth += usize::from(line.starts_with("mod tests {"));
+            let at = format!("{}:{}", file.display(), n + 1);
+            assert!(!line.ends_with("crate::{"), "{at}: imports() reads groups of one line");
+            assert!(!line.contains(&"super::".repeat(depth.max(1))), "{at}: super leads out of its folder");
+        }
+    }
 }
 
 #[test]

@@ -128,8 +128,13 @@ pub(super) fn rounded_cpu(
 fn sizes(opened: &Opened, cases: &[Case]) -> Result<TextSizes> {
     let cfg = &opened.config;
     let per_tile = cfg.vision.as_ref().map_or(0, crate::models::intern_vit::rows_per_tile);
+    let prompt_rows = cfg.audio.as_ref().map_or(0, |a| a.prompt_rows);
     let rows = |c: &Case| {
-        let media = c.images * per_tile + crate::media::fbank::rows_for_frames(c.audio_frames);
+        let sound = match c.audio_frames {
+            0 => 0,
+            frames => crate::media::fbank::rows_for_frames(frames) + prompt_rows,
+        };
+        let media = c.images * per_tile + sound;
         (c.input_ids.len() + media + c.new_tokens, media)
     };
     let max_seq = cases.iter().map(|c| rows(c).0).max().unwrap_or(1).next_multiple_of(64);
@@ -215,8 +220,13 @@ fn measure_case(model: &mut Model, seed: u64, case: &Case, golden: &Golden) -> R
     let sure = model.dtype == DType::F32;
     tensors.extend(golden.compare_ids(&name, &prompt.tokens.data.u32s()[..rows], sure)?);
 
-    let golden_tokens = golden.ids(&format!("{}.lm.greedy_tokens", case.name))?;
-    let margins = golden.floats(&format!("{}.lm.greedy_margins", case.name))?;
+    let name = |key: &str| format!("{}.lm.{key}", case.name);
+    let golden_tokens = golden.ids(&name("greedy_tokens"))?;
+    let margins = golden.floats(&name("greedy_margins"))?;
+    for (key, found) in [("greedy_tokens", golden_tokens.len()), ("greedy_margins", margins.len())] {
+        let expected = case.new_tokens;
+        crate::ensure_input!(found == expected, "{}: expected {expected} values, found {found}", name(key));
+    }
     let mut forced = vec![first];
     let mut last_logits = row(&prompt.logits, rows - 1).to_vec();
     // All of them are many: only for a file that has them.

@@ -5,8 +5,13 @@ use serde_json::{Map, Value};
 use crate::core::Result;
 use crate::{bail_input, ensure_input};
 
-/// No extent of a real model is larger; products of such extents stay far from overflow where they are multiplied.
+/// No extent of a real model is larger.
 const MOST: u64 = 1 << 24;
+/// Layers, strides and sizes of kernels at most: with these and [`MOST`] no tensor of a model comes near 2^63 bytes, and the
+/// list of its tensors stays short.
+const MOST_FEW: u64 = 1024;
+/// The same for the side of a picture.
+const MOST_PIXELS: u64 = 1 << 14;
 
 /// Objects in order of precedence: the first that has a field (and not `null`) gives it.
 pub(super) struct Section<'a> {
@@ -66,19 +71,40 @@ impl<'a> Section<'a> {
         Ok(())
     }
 
-    pub fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+    fn up_to(&self, most: u64, key: &str) -> Result<Option<usize>> {
         let Some((value, at)) = self.find(key) else { return Ok(None) };
         match value.as_u64() {
-            Some(x) if (1..=MOST).contains(&x) => Ok(Some(x as usize)),
-            _ => bail_input!("{at}: expected a whole number from 1 to {MOST}, found {value}"),
+            Some(x) if (1..=most).contains(&x) => Ok(Some(x as usize)),
+            _ => bail_input!("{at}: expected a whole number from 1 to {most}, found {value}"),
         }
     }
 
-    pub fn count(&self, key: &str) -> Result<usize> {
-        match self.optional_count(key)? {
+    fn required(&self, count: Option<usize>, key: &str) -> Result<usize> {
+        match count {
             Some(n) => Ok(n),
             None => bail_input!("{}: expected a whole number above 0, found none", self.at(key)),
         }
+    }
+
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+        self.up_to(MOST, key)
+    }
+
+    pub fn count(&self, key: &str) -> Result<usize> {
+        self.required(self.optional_count(key)?, key)
+    }
+
+    /// A number of layers, the side of a patch, bins: never many.
+    pub fn few(&self, key: &str) -> Result<usize> {
+        self.required(self.optional_few(key)?, key)
+    }
+
+    pub fn optional_few(&self, key: &str) -> Result<Option<usize>> {
+        self.up_to(MOST_FEW, key)
+    }
+
+    pub fn pixels(&self, key: &str) -> Result<usize> {
+        self.required(self.up_to(MOST_PIXELS, key)?, key)
     }
 
     pub fn whole(&self, key: &str, default: i64) -> Result<i64> {

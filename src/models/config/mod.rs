@@ -212,7 +212,7 @@ impl TextConfig {
             vocab_size: stored.filter(|&v| v > 0).map_or_else(|| s.count("vocab_size"), Ok)?,
             hidden_size,
             intermediate_size: s.count("intermediate_size")?,
-            num_hidden_layers: s.count("num_hidden_layers")?,
+            num_hidden_layers: s.few("num_hidden_layers")?,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -237,13 +237,13 @@ impl VisionConfig {
         s.only("hidden_act", "gelu")?;
         s.off("qk_normalization")?;
         let hidden_size = s.count("hidden_size")?;
-        let patch_size = s.count("patch_size")?;
+        let patch_size = s.few("patch_size")?;
         let config = VisionConfig {
             hidden_size,
             num_attention_heads: s.heads_of_64(hidden_size)?,
             intermediate_size: s.count("intermediate_size")?,
-            num_hidden_layers: s.count("num_hidden_layers")?,
-            image_size: s.count("image_size")?,
+            num_hidden_layers: s.few("num_hidden_layers")?,
+            image_size: s.pixels("image_size")?,
             patch_size,
             layer_norm_eps: s.positive("layer_norm_eps", Some(1e-6))?,
         };
@@ -276,14 +276,14 @@ impl AudioConfig {
         s.only("hidden_act", "relu")?;
         let hidden_size = s.count("hidden_size")?;
         let config = AudioConfig {
-            input_dim: s.count("input_dim")?,
+            input_dim: s.few("input_dim")?,
             hidden_size,
             num_attention_heads: s.heads_of_64(hidden_size)?,
             intermediate_size: s.count("intermediate_size")?,
-            num_hidden_layers: s.count("num_hidden_layers")?,
+            num_hidden_layers: s.few("num_hidden_layers")?,
             chunk_size: s.whole("chunk_size", -1)?,
             left_chunks: s.whole("left_chunks", -1)?,
-            adapter_kernel_size: s.optional_count("adapter_kernel_size")?.unwrap_or(5),
+            adapter_kernel_size: s.optional_few("adapter_kernel_size")?.unwrap_or(5),
             prompt_rows: prompt_rows(top, place, hints.shapes)?,
         };
         s.require(config.input_dim >= 7, "input_dim", || {

@@ -22,7 +22,7 @@ pub(super) fn vision(shapes: Shapes<'_>) -> Map<String, Value> {
         set("hidden_size", hidden);
         set("patch_size", patch);
         if let Some(&[_, tokens, _]) = positions.as_deref() {
-            set("image_size", tokens.saturating_sub(1).isqrt() * patch);
+            set("image_size", tokens.saturating_sub(1).isqrt().saturating_mul(patch));
         }
     }
     let prefix = format!("{TOWER}.encoder.layers");
@@ -43,7 +43,7 @@ pub(super) fn audio(shapes: Shapes<'_>) -> Map<String, Value> {
     {
         set("hidden_size", hidden);
         // Two convolutions leave 19 bands of 79 to 82 bins: of such a range, the multiple of four.
-        set("input_dim", 4 * (flat / hidden) + 4);
+        set("input_dim", (flat / hidden).saturating_add(1).saturating_mul(4));
     }
     if let Some(&[bins]) = shapes(&format!("{AUDIO}.encoder.global_cmvn.mean")).as_deref() {
         set("input_dim", bins);

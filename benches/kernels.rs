@@ -22,7 +22,7 @@ use vivace::engine::measure::{
     Meta, Rates, Spread, Sustained, WARMUP, percent, relative, rest, roofline_us, sustain_time, table,
     time_graph,
 };
-use vivace::engine::{DeviceChoice, open_backend};
+use vivace::engine::{DeviceChoice, ResultFile, open_backend};
 use vivace::exec::cases::{Bound, CaseTypes, work};
 use vivace::exec::cpu::Cpu;
 use vivace::exec::{Backend, Ceilings};
@@ -138,6 +138,7 @@ fn run(flags: &Flags) -> Result<ExitCode> {
         cases.iter().for_each(|c| println!("{}", c.name));
         return Ok(ExitCode::SUCCESS);
     }
+    let file = flags.json.as_deref().map(ResultFile::create).transpose()?;
     let mut backend = match open_backend(flags.device) {
         Ok(backend) => backend,
         Err(why) => {
@@ -164,9 +165,8 @@ fn run(flags: &Flags) -> Result<ExitCode> {
         }
     }
     show(&report.rows);
-    if let Some(path) = &flags.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| Error::runtime(e.to_string()))?;
-        std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))?;
+    if let Some(file) = file {
+        file.write(&report)?;
     }
     failed.iter().for_each(|f| eprintln!("failed: {f}"));
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

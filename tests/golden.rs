@@ -42,6 +42,52 @@ fn chunked_audio_attention_matches_the_reference() {
     check("tiny-chunked", &cpu());
 }
 
+#[test]
+fn what_compares_nothing_does_not_pass() {
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture("tiny.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(fixture("tiny.safetensors")).unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (json, file) = (dir.path().join("case.json"), dir.path().join("case.safetensors"));
+    // The written case alone, changed; and of the golden file what `keep` says.
+    let message = |change: &dyn Fn(&mut serde_json::Value), keep: &dyn Fn(&str) -> bool| {
+        let mut config = config.clone();
+        let cases = config["cases"].as_array_mut().unwrap();
+        cases.truncate(1);
+        change(&mut config["cases"]);
+        std::fs::write(&json, config.to_string()).unwrap();
+        let kept = golden.tensors().into_iter().filter(|(name, _)| keep(name));
+        safetensors::serialize_to_file(kept, None, &file).unwrap();
+        let report = verify(&json, &file, &cpu(), None);
+        report.map_or_else(|e| e.to_string(), |r| format!("{} checks", r.checks.len()))
+    };
+    let of_text = |name: &str| name.starts_with("text.");
+    assert_eq!(message(&|_| {}, &of_text), "6 checks");
+    type Change<'a> = &'a dyn Fn(&mut serde_json::Value);
+    let changes: [(Change<'_>, &str); 5] = [
+        (&|cases| *cases = serde_json::json!([]), "expected cases to compare, found none"),
+        (
+            &|cases| cases[0]["input_ids"] = serde_json::json!([]),
+            "text: input_ids: expected at least one id, found none",
+        ),
+        (
+            &|cases| cases[0]["images"] = 1_000_000_000.into(),
+            "text: images: expected 0 to 65536, found 1000000000",
+        ),
+        (&|cases| cases[0]["new_tokens"] = 0.into(), "text: new_tokens: expected 1 to 65536, found 0"),
+        (&|cases| cases[0]["new_tokens"] = 17.into(), "text.lm.greedy_tokens: expected 17 values, found 16"),
+    ];
+    for (change, says) in changes {
+        let found = message(change, &of_text);
+        assert!(found.ends_with(says), "{found}");
+    }
+    let found = message(&|_| {}, &|name| of_text(name) || name == "image.lm.logits_final");
+    assert!(found.ends_with("image.lm.logits_final: no case of the config gives such a tensor"), "{found}");
+    let found = message(&|_| {}, &|name| of_text(name) && name.contains("greedy"));
+    assert!(found.ends_with("case text: expected tensors to compare, found none"), "{found}");
+}
+
 /// A file may hold the logits of every forced step: the first are those of the prompt's last row.
 #[test]
 fn logits_of_every_forced_step_are_compared_where_the_file_has_them() {

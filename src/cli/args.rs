@@ -16,8 +16,8 @@ pub struct DeviceArgs {
     /// Where to run: auto (the first GPU that can, else the CPU), cpu, cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
-    /// Fusion rules to leave out, by name; `all` for every one
-    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
+    /// Fusion rules to leave out, by name, separated by commas; `all` for every one
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub no_fuse: Vec<String>,
     /// Launch kernels one by one instead of replaying captured CUDA graphs
     #[arg(long)]
@@ -114,7 +114,7 @@ pub struct GenerateArgs {
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value = "512", value_parser = positive)]
     pub max_new_tokens: usize,
-    /// 0 always takes the most likely token; above, the higher the more varied
+    /// 0 always takes the most likely token; above (from 0.0001 on), the higher the more varied
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
     /// Sample among the K most likely tokens; 0 for all
@@ -132,7 +132,7 @@ pub struct GenerateArgs {
     /// End the answer before this text (may be given several times)
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
-    /// Noise added before the filterbank; 0 gives the same answer every time
+    /// Noise added before the filterbank (the same every time), as training did with 1.0; 0 adds none
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub dither: f32,
     /// Answer also where the model hears only noise, or speech that is not addressed to it

@@ -4,19 +4,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use vivace::core::Error;
 use vivace::engine::bench::{self, Progress as At};
 use vivace::engine::measure::sustain_time;
-use vivace::engine::{AudioChunk, Options};
+use vivace::engine::{AudioChunk, Options, ResultFile};
 
 use super::Outcome;
 use super::args::{DeviceArgs, PreprocessingArgs, positive};
 use super::output::{Progress, note, print, print_json};
 
 const JSON_HELP: &str = "\
---json prints (or writes) one object: what was measured on (device, version, ...), model, dtype, context,
-memory_bytes {weights, states, arenas, peak}, and rows [{name, what, median_us, p10_us, p90_us, ...}] with bytes,
-flops and the share of the device's ceilings. The rows of whole requests have stages [{stage, median_us, critical_us}],
+--json prints (or writes) one object: what was measured on (date, device, driver, commit, version, ceilings
+{bytes_per_s, flops_per_s} or null), model, dtype, context, memory_bytes {weights, states, arenas, peak}, and rows
+[{name, what, runs, median_us, p10_us, p90_us, flops, bytes, gb_per_s, tflop_per_s, roofline_us, roofline_share}]:
+roofline_us is what the device's ceilings allow, roofline_share how near the median comes. The rows of whole requests have stages [{stage, median_us, critical_us}],
 what of each the first token waited for, and overlap_us, for how long vision and audio ran side by side.
 With --sustain it has sustain_seconds, and the rows of single graphs have sustained_us, the mean of a run, and where the
 GPU tells them watts and sm_mhz, means over the runs, and joules of a run.";
@@ -57,6 +57,7 @@ pub struct Args {
 
 pub fn bench(args: &Args) -> Outcome {
     let quiet = matches!(args.json, Some(None));
+    let file = args.json.as_ref().and_then(Option::as_deref).map(ResultFile::create).transpose()?;
     let loading = Progress::bytes("loading", quiet);
     let options = Options { audio_chunk: args.audio_chunk, ..args.device.options(args.context)? };
     let options = args.preprocessing.with(options);
@@ -70,15 +71,13 @@ pub fn bench(args: &Args) -> Outcome {
             }
         }
     })?;
-    match &args.json {
-        Some(None) => print_json(&report)?,
-        Some(Some(path)) => {
-            print(&report.to_string())?;
-            let mut text = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
-            text.push('\n');
-            std::fs::write(path, text).map_err(|e| Error::io(path, e))?;
-        }
-        None => print(&report.to_string())?,
+    if quiet {
+        print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&report.to_string())?;
+    if let Some(file) = file {
+        file.write(&report)?;
     }
     Ok(ExitCode::SUCCESS)
 }

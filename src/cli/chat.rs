@@ -17,8 +17,8 @@ const COMMANDS: &str = "\
 Every line is a question; these are commands:
   /image PATH    attach a picture to the next question
   /audio PATH    attach a sound to the next question (an empty line then asks without text)
-  /system TEXT   start a new conversation with this system text
-  /reset         start a new conversation
+  /system TEXT   start a new conversation with this system text; what is attached stays
+  /reset         start a new conversation; what is attached goes
   /timings       how long the last answer took, stage by stage
   /help          this list
   /quit          end; so does Ctrl-D

@@ -127,17 +127,17 @@ fn look_at_gpus(mut report: Report) -> Report {
             }
         }
     }
-    let why_not = match (missing, &report.driver_missing, report.gpus.first()) {
+    if let Some(gpu) = report.gpus.iter().find(|gpu| gpu.kernels == OK) {
+        let why = format!("{} runs the kernels", gpu.name);
+        report.auto = Auto { device: format!("cuda:{}", gpu.ordinal), why };
+        return report;
+    }
+    report.auto.why = match (missing, &report.driver_missing, report.gpus.first()) {
         (Some(why), _, _) => format!("the CUDA kernels were not built: {why}"),
         (_, Some(why), _) => why.clone(),
         (_, _, None) => "the driver shows no GPU".to_owned(),
-        (_, _, Some(gpu)) if gpu.kernels != OK => gpu.kernels.clone(),
-        (_, _, Some(gpu)) => {
-            report.auto = Auto { device: "cuda:0".to_owned(), why: format!("{} runs the kernels", gpu.name) };
-            return report;
-        }
+        (_, _, Some(gpu)) => gpu.kernels.clone(),
     };
-    report.auto.why = why_not;
     report
 }
 

@@ -12,6 +12,7 @@ use vivace::engine::measure::REPEATS;
 use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question, Session};
 use vivace::media::audio::Sound;
 use vivace::media::fbank::require_length;
+use vivace::media::video::choose_frames;
 use vivace::media::wav::{WavStream, is_wav};
 
 use super::args::{GenerateArgs, ModelArgs};
@@ -42,7 +43,20 @@ const JSON_HELP: &str = "\
   memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes
 
 With --answers it prints an array of as many such objects. What they tell of times before the first
-token is the same for all; total_ms ends with the last token of each.";
+token is the same for all; total_ms ends with the last token of each.
+
+With --profile the object says what was measured on (date, device, driver, commit, version, ceilings
+{bytes_per_s, flops_per_s} or null) and has graphs [{name, nodes_us (their sum), whole (the graph as it
+runs: runs, median_us, p10_us, p90_us; or null), ops, nodes}], with
+  ops            [{op, nodes, us, share, RATES}], all nodes of one op together, longest first
+  nodes          [{op, name, out, us, RATES}], in order of execution
+  RATES          flops, bytes, gb_per_s, tflop_per_s, roofline_us (what the ceilings allow, or null),
+                 roofline_share
+
+With --diff it is {device, tensors (how many were compared), first, outside (how many leave their
+tolerance), most_used (the largest part of its tolerance that a tensor inside uses), most_used_by};
+first is null or the first that leaves it, {graph, node, op, tensor, shape, rel, rounded_rel (what
+rounding alone does), worst (flat index of the largest difference), found, expected}.";
 
 /// Answer one question
 ///
@@ -58,10 +72,12 @@ pub struct Args {
     /// Pictures: PNG, JPEG or WebP
     #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     image: Vec<PathBuf>,
-    /// Sounds: WAV, FLAC, MP3 or OGG Vorbis; `-` hears standard input, a WAV while it comes in
+    /// Sounds: WAV, FLAC, MP3 or OGG Vorbis; `-` hears standard input to its end, a WAV while it comes in (where the audio
+    /// encoder hears in chunks at most 60 s of it)
     #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     audio: Vec<PathBuf>,
-    /// The pictures are frames of one video, in order
+    /// The pictures are frames of one video, one of each second, in order: of more than 16 so many are taken, evenly, of
+    /// fewer than 4 some twice
     #[arg(long, requires = "image", help_heading = "Question")]
     video_frames: bool,
     /// Replaces the system text
@@ -287,6 +303,10 @@ impl Args {
         question.dither = self.generate.dither;
         for path in &self.image {
             question = question.image(path)?;
+        }
+        if self.video_frames {
+            let frames = choose_frames(question.images.len(), 1.0)?;
+            question.images = frames.into_iter().map(|at| question.images[at].clone()).collect();
         }
         for path in self.audio.iter().filter(|p| p.as_os_str() != "-") {
             question = question.audio(path)?;

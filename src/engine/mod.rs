@@ -19,6 +19,7 @@ mod graphs;
 mod ledger;
 pub mod measure;
 pub mod model;
+mod result_file;
 mod sampling;
 mod session;
 mod synth;
@@ -43,6 +44,7 @@ pub use cache::{CacheOptions, CacheStats, CacheUse};
 pub use ledger::{Stage, overlap_ms};
 pub use model::MOST_SEQUENCES as MOST_ANSWERS;
 use model::{Model, ModelParts};
+pub use result_file::ResultFile;
 pub use sampling::Sampling;
 pub use session::{LONGEST_SOUND_SECONDS, Session, SoundStream};
 pub use synth::write_synthetic;
@@ -144,7 +146,7 @@ pub struct Question {
     /// The pictures are frames of a video: one tile each.
     pub video: bool,
     pub sounds: Vec<Sound>,
-    /// Random noise added before the filterbank, as upstream does with 1.0; 0 repeats.
+    /// Noise added before the filterbank, as upstream does with 1.0; the same for the same sound. 0 adds none.
     pub dither: f32,
     /// Time that reading the files took, for the timings.
     pub decode_ms: f64,
@@ -410,13 +412,7 @@ pub fn open_backend(choice: DeviceChoice) -> Result<Box<dyn Backend>> {
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(ordinal) => Ok(Box::new(crate::exec::cuda::Cuda::open(ordinal)?)),
         #[cfg(feature = "cuda")]
-        DeviceChoice::Auto => match crate::exec::cuda::Cuda::open(0) {
-            Ok(cuda) => Ok(Box::new(cuda)),
-            Err(why) => {
-                tracing::info!("no GPU: {why}; running on the CPU");
-                Ok(Box::new(Cpu::new()))
-            }
-        },
+        DeviceChoice::Auto => Ok(first_gpu().unwrap_or_else(|| Box::new(Cpu::new()))),
         #[cfg(not(feature = "cuda"))]
         DeviceChoice::Cuda(n) => {
             crate::bail_runtime!("cuda:{n}: this binary was built without the feature `cuda`")
@@ -424,4 +420,26 @@ pub fn open_backend(choice: DeviceChoice) -> Result<Box<dyn Backend>> {
         #[cfg(not(feature = "cuda"))]
         DeviceChoice::Auto => Ok(Box::new(Cpu::new())),
     }
+}
+
+/// The first GPU that can run the kernels. Where there are GPUs and none can, that is worth a warning.
+#[cfg(feature = "cuda")]
+fn first_gpu() -> Option<Box<dyn Backend>> {
+    use crate::exec::cuda::Cuda;
+    use crate::gpu::device::Driver;
+    let devices = match Driver::probe() {
+        Ok(driver) => driver.devices,
+        Err(why) => {
+            tracing::info!("{why}: running on the CPU");
+            return None;
+        }
+    };
+    for facts in &devices {
+        match Cuda::open(facts.ordinal) {
+            Ok(cuda) => return Some(Box::new(cuda)),
+            Err(why) => tracing::warn!("{why}"),
+        }
+    }
+    tracing::info!("no GPU of {} runs the kernels: running on the CPU", devices.len());
+    None
 }

@@ -6,13 +6,13 @@ use crate::core::{HostData, Result};
 /// were put before ([`super::CacheOptions::enabled`] says why).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Sampling {
-    /// 0 is greedy.
+    /// 0 is greedy; else 1e-4 to 1e4.
     pub temperature: f32,
     /// The `k` most likely tokens stay; 0 keeps all.
     pub top_k: u32,
     /// The smallest set of tokens with at least this mass stays; 1 keeps all.
     pub top_p: f32,
-    /// Logits of tokens that have occurred are divided (positive) or multiplied (negative) by it; 1 is off.
+    /// Logits of tokens that have occurred are divided (positive) or multiplied (negative) by it, 0.01 to 100; 1 is off.
     pub repetition_penalty: f32,
     pub seed: u64,
 }
@@ -31,17 +31,18 @@ impl Sampling {
 
     pub fn check(&self) -> Result<()> {
         let Sampling { temperature, top_p, repetition_penalty, .. } = *self;
+        // Logits over a lower temperature, or times a penalty out of bounds, are no finite numbers any more.
         crate::ensure_input!(
-            temperature.is_finite() && temperature >= 0.0,
-            "--temperature: 0 (greedy) or more expected, got {temperature}"
+            temperature == 0.0 || (1e-4..=1e4).contains(&temperature),
+            "--temperature: 0 (greedy), or 0.0001 to 10000 expected, got {temperature}"
         );
         crate::ensure_input!(
             top_p > 0.0 && top_p <= 1.0,
             "--top-p: above 0 and up to 1 expected, got {top_p}"
         );
         crate::ensure_input!(
-            repetition_penalty.is_finite() && repetition_penalty > 0.0,
-            "--repetition-penalty: above 0 expected, got {repetition_penalty}"
+            (1e-2..=1e2).contains(&repetition_penalty),
+            "--repetition-penalty: 0.01 to 100 expected, got {repetition_penalty}"
         );
         Ok(())
     }

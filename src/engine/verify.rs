@@ -33,6 +33,26 @@ struct Case {
     new_tokens: usize,
 }
 
+impl Case {
+    /// Bounds what memory is taken for.
+    fn check(&self) -> Result<()> {
+        const MOST: usize = 1 << 16;
+        crate::ensure_input!(!self.input_ids.is_empty(), "input_ids: expected at least one id, found none");
+        for (key, found, least) in [
+            ("images", self.images, 0),
+            ("audio_frames", self.audio_frames, 0),
+            ("input_ids: their number", self.input_ids.len(), 1),
+            ("new_tokens", self.new_tokens, 1),
+        ] {
+            crate::ensure_input!(
+                (least..=MOST).contains(&found),
+                "{key}: expected {least} to {MOST}, found {found}"
+            );
+        }
+        Ok(())
+    }
+}
+
 #[derive(Deserialize)]
 struct Cases {
     seed: u64,
@@ -72,7 +92,13 @@ pub fn verify(config: &Path, golden: &Path, options: &Options, max_rel: Option<f
     let text = std::fs::read_to_string(config).map_err(|e| Error::io(config, e))?;
     let cases: Cases = serde_json::from_str(&text)
         .map_err(|e| Error::input(format!("{}: not a config with cases: {e}", config.display())))?;
-    let golden = Golden::open(golden)?;
+    let at = config.display();
+    crate::ensure_input!(!cases.cases.is_empty(), "{at}: expected cases to compare, found none");
+    cases
+        .cases
+        .iter()
+        .try_for_each(|case| case.check().map_err(|e| e.context(format!("{at}: {}", case.name))))?;
+    let golden = Golden::open(golden, &cases.cases)?;
     let spec = format!("synthetic:{}", config.display());
     let opened = open_model(&spec)?;
     let sizes = sizes(&opened, &cases.cases)?;
@@ -312,14 +338,50 @@ fn merged_ids(model: &Model, case: &Case) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
+/// What is compared of a case.
+const TENSORS: [&str; 11] = [
+    "vision.last_hidden_state",
+    "vision.features",
+    "vision.projected",
+    "audio.subsampled",
+    "audio.encoder",
+    "audio.embeds",
+    "inputs_embeds",
+    "lm.hidden_last",
+    "lm.logits_tail",
+    "lm.logits_forced",
+    "lm.logits_final",
+];
+/// Its tokens, and how sure the reference was of them.
+const IDS: [&str; 3] = ["lm.argmax_all", "lm.greedy_tokens", "lm.greedy_margins"];
+
 /// The reference outputs.
 struct Golden {
     file: Safetensors,
 }
 
 impl Golden {
-    fn open(path: &Path) -> Result<Golden> {
-        Ok(Golden { file: Safetensors::open_file(path)? })
+    /// Refuses a file with tensors that nothing is compared with, and one that has none but tokens of a case.
+    fn open(path: &Path, cases: &[Case]) -> Result<Golden> {
+        let (file, at) = (Safetensors::open_file(path)?, path.display());
+        let mut compared = vec![false; cases.len()];
+        for name in file.names() {
+            let key = |case: &Case| name.strip_prefix(&case.name)?.strip_prefix('.').map(str::to_owned);
+            let found = cases.iter().enumerate().find_map(|(i, case)| {
+                let key = key(case)?;
+                let key = key.strip_suffix(".rows").unwrap_or(&key);
+                let is_tensor = TENSORS.contains(&key);
+                (is_tensor || IDS.contains(&key)).then_some((i, is_tensor))
+            });
+            let Some((i, is_tensor)) = found else {
+                crate::bail_input!("{at}: {name}: no case of the config gives such a tensor")
+            };
+            compared[i] |= is_tensor;
+        }
+        if let Some((case, _)) = cases.iter().zip(&compared).find(|(_, compared)| !**compared) {
+            crate::bail_input!("{at}: case {}: expected tensors to compare, found none", case.name);
+        }
+        Ok(Golden { file })
     }
 
     fn words(&self, name: &str, stored_as: &str) -> Result<Vec<[u8; 4]>> {

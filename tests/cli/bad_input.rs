@@ -7,10 +7,14 @@ use super::*;
 #[test]
 fn flags_out_of_range() {
     for (flags, parts) in [
-        (&["--temperature=-1"][..], &["--temperature: 0 (greedy) or more expected, got -1"][..]),
-        (&["--temperature", "NaN"], &["--temperature: 0 (greedy) or more expected, got NaN"]),
+        (&["--temperature=-1"][..], &["--temperature: 0 (greedy), or 0.0001 to 10000 expected, got -1"][..]),
+        (&["--temperature", "NaN"], &["--temperature: 0 (greedy), or 0.0001 to 10000 expected, got NaN"]),
+        (
+            &["--temperature", "1e-38"],
+            &["--temperature: 0 (greedy), or 0.0001 to 10000 expected, got 0.0000"],
+        ),
         (&["--top-p", "0"], &["--top-p: above 0 and up to 1 expected, got 0"]),
-        (&["--repetition-penalty", "0"], &["--repetition-penalty: above 0 expected, got 0"]),
+        (&["--repetition-penalty", "0"], &["--repetition-penalty: 0.01 to 100 expected, got 0"]),
         (&["--dither=-1"], &["--dither: 0 or more expected, got -1"]),
         (&["--top-k", "many"], &["--top-k", "many"]),
         (&["--max-new-tokens", "0"], &["--max-new-tokens", "above 0 expected"]),

@@ -180,8 +180,11 @@ fn pictures_sounds_and_frames_take_their_rows() {
     };
     // 56 pixels of 14 a side make 16 patches, 4 rows; a picture also brings one line break.
     let text = rows(&[]);
-    let frames = rows(&["--image", PICTURE, PICTURE, PICTURE, "--video-frames"]);
-    assert_eq!(frames - text, 3 * 4 + 1);
+    // A video is 4 to 16 frames of a tile each.
+    for (given, taken) in [(1, 4), (3, 4), (5, 5), (16, 16), (40, 16)] {
+        let frames = [vec!["--video-frames", "--image"], vec![PICTURE; given]].concat();
+        assert_eq!(rows(&frames) - text, taken * 4 + 1, "{given} frames");
+    }
     let tiled = rows(&["--image", PICTURE]);
     assert!(tiled > text + 4 + 1 && (tiled - text - 1) % 4 == 0, "{tiled} {text}");
     assert_eq!(rows(&["--image", PICTURE, "--image", PICTURE]) - text, 2 * (tiled - text - 1) + 1);

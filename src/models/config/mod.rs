@@ -26,6 +26,8 @@ pub const MODEL_TYPES: [&str; 2] = ["vita-Qwen2", "qwen2"];
 
 /// Context of a model whose config names no `tokenizer_model_max_length`, if it has room for as much.
 const DEFAULT_CONTEXT: usize = 8192;
+/// What sounds are turned into, frame by frame.
+const MEL_BINS: usize = 80;
 
 /// A model to build.
 #[derive(Clone, PartialEq, Debug)]
@@ -286,8 +288,8 @@ impl AudioConfig {
             adapter_kernel_size: s.optional_few("adapter_kernel_size")?.unwrap_or(5),
             prompt_rows: prompt_rows(top, place, hints.shapes)?,
         };
-        s.require(config.input_dim >= 7, "input_dim", || {
-            format!("expected at least 7 mel bins for two strided convolutions, found {}", config.input_dim)
+        s.require(config.input_dim == MEL_BINS, "input_dim", || {
+            format!("expected {MEL_BINS}, the mel bins of the filterbank; found {}", config.input_dim)
         })?;
         Ok(Some(config))
     }

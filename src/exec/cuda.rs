@@ -153,6 +153,15 @@ impl Cuda {
             crate::bail_runtime!("cuda:{ordinal}: the CUDA kernels were not built: {why}");
         }
         let device = Device::open(ordinal)?;
+        let sm = device.facts.sm;
+        // Any file tells whether there are images for this chip.
+        crate::gpu::embedded::find("norm", sm).map_err(|e| e.context(format!("cuda:{ordinal}")))?;
+        if sm >= (9, 0) && device.arch() < 90 {
+            let sm = 10 * sm.0 + sm.1;
+            tracing::warn!(
+                "cuda:{ordinal}: this binary has no kernels for exactly sm_{sm}: older ones run, slower"
+            );
+        }
         let meter = Meter::default();
         let modules = Modules::new(device.facts.sm);
         Ok(Cuda {

@@ -105,19 +105,11 @@ impl Device {
                 MIN_SM.1
             );
         }
-        let arch = embedded::arch(facts.sm).map_err(|e| e.context(format!("cuda:{ordinal}")))?;
-        if facts.sm >= (9, 0) && arch < 90 {
-            tracing::warn!(
-                "cuda:{ordinal} is sm_{}{} and runs kernels for older chips: this binary has none for exactly it",
-                facts.sm.0,
-                facts.sm.1
-            );
-        }
         let doing = || format!("opening cuda:{ordinal}");
         let handle = check(result::device::get(ordinal as i32), doing)?;
         // SAFETY: `handle` is a device of this driver; the context is released in Drop.
         let context = check(unsafe { result::primary_ctx::retain(handle) }, doing)?;
-        let device = Device { facts, arch, context, handle };
+        let device = Device { arch: embedded::arch(facts.sm).unwrap_or(0), facts, context, handle };
         device.make_current()?;
         Ok(device)
     }
@@ -128,7 +120,7 @@ impl Device {
         check(unsafe { result::ctx::set_current(self.context) }, || "making the context current".into())
     }
 
-    /// The architecture whose kernels run here, see [`embedded::arch`]: 90 for Hopper.
+    /// The architecture whose kernels run here, see [`embedded::arch`]: 90 for Hopper, 0 where this binary has none.
     pub fn arch(&self) -> u32 {
         self.arch
     }

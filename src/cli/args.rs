@@ -1,10 +1,13 @@
 //! Flags that several commands share.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::builder::NonEmptyStringValueParser;
 use vivace::core::Result;
-use vivace::engine::{AudioChunk, CacheOptions, DeviceChoice, Engine, GenerateOptions, Options, Sampling};
+use vivace::engine::{
+    AudioChunk, CacheOptions, DeviceChoice, Engine, Folders, GenerateOptions, Options, Sampling,
+};
 use vivace::fuse::Fusion;
 
 use super::output::Progress;
@@ -35,6 +38,7 @@ impl DeviceArgs {
             context,
             cache: CacheOptions::default(),
             audio_chunk: None,
+            folders: Folders::default(),
             device_filterbank: false,
             device_tiling: false,
             no_capture: self.no_capture,
@@ -49,6 +53,8 @@ pub struct ModelArgs {
     /// Checkpoint folder, or synthetic:CONFIG.json for weights made in memory
     #[arg(short, long, value_name = "DIR")]
     pub model: String,
+    #[command(flatten)]
+    pub folders: FolderArgs,
     /// Rows of the KV cache: tokens, pictures (256 rows a tile) and sounds of a whole conversation
     /// [default: what the checkpoint states]
     #[arg(long, value_name = "ROWS", value_parser = positive, help_heading = "Execution")]
@@ -68,6 +74,24 @@ pub struct ModelArgs {
     pub preprocessing: PreprocessingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Where the encoders' own files are.
+#[derive(clap::Args)]
+pub struct FolderArgs {
+    /// Folder with the config.json of the vision tower, where the checkpoint's config names one that is not inside the
+    /// checkpoint folder
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+    /// Folder with the train.yaml and global_cmvn of the audio encoder, likewise
+    #[arg(long, value_name = "DIR")]
+    pub audio_encoder: Option<PathBuf>,
+}
+
+impl FolderArgs {
+    pub fn folders(&self) -> Folders {
+        Folders { vision: self.vision_tower.clone(), audio: self.audio_encoder.clone() }
+    }
 }
 
 /// Where decoded pictures and sounds are prepared.
@@ -93,8 +117,9 @@ impl ModelArgs {
     pub fn options(&self) -> Result<Options> {
         let cache =
             CacheOptions { enabled: !self.no_prefix_cache, bytes: self.cache_mib.saturating_mul(1 << 20) };
+        let (folders, audio_chunk) = (self.folders.folders(), self.audio_chunk);
         let options = self.device.options(self.context)?;
-        Ok(self.preprocessing.with(Options { cache, audio_chunk: self.audio_chunk, ..options }))
+        Ok(self.preprocessing.with(Options { cache, audio_chunk, folders, ..options }))
     }
 
     /// Opens the model, with a progress bar unless `quiet`. Returns milliseconds too.

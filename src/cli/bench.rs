@@ -9,7 +9,7 @@ use vivace::engine::measure::sustain_time;
 use vivace::engine::{AudioChunk, Options, ResultFile};
 
 use super::Outcome;
-use super::args::{DeviceArgs, PreprocessingArgs, positive};
+use super::args::{DeviceArgs, FolderArgs, PreprocessingArgs, positive};
 use super::output::{Progress, note, print, print_json};
 
 const JSON_HELP: &str = "\
@@ -30,6 +30,8 @@ pub struct Args {
     /// Checkpoint folder, or synthetic:CONFIG.json
     #[arg(short, long, value_name = "DIR")]
     model: Option<String>,
+    #[command(flatten)]
+    folders: FolderArgs,
     /// Only items whose name contains one of these, as in decode,vision_1; decode_512 also names its batches,
     /// decode_512_batch_8 and _16, whose times beside it say what a step of several sequences costs
     #[arg(long, value_name = "NAMES")]
@@ -59,7 +61,8 @@ pub fn bench(args: &Args) -> Outcome {
     let quiet = matches!(args.json, Some(None));
     let file = args.json.as_ref().and_then(Option::as_deref).map(ResultFile::create).transpose()?;
     let loading = Progress::bytes("loading", quiet);
-    let options = Options { audio_chunk: args.audio_chunk, ..args.device.options(args.context)? };
+    let (folders, audio_chunk) = (args.folders.folders(), args.audio_chunk);
+    let options = Options { audio_chunk, folders, ..args.device.options(args.context)? };
     let options = args.preprocessing.with(options);
     let (model, filter) = (args.model.as_deref(), args.filter.as_deref());
     let report = bench::run(&options, model, filter, args.sustain, &mut |at| match at {

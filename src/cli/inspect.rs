@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use vivace::models::config;
 
 use super::Outcome;
+use super::args::FolderArgs;
 use super::output::{Progress, print, print_json};
 
 const JSON_HELP: &str = "\
@@ -25,6 +26,8 @@ pub struct Args {
     /// Checkpoint folder, or synthetic:CONFIG.json
     #[arg(value_name = "DIR")]
     model: String,
+    #[command(flatten)]
+    folders: FolderArgs,
     /// Read every value, and report NaN and infinity
     #[arg(long)]
     check: bool,
@@ -34,7 +37,7 @@ pub struct Args {
 }
 
 pub fn inspect(args: &Args) -> Outcome {
-    let opened = config::open_unchecked(&args.model)?;
+    let opened = config::open_unchecked_with(&args.model, &args.folders.folders())?;
     let source = opened.source.as_ref();
     let mut report = config::inspect(source, &opened.config);
     if args.check {

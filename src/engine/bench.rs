@@ -23,7 +23,7 @@ use crate::exec::{Ceilings, MemoryUse};
 use crate::media::audio::Sound;
 use crate::media::image::Picture;
 use crate::media::tiles::Tiles;
-use crate::models::config::{AudioConfig, Hints, ModelConfig, Opened, open_model, synthetic};
+use crate::models::config::{AudioConfig, Hints, ModelConfig, Opened, open_model_with, synthetic};
 use crate::models::qwen2::{Head, Ids};
 use crate::weights::test_input;
 
@@ -142,10 +142,15 @@ pub fn run(
 ) -> Result<Report> {
     let on_gpu = open_backend(options.device)?.asynchronous();
     let (model, opened, all) = match model_spec {
-        Some(spec) => (spec.to_owned(), open_model(spec)?, if on_gpu { FULL_ITEMS } else { SMALL_ITEMS }),
+        Some(spec) => {
+            let opened = open_model_with(spec, &options.folders)?;
+            (spec.to_owned(), opened, if on_gpu { FULL_ITEMS } else { SMALL_ITEMS })
+        }
         None => {
             let ((path, json), items) = if on_gpu { (FULL, FULL_ITEMS) } else { (SMALL, SMALL_ITEMS) };
-            (format!("synthetic:{path}"), built_in(path, json)?, items)
+            let model = format!("synthetic:{path}");
+            options.folders.refuse_for(&model)?;
+            (model, built_in(path, json)?, items)
         }
     };
     let most = opened.config.text.max_position_embeddings;

@@ -37,7 +37,8 @@ use crate::fuse::Fusion;
 use crate::media::audio::Sound;
 use crate::media::fbank::require_length;
 use crate::media::image::Picture;
-use crate::models::config::{Opened, open_model};
+pub use crate::models::config::Folders;
+use crate::models::config::{Opened, open_model_with};
 use crate::models::qwen2::TextSizes;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
@@ -117,6 +118,9 @@ pub struct Options {
     /// Instead of the attention that the checkpoint states for sounds. Only what a checkpoint was trained for gives good
     /// answers.
     pub audio_chunk: Option<AudioChunk>,
+    /// The encoders' folders, where the checkpoint's config names them by a path of somebody else's. A synthetic model
+    /// has none.
+    pub folders: Folders,
     /// Log-mel frames are computed by the device, within 1e-3 of the host's. Sounds with noise added, and sounds that come
     /// in piece by piece, stay with the host.
     pub device_filterbank: bool,
@@ -302,10 +306,10 @@ pub struct Answer {
 impl Engine {
     /// Opens `spec`: a checkpoint folder, or `synthetic:CONFIG.json`. `progress(done, total)` counts bytes of weights.
     pub fn open(spec: &str, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
-        Engine::from_opened(open_model(spec)?, options, progress)
+        Engine::from_opened(open_model_with(spec, &options.folders)?, options, progress)
     }
 
-    /// As [`Engine::open`] for a model that was found already.
+    /// As [`Engine::open`] for a model that was found already, with its folders.
     pub fn from_opened(
         mut opened: Opened,
         options: &Options,

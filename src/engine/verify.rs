@@ -12,7 +12,7 @@ use super::model::{MEDIA_BIT, Model};
 use super::{Options, open_on};
 use crate::core::{DType, Error, HostData, HostTensor, Result};
 use crate::exec::cpu::Cpu;
-use crate::models::config::{Opened, open_model};
+use crate::models::config::{Opened, open_model_with};
 use crate::models::qwen2::{Head, TextSizes, state};
 use crate::weights::{Safetensors, Source, test_input};
 
@@ -100,7 +100,7 @@ pub fn verify(config: &Path, golden: &Path, options: &Options, max_rel: Option<f
         .try_for_each(|case| case.check().map_err(|e| e.context(format!("{at}: {}", case.name))))?;
     let golden = Golden::open(golden, &cases.cases)?;
     let spec = format!("synthetic:{}", config.display());
-    let opened = open_model(&spec)?;
+    let opened = open_model_with(&spec, &options.folders)?;
     let sizes = sizes(&opened, &cases.cases)?;
 
     let mut model = open_on(opened.clone(), sizes, options, true, &mut |_, _| {})?;

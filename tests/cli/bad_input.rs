@@ -220,6 +220,48 @@ fn checkpoints_that_do_not_fit_their_model() {
 }
 
 #[test]
+fn folders_of_encoders_that_cannot_be_used() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let empty = shown(dir.path().to_owned());
+    let model = shown(dir.path().join("model"));
+    assert_eq!(vivace(&["synth", "--config", &fixture("tiny.json"), "--out", &model]).code, 0);
+    let file = shown(dir.path().join("model/config.json"));
+    let nowhere = "no/such/folder";
+    for (flag, wanted) in
+        [("--vision-tower", "config.json"), ("--audio-encoder", "train.yaml or global_cmvn")]
+    {
+        let commands = [
+            &["run", "--device", "cpu", "--prompt", "hi", "--model"][..],
+            &["chat", "--device", "cpu", "--model"],
+            &["bench", "--device", "cpu", "--model"],
+            &["inspect"],
+        ];
+        for command in commands {
+            let with = |model: &str, folder: &str| vivace(&[command, &[model, flag, folder]].concat());
+            for folder in [nowhere, &file] {
+                let part = format!("{flag} {folder}: expected a folder with {wanted}, found no folder");
+                with(&model, folder).refused(2, &[&part]);
+            }
+            with(&model, &empty)
+                .refused(2, &[&format!("{flag} {empty}: expected {wanted} in it, found none")]);
+            let (tiny, part) = (tiny(), "expected a checkpoint folder as the model, found synthetic:");
+            with(&tiny, &empty).refused(2, &[&format!("{flag} {empty}: {part}"), &tiny]);
+        }
+        vivace(&["bench", "--device", "cpu", flag, &empty])
+            .refused(2, &[flag, "expected a checkpoint folder as the model, found synthetic:"]);
+    }
+
+    let text = std::fs::read_to_string(&file).expect("config").replace("vita-Qwen2", "qwen2");
+    std::fs::write(&file, text).expect("written");
+    for (flag, encoder) in [("--vision-tower", "a vision tower"), ("--audio-encoder", "an audio encoder")] {
+        write(dir.path(), "config.json", b"{}");
+        write(dir.path(), "train.yaml", b"input_dim: 80\n");
+        let part = format!("{flag} {empty}: expected a checkpoint with {encoder}, found none in {file}");
+        vivace(&["inspect", &model, flag, &empty]).refused(2, &[&part]);
+    }
+}
+
+#[test]
 fn pictures_that_cannot_be_used() {
     let dir = tempfile::tempdir().expect("a folder");
     let png = std::fs::read(format!("{ROOT}/examples/media/shapes.png")).expect("the example");

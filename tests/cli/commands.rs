@@ -309,6 +309,69 @@ fn a_written_checkpoint_is_whole_and_answers() {
     assert_eq!(json["tokens"], vivace(&args).json()["tokens"]);
 }
 
+/// A written checkpoint as people publish them: its config names folders on somebody else's machine, and the
+/// normalisation of the filterbank is in one of these.
+fn foreign(dir: &Path) -> String {
+    let out = dir.join("model");
+    let done = vivace(&["synth", "--config", &fixture("tiny.json"), "--out", &shown(out.clone())]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let weights = out.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
+    // Under other names of the same length the statistics are as good as absent.
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header = String::from_utf8(bytes[8..8 + header_len].to_vec()).expect("JSON");
+    bytes[8..8 + header_len].copy_from_slice(header.replace("global_cmvn", "global_none").as_bytes());
+    std::fs::write(&weights, bytes).expect("written");
+
+    let config = out.join("config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&config).expect("config")).expect("JSON");
+    for (encoder, key) in [("vision_config", "mm_vision_tower"), ("audio_config", "mm_audio_encoder")] {
+        json.as_object_mut().expect("fields").shift_remove(encoder);
+        json[key] = format!("/home/somebody/{key}").into();
+    }
+    std::fs::write(config, json.to_string()).expect("written");
+    shown(out)
+}
+
+#[test]
+fn folders_of_encoders_that_are_somewhere_else() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = foreign(dir.path());
+    let (ears, tower) = (dir.path().join("ears"), dir.path().join("tower"));
+    std::fs::create_dir(&ears).expect("a folder");
+    std::fs::create_dir(&tower).expect("a folder");
+    let yaml = "input_dim: 80\nencoder_conf:\n  para_conf:\n    transformer:\n      transformer-chunk_size: 4\n      \
+                transformer-left_chunks: 16\n";
+    write(&ears, "train.yaml", yaml.as_bytes());
+    let ones = |n: u32| format!("[{}]", vec![n.to_string(); 80].join(", "));
+    let cmvn = format!(r#"{{"mean_stat": {}, "var_stat": {}, "frame_num": 10}}"#, ones(100), ones(1000 + 90));
+    write(&ears, "global_cmvn", cmvn.as_bytes());
+    write(&tower, "config.json", br#"{"image_size": 56, "patch_size": 14, "layer_norm_eps": 0.25}"#);
+    let (ears, tower) = (shown(ears), shown(tower));
+
+    let absent = "global_cmvn.mean: expected [80], found no such tensor";
+    let sound = ["--device", "cpu", "--context", "1024", "--audio", SOUND, "--image", PICTURE];
+    let run = |flags: &[&str]| vivace(&[&["run", "--model", &model][..], &sound, flags].concat());
+    run(&[]).refused(2, &[absent]);
+    run(&["--vision-tower", &tower]).refused(2, &[absent]);
+    let report = vivace(&["inspect", &model]);
+    assert!(report.code == 2 && report.out.contains(absent), "{}{}", report.out, report.err);
+
+    let both = ["--audio-encoder", &ears, "--vision-tower", &tower];
+    let report = vivace(&[&["inspect", &model], &both[..]].concat());
+    assert!(report.code == 0 && report.out.contains("complete: "), "{}{}", report.out, report.err);
+    let json = run(&[&both[..], &["--max-new-tokens", "2", "--json"]].concat()).json();
+    assert!(json["tokens"].as_array().is_some_and(|t| !t.is_empty()), "{json}");
+    let graphs = run(&[&both[..], &["--dump-graph"]].concat()).out;
+    for part in ["Chunk { size: 4, left: 16 }", "eps: 0.25"] {
+        assert!(graphs.contains(part), "no {part:?} in the dump");
+    }
+    let graphs = run(&["--audio-encoder", &ears, "--dump-graph"]).out;
+    assert!(graphs.contains("Chunk { size: 4, left: 16 }") && !graphs.contains("eps: 0.25"));
+    let diff = run(&[&both[..], &["--diff", "cpu"]].concat());
+    assert_eq!(diff.code, 0, "{}{}", diff.out, diff.err);
+}
+
 #[test]
 fn graphs_profiles_and_differences_come_instead_of_an_answer() {
     let dump = run(&["--prompt", "hi", "--dump-graph"]);

@@ -15,7 +15,7 @@ use super::super::verify::rounded_cpu;
 use super::super::{DeviceChoice, Engine, Options, Question, open_on};
 use super::{prepare, runs};
 use crate::core::{DType, Desc, HostData, Place, Result};
-use crate::models::config::open_model;
+use crate::models::config::open_model_with;
 use crate::models::qwen2::state;
 
 /// What a device may always err, relative to the norm of the tensor, however little rounding costs.
@@ -85,13 +85,13 @@ pub fn diff(spec: &str, options: &Options, system: Option<&str>, question: &Ques
 
     let cpu = Options { device: DeviceChoice::Cpu, ..options.clone() };
     let exact = {
-        let mut model = open_on(open_model(spec)?, sizes, &cpu, false, &mut |_, _| {})?;
+        let mut model = open_on(open_model_with(spec, &cpu.folders)?, sizes, &cpu, false, &mut |_, _| {})?;
         record(&mut model, &inputs, rows, Some(token))?.0
     };
     let rounded = if act == DType::F32 {
         None
     } else {
-        let mut model = rounded_cpu(open_model(spec)?, sizes, &cpu, act)?;
+        let mut model = rounded_cpu(open_model_with(spec, &cpu.folders)?, sizes, &cpu, act)?;
         Some(record(&mut model, &inputs, rows, Some(token))?.0)
     };
     report.compare(&device, &exact, rounded.as_deref())?;

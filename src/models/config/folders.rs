@@ -8,20 +8,80 @@ use std::path::{Component, Path, PathBuf};
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
+use super::ModelConfig;
 use crate::core::{Error, Result};
 use crate::{bail_input, ensure_input};
 
 /// The encoders' folders, where they are not inside the checkpoint's.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Folders {
+    /// With the `config.json` of the vision tower.
     pub vision: Option<PathBuf>,
+    /// With the `train.yaml` and the `global_cmvn` of the audio encoder.
     pub audio: Option<PathBuf>,
 }
 
-/// The folder that `key` of the config names, or the option instead.
-pub(super) fn find(dir: &Path, json: &Value, key: &str, option: Option<&Path>) -> Result<Option<PathBuf>> {
+/// How an encoder's folder is named, and what is read there.
+pub(super) struct Encoder {
+    label: &'static str,
+    key: &'static str,
+    flag: &'static str,
+    files: &'static [&'static str],
+}
+
+pub(super) const VISION: Encoder = Encoder {
+    label: "a vision tower",
+    key: "mm_vision_tower",
+    flag: "--vision-tower",
+    files: &["config.json"],
+};
+pub(super) const AUDIO: Encoder = Encoder {
+    label: "an audio encoder",
+    key: "mm_audio_encoder",
+    flag: "--audio-encoder",
+    files: &["train.yaml", "global_cmvn"],
+};
+
+impl Folders {
+    /// [`Error::Input`] where a folder is given: the synthetic `model` has none.
+    pub(crate) fn refuse_for(&self, model: &str) -> Result<()> {
+        for (Encoder { flag, .. }, folder) in [(&VISION, &self.vision), (&AUDIO, &self.audio)] {
+            if let Some(folder) = folder {
+                let folder = folder.display();
+                bail_input!("{flag} {folder}: expected a checkpoint folder as the model, found {model}");
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Error::Input`] where a folder is given for an encoder that the checkpoint does not have.
+    pub(super) fn check_encoders(&self, config: &ModelConfig, place: &Path) -> Result<()> {
+        let (vision, audio) = (config.vision.is_some(), config.audio.is_some());
+        for (encoder, folder, there) in [(&VISION, &self.vision, vision), (&AUDIO, &self.audio, audio)] {
+            let Encoder { label, flag, .. } = encoder;
+            if let (Some(folder), false) = (folder, there) {
+                let (folder, place) = (folder.display(), place.display());
+                bail_input!("{flag} {folder}: expected a checkpoint with {label}, found none in {place}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder that the option gives, or that the config names.
+pub(super) fn find(
+    dir: &Path,
+    json: &Value,
+    encoder: &Encoder,
+    option: Option<&Path>,
+) -> Result<Option<PathBuf>> {
+    let Encoder { key, flag, files, .. } = encoder;
     if let Some(folder) = option {
-        ensure_input!(folder.is_dir(), "{}: expected the folder of {key}, found none", folder.display());
+        let (shown, wanted) = (folder.display(), files.join(" or "));
+        ensure_input!(folder.is_dir(), "{flag} {shown}: expected a folder with {wanted}, found no folder");
+        // A folder that says nothing is not the one that was meant.
+        let any = files.iter().any(|file| folder.join(file).is_file());
+        ensure_input!(any, "{flag} {shown}: expected {wanted} in it, found none");
         return Ok(Some(folder.to_owned()));
     }
     let Some(name) = json.get(key).and_then(Value::as_str) else { return Ok(None) };

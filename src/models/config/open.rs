@@ -43,6 +43,7 @@ pub fn open_unchecked(spec: &str) -> Result<Opened> {
 pub fn open_unchecked_with(spec: &str, folders: &Folders) -> Result<Opened> {
     match spec.strip_prefix(SYNTHETIC) {
         Some(path) => {
+            folders.refuse_for(spec)?;
             let (_, config) = read_config(Path::new(path))?;
             let source = Arc::new(synthetic(&config));
             Ok(Opened { config, source, dir: None })
@@ -58,9 +59,8 @@ fn open_dir(dir: &Path, folders: &Folders) -> Result<Opened> {
     let shapes = |name: &str| stored.info(name).map(|i| i.shape);
     let dtype = stored.info("model.embed_tokens.weight").and_then(|i| i.dtype);
 
-    let find = |key: &str, option: &Option<PathBuf>| folders::find(dir, &json, key, option.as_deref());
-    let vision_dir = find("mm_vision_tower", &folders.vision)?;
-    let audio_dir = find("mm_audio_encoder", &folders.audio)?;
+    let vision_dir = folders::find(dir, &json, &folders::VISION, folders.vision.as_deref())?;
+    let audio_dir = folders::find(dir, &json, &folders::AUDIO, folders.audio.as_deref())?;
     let vision = vision_dir.as_deref().map(folders::vision).transpose()?.flatten();
     let audio = audio_dir.as_deref().map(folders::audio).transpose()?.flatten();
     let hints = Hints {
@@ -70,6 +70,7 @@ fn open_dir(dir: &Path, folders: &Folders) -> Result<Opened> {
         audio: audio.as_ref().map(|(json, file)| (json, file.as_str())),
     };
     let config = ModelConfig::from_value(&json, &path.display().to_string(), hints)?;
+    folders.check_encoders(&config, &path)?;
     let source = with_cmvn(stored, &config, audio_dir.as_deref())?;
     Ok(Opened { config, source, dir: Some(dir.to_owned()) })
 }

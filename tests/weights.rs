@@ -13,7 +13,7 @@ use vivace::engine::write_synthetic;
 use vivace::models::config::{
     Folders, expected_tensors, inspect, open_model, open_model_with, open_unchecked,
 };
-use vivace::weights::{Safetensors, Source as _, convert, host_weight, pack};
+use vivace::weights::{Safetensors, Source as _, SynthSource, convert, host_weight, pack, write_checkpoint};
 
 fn fixture(name: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
@@ -292,6 +292,71 @@ fn encoders_described_by_their_folders_and_shapes() {
     std::fs::write(elsewhere.join("train.yaml"), "a: [").unwrap();
     let why = open_model_with(spec, &folders).err().unwrap().to_string();
     assert!(why.contains("train.yaml: not readable as YAML: "), "{why}");
+}
+
+const POSITIONS: &str = "model.vision_tower.vision_tower.embeddings.position_embedding";
+
+#[test]
+fn positions_are_interpolated_to_the_tiles_of_the_config() {
+    let (_parent, out) = tiny(u64::MAX);
+    let spec = out.to_str().unwrap();
+    let read = |rows: usize| {
+        let opened = open_model(spec).unwrap();
+        let recipe = Recipe::plain(POSITIONS, DType::F32, &[1, rows, 128]);
+        (host_weight(&recipe, &opened.source).unwrap().to_f32(), opened)
+    };
+    let stored = read(17).0;
+    let resized = |size: usize| change_config(&out, |json| json["vision_config"]["image_size"] = size.into());
+
+    // Half the size: in the middle between two neighbours, of which those beyond the border are the first.
+    resized(28);
+    let (small, opened) = read(5);
+    assert_eq!(small[..128], stored[..128], "the row of the class token");
+    let weights = [0.59375 - 0.09375, 0.59375, -0.09375];
+    for c in 0..128 {
+        let row = |y: usize| (0..3).map(|x| weights[x] * stored[(1 + 4 * y + x) * 128 + c]).sum::<f32>();
+        let want: f32 = (0..3).map(|y| weights[y] * row(y)).sum();
+        let found = small[128 + c];
+        assert!((want - found).abs() <= want.abs() / 256.0, "{c}: {found}, not {want}");
+        assert_eq!(found, DType::BF16.round(found));
+    }
+    assert_eq!(opened.config.vision.unwrap().image_size, 28);
+
+    resized(84);
+    let (large, opened) = read(37);
+    assert_eq!(large[..128], stored[..128]);
+    let mut report = inspect(opened.source.as_ref(), &opened.config);
+    report.check_finite(opened.source.as_ref(), &opened.config, &mut |_, _| {}).unwrap();
+    assert!(report.is_ok() && report.unexpected.is_empty(), "{report}");
+    assert_eq!(opened.source.info(POSITIONS).unwrap().brief(), "[1, 37, 128] bf16");
+    assert_eq!(opened.source.place(POSITIONS), "model.safetensors, interpolated");
+
+    // Not to any size: memory stays in proportion to the files.
+    resized(34 * 14);
+    let why = open_model(spec).err().unwrap().to_string();
+    let part = "position_embedding: expected [1, 1157, 128], found [1, 17, 128] bf16 in model.safetensors";
+    assert!(why.contains(part), "{why}");
+}
+
+#[test]
+fn positions_of_no_square_grid_are_of_the_wrong_shape() {
+    let (_parent, out) = tiny(u64::MAX);
+    let config = open_model(out.to_str().unwrap()).unwrap().config;
+    let tensors = expected_tensors(&config).into_iter().map(|t| match t.name == POSITIONS {
+        true => (t.name, vec![1, 18, 128]),
+        false => (t.name, t.shape),
+    });
+    let source = SynthSource::new(0, DType::BF16, tensors.collect());
+    let dir = TempDir::new().unwrap();
+    for (size, wanted) in [(56, 17), (84, 37)] {
+        change_config(&out, |json| json["vision_config"]["image_size"] = size.into());
+        let json = std::fs::read(out.join("config.json")).unwrap();
+        let odd = dir.path().join(size.to_string());
+        write_checkpoint(&[("config.json", &json)], &source, &odd, u64::MAX, &mut |_, _| {}).unwrap();
+        let why = open_model(odd.to_str().unwrap()).err().unwrap().to_string();
+        let found = "found [1, 18, 128] bf16 in model.safetensors";
+        assert!(why.ends_with(&format!("{POSITIONS}: expected [1, {wanted}, 128], {found}")), "{why}");
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! A checkpoint with a few tensors added that it lacks.
+//! A checkpoint with a few tensors that are computed: such as it lacks, or such as are needed in another shape.
 
 use std::sync::Arc;
 
-use super::{Info, Source, SynthSpec};
+use super::{Info, Source, SynthSpec, convert};
 use crate::core::{DType, Result};
 
-/// `base` and, beside it, computed f32 tensors. A tensor of `base` is never hidden.
+/// `base` and, before its tensors, computed ones.
 pub struct Overlay {
     base: Arc<dyn Source>,
     added: Vec<Added>,
@@ -23,25 +23,25 @@ impl Overlay {
         Overlay { base, added: Vec::new() }
     }
 
-    /// Adds an f32 tensor; `place` says where its values come from.
-    pub fn add(&mut self, name: &str, shape: &[usize], values: &[f32], place: &str) {
-        self.added.push(Added {
-            name: name.to_owned(),
-            info: Info::new(DType::F32, shape),
-            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            place: place.to_owned(),
-        });
+    /// Adds a tensor of `values` rounded to `dtype`, instead of that of `base` if there is one. `place` says where the
+    /// values come from.
+    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], values: &[f32], place: &str) {
+        let mut bytes = vec![0; values.len() * dtype.bytes()];
+        convert::narrow(dtype, values, &mut bytes);
+        let info = Info::new(dtype, shape);
+        self.added.push(Added { name: name.to_owned(), info, bytes, place: place.to_owned() });
     }
 
     fn find(&self, name: &str) -> Option<&Added> {
-        self.added.iter().find(|a| a.name == name && self.base.info(name).is_none())
+        self.added.iter().find(|a| a.name == name)
     }
 }
 
 impl Source for Overlay {
     fn names(&self) -> Vec<String> {
         let mut names = self.base.names();
-        names.extend(self.added.iter().filter(|a| self.find(&a.name).is_some()).map(|a| a.name.clone()));
+        let new = self.added.iter().filter(|a| self.base.info(&a.name).is_none());
+        names.extend(new.map(|a| a.name.clone()));
         names
     }
 
@@ -57,7 +57,10 @@ impl Source for Overlay {
     }
 
     fn synth(&self, name: &str) -> Option<SynthSpec> {
-        self.base.synth(name)
+        match self.find(name) {
+            Some(_) => None,
+            None => self.base.synth(name),
+        }
     }
 
     fn place(&self, name: &str) -> String {
@@ -66,5 +69,28 @@ impl Source for Overlay {
 
     fn describe(&self) -> String {
         self.base.describe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SynthSource;
+    use super::*;
+
+    #[test]
+    fn computed_tensors_stand_beside_and_before_those_of_the_base() {
+        let tensors = ["a", "b"].map(|name| (name.to_owned(), vec![2, 2]));
+        let base = Arc::new(SynthSource::new(0, DType::F16, tensors.to_vec()));
+        let mut all = Overlay::new(base.clone());
+        all.add("b", DType::BF16, &[3], &[1.0, -2.0, 1.0 + 1.0 / 512.0], "somewhere");
+        all.add("c", DType::F32, &[1], &[0.5], "elsewhere");
+        assert_eq!(all.names(), ["a", "b", "c"]);
+        assert_eq!(all.info("a"), base.info("a"));
+        assert_eq!(all.bytes("a").unwrap(), base.bytes("a").unwrap());
+        assert_eq!(all.info("b"), Some(Info::new(DType::BF16, &[3])));
+        assert_eq!(all.bytes("b").unwrap(), [0x80, 0x3f, 0x00, 0xc0, 0x80, 0x3f]);
+        assert_eq!(all.bytes("c").unwrap(), 0.5f32.to_le_bytes());
+        assert_eq!((all.synth("a"), all.synth("b")), (base.synth("a"), None));
+        assert_eq!((all.place("b"), all.place("a")), ("somewhere".to_owned(), base.place("a")));
     }
 }

@@ -372,6 +372,27 @@ fn folders_of_encoders_that_are_somewhere_else() {
     assert_eq!(diff.code, 0, "{}{}", diff.out, diff.err);
 }
 
+/// 56 pixels are 4 rows of a tile, 84 are 9.
+#[test]
+fn a_checkpoint_sees_in_tiles_of_another_size() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = shown(dir.path().join("model"));
+    assert_eq!(vivace(&["synth", "--config", &fixture("tiny.json"), "--out", &out]).code, 0);
+    let rows = || {
+        let args = ["run", "--model", &out, "--device", "cpu", "--context", "1024", "--json"];
+        let json = vivace(&[&args[..], &["--max-new-tokens", "2", "--image", PICTURE]].concat()).json();
+        json["prompt_rows"].as_u64().expect("rows")
+    };
+    let stored = rows();
+    let config = dir.path().join("model/config.json");
+    let text = std::fs::read_to_string(&config).expect("config");
+    std::fs::write(&config, text.replace("\"image_size\": 56", "\"image_size\": 84")).expect("written");
+    let more = rows() - stored;
+    assert!(more > 0 && more.is_multiple_of(9 - 4), "{more} rows more");
+    let report = vivace(&["inspect", &out, "--check"]);
+    assert!(report.code == 0 && report.out.contains("complete: "), "{}{}", report.out, report.err);
+}
+
 #[test]
 fn graphs_profiles_and_differences_come_instead_of_an_answer() {
     let dump = run(&["--prompt", "hi", "--dump-graph"]);

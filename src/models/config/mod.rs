@@ -5,6 +5,7 @@ mod fields;
 mod folders;
 mod inspect;
 mod open;
+mod positions;
 mod shapes;
 mod tensors;
 
@@ -69,7 +70,8 @@ pub struct VisionConfig {
     pub num_attention_heads: usize,
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
-    /// Pixels of a tile's side, a multiple of twice the patch.
+    /// Pixels of a tile's side, a multiple of twice the patch. That of the config counts, and where the stored position
+    /// embedding is for another, it is interpolated.
     pub image_size: usize,
     pub patch_size: usize,
     pub layer_norm_eps: f32,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::folders::{self, Folders};
+use super::positions::with_positions;
 use super::{Hints, ModelConfig, expected_tensors, inspect};
-use crate::core::{Error, Result};
+use crate::core::{DType, Error, Result};
 use crate::weights::{Overlay, Safetensors, Source, SynthSource};
 
 /// A model that can be loaded.
@@ -72,6 +73,7 @@ fn open_dir(dir: &Path, folders: &Folders) -> Result<Opened> {
     let config = ModelConfig::from_value(&json, &path.display().to_string(), hints)?;
     folders.check_encoders(&config, &path)?;
     let source = with_cmvn(stored, &config, audio_dir.as_deref())?;
+    let source = with_positions(source, config.vision.as_ref())?;
     Ok(Opened { config, source, dir: Some(dir.to_owned()) })
 }
 
@@ -84,13 +86,14 @@ fn with_cmvn(
     const NAMES: [&str; 2] =
         ["model.audio_encoder.encoder.global_cmvn.mean", "model.audio_encoder.encoder.global_cmvn.istd"];
     let (Some(audio), Some(dir)) = (&config.audio, audio_dir) else { return Ok(stored) };
-    if NAMES.iter().all(|name| stored.info(name).is_some()) {
+    let lacks = |name: &str| stored.info(name).is_none();
+    if !NAMES.into_iter().any(lacks) {
         return Ok(stored);
     }
     let Some((path, values)) = folders::global_cmvn(dir, audio.input_dim)? else { return Ok(stored) };
-    let mut all = Overlay::new(stored);
-    for (name, values) in NAMES.iter().zip(&values) {
-        all.add(name, &[audio.input_dim], values, &path.display().to_string());
+    let mut all = Overlay::new(stored.clone());
+    for (name, values) in NAMES.into_iter().zip(&values).filter(|(name, _)| lacks(name)) {
+        all.add(name, DType::F32, &[audio.input_dim], values, &path.display().to_string());
     }
     Ok(Arc::new(all))
 }

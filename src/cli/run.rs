@@ -12,6 +12,7 @@ use vivace::engine::measure::REPEATS;
 use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question, Session};
 use vivace::media::audio::Sound;
 use vivace::media::fbank::require_length;
+use vivace::media::pipe::read_piped;
 use vivace::media::video::choose_frames;
 use vivace::media::wav::{WavStream, is_wav};
 
@@ -221,8 +222,8 @@ fn open_stdin() -> Result<Heard<impl Read>> {
     if is_wav(&head) {
         return Ok(Heard::Wav(WavStream::open(io::Cursor::new(head).chain(input), STDIN)?));
     }
-    input.read_to_end(&mut head).map_err(failed)?;
-    let sound = Sound::from_bytes(&head, STDIN)?;
+    let bytes = read_piped(io::Cursor::new(head).chain(input), STDIN)?;
+    let sound = Sound::from_bytes(&bytes, STDIN)?;
     require_length(&sound).map_err(|e| e.context(STDIN))?;
     Ok(Heard::Whole(sound))
 }

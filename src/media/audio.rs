@@ -10,6 +10,7 @@ use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::{FormatReader, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 
+use super::pipe::{is_pipe, read_piped};
 use crate::core::error::{Error, Result};
 use crate::{bail_input, ensure_input};
 
@@ -41,14 +42,18 @@ impl Sound {
         Ok(Sound { rate_hz, samples })
     }
 
-    /// Opens and decodes a file; see [`Sound::from_bytes`].
+    /// Opens and decodes a file, or what a pipe gives up to [`MOST_PIPED_BYTES`](super::pipe::MOST_PIPED_BYTES); see
+    /// [`Sound::from_bytes`].
     pub fn from_path(path: impl AsRef<Path>) -> Result<Sound> {
         let path = path.as_ref();
         let io = |e| Error::io(path, e);
         let file = std::fs::File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         let name = path.display().to_string();
-        ensure_input!(meta.is_file(), "{name}: not a regular file");
+        if is_pipe(&meta) {
+            return from_vec(read_piped(file, &name)?, &name);
+        }
+        ensure_input!(meta.is_file(), "{name}: not a regular file or a pipe");
         decode(Box::new(file), meta.len(), &name)
     }
 
@@ -58,12 +63,17 @@ impl Sound {
     /// files, FLAC whose checksum does not match, and files without an audio track are input errors.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Sound> {
         // The decoder wants to own its source: the encoded bytes are copied, which is little beside the samples.
-        decode(Box::new(Cursor::new(bytes.to_vec())), bytes.len() as u64, name)
+        from_vec(bytes.to_vec(), name)
     }
 
     pub fn seconds(&self) -> f64 {
         self.samples.len() as f64 / self.rate_hz as f64
     }
+}
+
+fn from_vec(bytes: Vec<u8>, name: &str) -> Result<Sound> {
+    let len_bytes = bytes.len() as u64;
+    decode(Box::new(Cursor::new(bytes)), len_bytes, name)
 }
 
 fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Result<Sound> {

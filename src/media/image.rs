@@ -6,6 +6,7 @@ use std::path::Path;
 use ::image::codecs::{jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder};
 use ::image::{ColorType, ImageDecoder, ImageFormat, ImageResult, Limits};
 
+use super::pipe::read_path;
 use crate::core::error::{Error, Result};
 use crate::{bail_input, ensure_input};
 
@@ -36,10 +37,11 @@ impl Picture {
         Ok(Picture { width, height, data })
     }
 
-    /// Reads and decodes a file; see [`Picture::from_bytes`].
+    /// Reads and decodes a file, or what a pipe gives up to [`MOST_PIPED_BYTES`](super::pipe::MOST_PIPED_BYTES); see
+    /// [`Picture::from_bytes`].
     pub fn from_path(path: impl AsRef<Path>) -> Result<Picture> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = read_path(path)?;
         Picture::from_bytes(&bytes, &path.display().to_string())
     }
 

@@ -5,6 +5,7 @@ pub mod audio;
 pub mod bicubic;
 pub mod fbank;
 pub mod image;
+pub mod pipe;
 pub mod resample;
 pub mod tiles;
 pub mod video;

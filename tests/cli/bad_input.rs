@@ -363,6 +363,10 @@ fn a_sound_on_standard_input_that_cannot_be_used() {
     let at = silent.windows(4).position(|w| w == b"data").expect("samples");
     silent.truncate(at + 8);
     refused(&args, &silent, &["standard input: the sound lasts 0.0 ms", "at least 85 ms"]);
+    args[6] = "/dev/stdin";
+    refused(&args, b"no sound", &["/dev/stdin: not a sound in a known format"]);
+    refused(&args, b"", &["/dev/stdin: the sound file is empty"]);
+    args[6] = "-";
     args.extend(["--prompt", "-"]);
     refused(&args, b"", &["--prompt - and --audio -", "standard input"]);
     refused(&["run", "--model", &model, "--audio", "-", "-"], b"", &["--audio -", "once, not 2 times"]);

@@ -1,3 +1,6 @@
+use std::io::Write;
+use std::os::fd::AsRawFd;
+
 use vivace::media::audio::Sound;
 use vivace::media::fbank::{Fbank, FbankOptions, fbank, log_mel, rows_for_frames};
 use vivace::media::resample::resample;
@@ -141,7 +144,8 @@ fn bad_files_are_refused_by_name() {
         from_path
     };
     refused(Sound::from_path(dir.path().join("absent.wav")), &["absent.wav", "No such file"]);
-    refused(Sound::from_path(dir.path()), &["not a regular file"]);
+    refused(Sound::from_path(dir.path()), &["not a regular file or a pipe"]);
+    refused(Sound::from_path("/dev/zero"), &["/dev/zero", "not a regular file or a pipe"]);
     refused(at("empty.wav", b""), &["empty.wav", "empty (0 bytes)"]);
     refused(at("text.wav", b"hello, this is no sound"), &["text.wav", "WAV, FLAC, MP3 or OGG Vorbis"]);
     refused(at("zeros.mp3", &[0; 5_000]), &["zeros.mp3", "WAV, FLAC, MP3 or OGG Vorbis"]);
@@ -168,6 +172,17 @@ fn a_file_that_ends_early_is_used_as_far_as_it_goes() {
     piped[4..8].fill(0xFF);
     piped[40..44].fill(0xFF);
     assert_eq!(Sound::from_bytes(&piped, "piped.wav").unwrap().samples.len(), 10_000);
+}
+
+#[test]
+fn a_pipe_is_read_whole() {
+    for name in ["tone.flac", "tone.mp3"] {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(&fixture(name)).unwrap();
+        drop(writer);
+        let piped = Sound::from_path(format!("/dev/fd/{}", reader.as_raw_fd())).unwrap();
+        assert_eq!(piped, Sound::from_bytes(&fixture(name), name).unwrap());
+    }
 }
 
 #[test]

@@ -17,6 +17,9 @@ use crate::{bail_input, ensure_input};
 /// Sampling rates that are accepted, in Hz.
 pub const RATES_HZ: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 
+/// The longest sound that is read. A context of 32768 rows holds 44 minutes; small files can be made that decode to days.
+pub const LONGEST_SECONDS: u32 = 3600;
+
 const FORMATS: &str = "WAV, FLAC, MP3 or OGG Vorbis";
 
 /// The first channel of a sound; full scale is -1..1.
@@ -60,7 +63,8 @@ impl Sound {
     /// Decodes WAV (8 to 32-bit integers, floats, ADPCM), FLAC, MP3 or OGG Vorbis bytes; `name` stands in messages.
     ///
     /// A file that ends early is used as far as it goes, with a warning in the log. Empty, malformed and unsupported
-    /// files, FLAC whose checksum does not match, and files without an audio track are input errors.
+    /// files, FLAC that is whole and whose checksum does not match, files without an audio track, and sounds longer than
+    /// [`LONGEST_SECONDS`] are input errors.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Sound> {
         // The decoder wants to own its source: the encoded bytes are copied, which is little beside the samples.
         from_vec(bytes.to_vec(), name)
@@ -69,6 +73,16 @@ impl Sound {
     pub fn seconds(&self) -> f64 {
         self.samples.len() as f64 / self.rate_hz as f64
     }
+}
+
+/// Fails when so many samples last longer than [`LONGEST_SECONDS`]. To be asked while they come, before they fill the
+/// memory.
+fn check_length(samples: usize, rate_hz: u32, name: &str) -> Result<()> {
+    ensure_input!(
+        samples as u64 <= u64::from(LONGEST_SECONDS) * u64::from(rate_hz),
+        "{name}: a sound of up to {LONGEST_SECONDS} s expected, found a longer one; cut it into shorter pieces"
+    );
+    Ok(())
 }
 
 fn from_vec(bytes: Vec<u8>, name: &str) -> Result<Sound> {
@@ -89,7 +103,7 @@ fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Resul
             e => Error::input(format!("{name}: corrupt sound, or not a {FORMATS} file: {e}")),
         })?;
     let (mut track, mut decoder) = open_track(reader.as_ref(), name)?;
-    let mut rate_hz = None;
+    let (mut rate_hz, mut cut) = (None, false);
     let (mut samples, mut scratch, mut skipped) = (Vec::new(), Vec::new(), 0);
     loop {
         let packet = match reader.next_packet() {
@@ -102,6 +116,7 @@ fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Resul
             }
             Err(e) if is_end(&e) => {
                 tracing::warn!("{name}: the file ends early; the sound is used as far as it goes");
+                cut = true;
                 break;
             }
             Err(e) => return Err(malformed(name, rate_hz, samples.len(), e)),
@@ -117,14 +132,16 @@ fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Resul
                     "{name}: the sampling rate changes within the file, which is not supported"
                 );
                 append_first_channel(&buffer, &mut scratch, &mut samples);
+                check_length(samples.len(), rate, name)?;
             }
             // The first packets of a cut MP3 refer to data before the cut; a bad packet later is damage.
             Err(Failure::DecodeError(_)) if samples.is_empty() => skipped += 1,
             Err(e) => return Err(malformed(name, rate_hz, samples.len(), e)),
         }
     }
+    // The checksum is that of the whole sound.
     ensure_input!(
-        decoder.finalize().verify_ok != Some(false),
+        cut || decoder.finalize().verify_ok != Some(false),
         "{name}: corrupt sound: the {} samples that can be decoded do not have the checksum that the file states",
         samples.len()
     );

@@ -317,6 +317,7 @@ fn sounds_that_cannot_be_used() {
         ("none.wav", wav(1, 16, 16000, 0), &["none.wav", "the sound has no samples"]),
         ("text.wav", b"not a sound at all".to_vec(), &["text.wav", "WAV, FLAC, MP3 or OGG Vorbis"]),
         ("short.wav", wav(1, 16, 16000, 48), &["short.wav", "3.0 ms", "the model needs at least 85 ms"]),
+        ("long.wav", wav(1, 8, 1000, 1000 * 3600 + 1), &["long.wav", "up to 3600 s expected", "shorter"]),
         ("hour.wav", wav(1, 8, 8000, 8000 * 3600), &["a sound of 3600.0 s takes", "too many)"]),
     ] {
         let path = write(dir.path(), name, &bytes);

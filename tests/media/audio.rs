@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
-use vivace::media::audio::Sound;
+use vivace::media::audio::{LONGEST_SECONDS, Sound};
 use vivace::media::fbank::{Fbank, FbankOptions, fbank, log_mel, rows_for_frames};
 use vivace::media::resample::resample;
 
@@ -172,6 +172,63 @@ fn a_file_that_ends_early_is_used_as_far_as_it_goes() {
     piped[4..8].fill(0xFF);
     piped[40..44].fill(0xFF);
     assert_eq!(Sound::from_bytes(&piped, "piped.wav").unwrap().samples.len(), 10_000);
+}
+
+/// A FLAC of silence: 16 bits, one channel, frames of 4096 samples, the last of them whole. What it states as checksum is
+/// that of another sound.
+fn silent_flac(rate: u32, samples: u64) -> Vec<u8> {
+    let crc = |bytes: &[u8], bits: u32, poly: u32| {
+        bytes.iter().fold(0u32, |crc, &b| {
+            (0..8).fold(crc ^ (u32::from(b) << (bits - 8)), |crc, _| {
+                let carry = crc >> (bits - 1) & 1;
+                ((crc << 1) ^ (carry * poly)) & ((1 << bits) - 1)
+            })
+        })
+    };
+    let mut out = b"fLaC\x80\0\0\x22\x10\0\x10\0\0\0\0\0\0\0".to_vec();
+    out.extend(((u64::from(rate) << 44) | (15 << 36) | samples).to_be_bytes());
+    out.extend([0xA5; 16]);
+    for i in 0..samples.div_ceil(4096) as u32 {
+        // The number of a frame is written as UTF-8 writes a character.
+        let number = char::from_u32(i).unwrap();
+        let mut frame = b"\xff\xf8\xc0\x08".to_vec();
+        frame.extend(number.encode_utf8(&mut [0; 4]).as_bytes());
+        frame.push(crc(&frame, 8, 0x07) as u8);
+        frame.extend([0; 3]); // the same value all along, which is 0
+        frame.extend((crc(&frame, 16, 0x8005) as u16).to_be_bytes());
+        out.extend(frame);
+    }
+    out
+}
+
+#[test]
+fn a_flac_that_ends_early_is_used_as_far_as_it_goes() {
+    let whole = silent_flac(16_000, 5 * 4096);
+    refused(Sound::from_bytes(&whole, "whole.flac"), &["whole.flac", "20480 samples", "checksum"]);
+    for cut in [1, 5, 11] {
+        let sound = Sound::from_bytes(&whole[..whole.len() - cut], "cut.flac").unwrap();
+        assert_eq!(sound.samples.len(), 4 * 4096, "{cut} bytes less");
+    }
+    // Of one frame alone nothing is left.
+    let one = fixture("tone.flac");
+    refused(Sound::from_bytes(&one[..one.len() - 1], "one.flac"), &["one.flac", "corrupt"]);
+}
+
+#[test]
+fn what_lasts_longer_than_an_hour_is_refused_before_it_is_decoded() {
+    let parts = ["up to 3600 s expected, found a longer one", "cut it into shorter pieces"];
+    // Two days: 0.8 GB from 0.5 MB. What follows the hour is not looked at.
+    let mut long = silent_flac(1_000, 200_000_000);
+    let end = long.len();
+    long[end / 2..].fill(0);
+    refused(Sound::from_bytes(&long, "long.flac"), &[&parts[..], &["long.flac"]].concat());
+    let samples = vec![128; 3_600_001];
+    refused(
+        Sound::from_bytes(&wav(1, 8, 1, 1_000, &samples), "long.wav"),
+        &[&parts[..], &["long.wav"]].concat(),
+    );
+    let hour = Sound::from_bytes(&wav(1, 8, 1, 1_000, &samples[1..]), "hour.wav").unwrap();
+    assert_eq!(hour.seconds(), f64::from(LONGEST_SECONDS));
 }
 
 #[test]

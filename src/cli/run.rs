@@ -230,13 +230,10 @@ fn open_stdin() -> Result<Heard<impl Read>> {
 
 /// The whole sound on standard input.
 fn read_sound() -> Result<Sound> {
-    let mut wav = match open_stdin()? {
-        Heard::Wav(wav) => wav,
-        Heard::Whole(sound) => return Ok(sound),
-    };
-    let mut samples = Vec::new();
-    while wav.read(&mut samples)? {}
-    Sound::new(wav.rate_hz(), samples).map_err(|e| e.context(STDIN))
+    match open_stdin()? {
+        Heard::Wav(wav) => wav.read_all(),
+        Heard::Whole(sound) => Ok(sound),
+    }
 }
 
 /// The sound on standard input: a WAV is encoded while it comes in.

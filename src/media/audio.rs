@@ -11,6 +11,7 @@ use symphonia::core::formats::{FormatReader, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 
 use super::pipe::{is_pipe, read_piped};
+use super::wav::{WavStream, is_wav};
 use crate::core::error::{Error, Result};
 use crate::{bail_input, ensure_input};
 
@@ -32,12 +33,7 @@ pub struct Sound {
 impl Sound {
     /// Wraps samples. Fails when there is none, one is not finite, or the rate is outside [`RATES_HZ`].
     pub fn new(rate_hz: u32, samples: Vec<f32>) -> Result<Sound> {
-        ensure_input!(
-            RATES_HZ.contains(&rate_hz),
-            "the sound has {rate_hz} samples per second, supported are {} to {}",
-            RATES_HZ.start(),
-            RATES_HZ.end()
-        );
+        check_rate(rate_hz)?;
         ensure_input!(!samples.is_empty(), "the sound has no samples");
         if let Some(i) = samples.iter().position(|s| !s.is_finite()) {
             bail_input!("sample {i} of the sound is {}: samples must be finite", samples[i]);
@@ -75,9 +71,20 @@ impl Sound {
     }
 }
 
+/// Fails when the rate is outside [`RATES_HZ`].
+pub(super) fn check_rate(rate_hz: u32) -> Result<()> {
+    ensure_input!(
+        RATES_HZ.contains(&rate_hz),
+        "the sound has {rate_hz} samples per second, supported are {} to {}",
+        RATES_HZ.start(),
+        RATES_HZ.end()
+    );
+    Ok(())
+}
+
 /// Fails when so many samples last longer than [`LONGEST_SECONDS`]. To be asked while they come, before they fill the
 /// memory.
-fn check_length(samples: usize, rate_hz: u32, name: &str) -> Result<()> {
+pub(super) fn check_length(samples: usize, rate_hz: u32, name: &str) -> Result<()> {
     ensure_input!(
         samples as u64 <= u64::from(LONGEST_SECONDS) * u64::from(rate_hz),
         "{name}: a sound of up to {LONGEST_SECONDS} s expected, found a longer one; cut it into shorter pieces"
@@ -92,7 +99,31 @@ fn from_vec(bytes: Vec<u8>, name: &str) -> Result<Sound> {
 
 fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Result<Sound> {
     ensure_input!(len_bytes > 0, "{name}: the sound file is empty (0 bytes)");
-    check_wav_channels(source.as_mut(), name)?;
+    match read_plain_wav(source.as_mut(), name)? {
+        Some(sound) => Ok(sound),
+        None => decode_any(source, name),
+    }
+}
+
+/// A WAV of plain numbers is read as on standard input: a file and a pipe then mean the same, lengths that a recorder did
+/// not know and all channels included. For anything else the source is where it was.
+fn read_plain_wav(mut source: &mut dyn MediaSource, name: &str) -> Result<Option<Sound>> {
+    let io = |e| Error::io(name, e);
+    let mut head = Vec::new();
+    (&mut source).take(12).read_to_end(&mut head).map_err(io)?;
+    source.seek(SeekFrom::Start(0)).map_err(io)?;
+    if !is_wav(&head) {
+        return Ok(None);
+    }
+    if let Some(stream) = WavStream::open_plain(&mut source, name)? {
+        return stream.read_all().map(Some);
+    }
+    source.seek(SeekFrom::Start(0)).map_err(io)?;
+    Ok(None)
+}
+
+/// Decodes whatever the decoder knows.
+pub(super) fn decode_any(source: Box<dyn MediaSource>, name: &str) -> Result<Sound> {
     let stream = MediaSourceStream::new(source, Default::default());
     let mut reader = symphonia::default::get_probe()
         .probe(&Hint::new(), stream, Default::default(), Default::default())
@@ -153,24 +184,6 @@ fn decode(mut source: Box<dyn MediaSource>, len_bytes: u64, name: &str) -> Resul
     }
     let Some(rate_hz) = rate_hz else { bail_input!("{name}: the sound has no samples") };
     Sound::new(rate_hz, samples).map_err(|e| e.context(name))
-}
-
-/// The reader multiplies what a WAV header says without a check for overflow.
-fn check_wav_channels(mut source: &mut dyn MediaSource, name: &str) -> Result<()> {
-    const MOST: u16 = 64;
-    let mut head = Vec::new();
-    let read = (&mut source).take(24).read_to_end(&mut head);
-    read.and_then(|_| source.seek(SeekFrom::Start(0))).map_err(|e| Error::io(Path::new(name), e))?;
-    if let [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', b'f', b'm', b't', b' ', .., lo, hi] =
-        head[..]
-    {
-        let channels = u16::from_le_bytes([lo, hi]);
-        ensure_input!(
-            (1..=MOST).contains(&channels),
-            "{name}: corrupt sound: its header says {channels} channels; supported are 1 to {MOST}"
-        );
-    }
-    Ok(())
 }
 
 fn open_track(reader: &dyn FormatReader, name: &str) -> Result<(u32, Box<dyn AudioDecoder>)> {

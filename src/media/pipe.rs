@@ -2,7 +2,6 @@
 
 use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::core::error::{Error, Result};
@@ -24,8 +23,14 @@ pub(super) fn read_path(path: &Path) -> Result<Vec<u8>> {
     read_path_up_to(path, MOST_PIPED_BYTES)
 }
 
+#[cfg(unix)]
 pub(super) fn is_pipe(meta: &Metadata) -> bool {
-    meta.file_type().is_fifo()
+    std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type())
+}
+
+#[cfg(not(unix))]
+pub(super) fn is_pipe(_: &Metadata) -> bool {
+    false
 }
 
 fn read_path_up_to(path: &Path, most: u64) -> Result<Vec<u8>> {

@@ -8,6 +8,7 @@
 //! | `VIVACE_SKIP_NVCC=1` | build without kernels, quietly (as on docs.rs) |
 //! | `VIVACE_LINEINFO=1` | images carry the lines of their source, for profilers |
 //! | `VIVACE_KERNEL_CACHE` | where compiled images are kept, default `OUT_DIR/cubins`; sharing one is safe |
+//! | `NVCC_CCBIN`, `NVCC_PREPEND_FLAGS`, `NVCC_APPEND_FLAGS` | what nvcc itself takes: a change compiles anew |
 //! | `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH` | where nvcc is looked for, then /usr/local/cuda and .toolchain |
 //!
 //! Only std: a build dependency would be compiled before anything else. The GPU of this machine is never asked.
@@ -80,10 +81,6 @@ fn run() -> Result<(), String> {
     if let (Some(why), true) = (&why_empty, is_on("VIVACE_REQUIRE_KERNELS")) {
         return Err(format!("VIVACE_REQUIRE_KERNELS is set and no kernels were built: {why}"));
     }
-    // What the table includes may be cleaned away, out of a cache above all.
-    for image in &images {
-        println!("cargo::rerun-if-changed={}", image.path.display());
-    }
     write(&out.join("kernels.rs"), table(&images, why_empty.as_deref()).as_bytes())
 }
 
@@ -128,7 +125,21 @@ fn images(root: &Path, out: &Path) -> Result<Found, String> {
     }
     let jobs = jobs(&kernels, &archs, &cache, &String::from_utf8_lossy(&version.stdout))?;
     compile_all(&nvcc, &kernels, &jobs)?;
-    Ok(Found::Images(jobs.into_iter().map(|job| job.image).collect()))
+    jobs.into_iter().map(|job| kept(out, job.image)).collect::<Result<_, _>>().map(Found::Images)
+}
+
+/// The image in the folder that cargo keeps for this build: a cache may be cleaned meanwhile.
+fn kept(out: &Path, image: Built) -> Result<Built, String> {
+    let dir = out.join("cubins");
+    let path = dir.join(image.path.file_name().ok_or("an image without a name")?);
+    if !path.is_file() {
+        let failed = |e| format!("{}: {e}", path.display());
+        fs::create_dir_all(&dir).map_err(failed)?;
+        fs::hard_link(&image.path, &path)
+            .or_else(|_| fs::copy(&image.path, &path).map(drop))
+            .map_err(failed)?;
+    }
+    Ok(Built { path, ..image })
 }
 
 fn is_on(name: &str) -> bool {

@@ -48,8 +48,9 @@ impl Picture {
     /// Decodes PNG, JPEG or WebP bytes; `name` stands in messages.
     ///
     /// Alpha is dropped (not blended), grey and palette become RGB, 16-bit samples keep their high byte, an EXIF
-    /// orientation is not applied: all as the reference pipeline does, but for 16-bit grey, which it clips at 255. Of an animation the first frame is taken and a
-    /// warning is logged. Corrupt, truncated, unsupported and oversized pictures are input errors.
+    /// orientation is not applied: all as the reference pipeline does, but for 16-bit grey, which it clips at 255. Of an
+    /// animation the first frame is taken and a warning is logged. Corrupt, truncated, unsupported and oversized pictures
+    /// are input errors.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Picture> {
         ensure_input!(!bytes.is_empty(), "{name}: the image file is empty (0 bytes)");
         let cursor = Cursor::new(bytes);

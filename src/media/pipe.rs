@@ -60,6 +60,7 @@ fn read_up_to(input: impl Read, most: u64, name: &str) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn what_has_no_end_is_refused_at_the_limit() {
         let message = |read: Result<Vec<u8>>| read.unwrap_err().to_string();

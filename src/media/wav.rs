@@ -1,6 +1,6 @@
 //! WAV of plain numbers, which may come in piece by piece from a pipe: what recorders write while they record.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
 use super::audio::{Sound, check_length, check_rate};
 use crate::core::error::{Error, Result};
@@ -111,7 +111,7 @@ impl Head {
                 (b"data", None) => bail_input!("{name}: corrupt WAV: samples before their format"),
                 _ => {
                     let len = u64::from(len) + u64::from(len % 2);
-                    let skipped = std::io::copy(&mut input.by_ref().take(len), &mut std::io::sink())
+                    let skipped = io::copy(&mut input.by_ref().take(len), &mut io::sink())
                         .map_err(|e| Error::input(format!("{name}: {e}")))?;
                     ensure_input!(skipped == len, "{name}: the WAV ends in its header");
                 }
@@ -133,6 +133,24 @@ impl Head {
         check_rate(rate_hz).map_err(|e| e.context(name))?;
         Ok(Head { tag, bits, channels, rate_hz, len: None })
     }
+}
+
+/// Whether the rest of a file is a chain of chunks that ends with it. Leaves it where it was.
+fn only_chunks_follow(input: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let from = input.stream_position()?;
+    let end = input.seek(SeekFrom::End(0))?;
+    let mut at = from;
+    while at + 8 <= end {
+        input.seek(SeekFrom::Start(at))?;
+        let mut chunk = [0; 8];
+        input.read_exact(&mut chunk)?;
+        let len = u32::from_le_bytes([chunk[4], chunk[5], chunk[6], chunk[7]]);
+        at += 8 + u64::from(len);
+        // The padding of the last one is often forgotten.
+        at += u64::from(len % 2).min(end.saturating_sub(at));
+    }
+    input.seek(SeekFrom::Start(from))?;
+    Ok(at == end)
 }
 
 /// The first channel of a WAV, as it comes.
@@ -167,9 +185,16 @@ impl<R: Read> WavStream<R> {
         Ok(WavStream::new(input, name, head, format))
     }
 
-    /// As [`WavStream::open`], but `None` for a WAV that is left to a decoder.
-    pub(super) fn open_plain(mut input: R, name: &str) -> Result<Option<WavStream<R>>> {
-        let head = Head::read(&mut input, name)?;
+    /// As [`WavStream::open`] for a file, but `None` for a WAV that is left to a decoder.
+    pub(super) fn open_plain(mut input: R, name: &str) -> Result<Option<WavStream<R>>>
+    where
+        R: Seek,
+    {
+        let mut head = Head::read(&mut input, name)?;
+        if head.len.is_none() && only_chunks_follow(&mut input).map_err(|e| Error::io(name, e))? {
+            // No recorder that broke off, but a sound without samples, perhaps with tags.
+            head.len = Some(0);
+        }
         Ok(Format::of(head.tag, head.bits).map(|format| WavStream::new(input, name, head, format)))
     }
 
@@ -274,14 +299,14 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8]) -> Sound {
-        decode_any(Box::new(std::io::Cursor::new(bytes.to_vec())), "x.wav").unwrap()
+        decode_any(Box::new(io::Cursor::new(bytes.to_vec())), "x.wav").unwrap()
     }
 
     /// Gives `step` bytes at a time.
     struct Drip<'a>(&'a [u8], usize);
 
     impl Read for Drip<'_> {
-        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
             let n = self.1.min(out.len()).min(self.0.len());
             out[..n].copy_from_slice(&self.0[..n]);
             self.0 = &self.0[n..];
@@ -355,6 +380,13 @@ mod tests {
             let samples = all(&bytes, 7).unwrap();
             assert_eq!(samples.len(), 400, "{len}");
             assert_eq!(Sound::from_bytes(&bytes, "x.wav").unwrap().samples, samples, "{len}");
+        }
+        // Tags behind no samples are none, in a file.
+        for tags in
+            [&b""[..], b"LIST\x04\0\0\0INFO", b"id3 \x03\0\0\0abc\0", b"LIST\x04\0\0\0INFOid3 \x01\0\0\0a"]
+        {
+            let message = Sound::from_bytes(&wav(1, 16, 1, tags, 0), "x.wav").unwrap_err().to_string();
+            assert_eq!(message, "x.wav: the sound has no samples");
         }
         // What follows the samples is not sound.
         assert_eq!(all(&wav(1, 16, 1, &data, 600), 7).unwrap().len(), 300);

@@ -1,6 +1,3 @@
-use std::io::Write;
-use std::os::fd::AsRawFd;
-
 use vivace::media::audio::{LONGEST_SECONDS, Sound};
 use vivace::media::fbank::{Fbank, FbankOptions, fbank, log_mel, rows_for_frames};
 use vivace::media::resample::resample;
@@ -231,8 +228,11 @@ fn what_lasts_longer_than_an_hour_is_refused_before_it_is_decoded() {
     assert_eq!(hour.seconds(), f64::from(LONGEST_SECONDS));
 }
 
+#[cfg(unix)]
 #[test]
 fn a_pipe_is_read_whole() {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
     for name in ["tone.flac", "tone.mp3"] {
         let (reader, mut writer) = std::io::pipe().unwrap();
         writer.write_all(&fixture(name)).unwrap();

@@ -69,7 +69,7 @@ fn what_compares_nothing_does_not_pass() {
         (&|cases| *cases = serde_json::json!([]), "expected cases to compare, found none"),
         (
             &|cases| cases[0]["input_ids"] = serde_json::json!([]),
-            "text: input_ids: expected at least one id, found none",
+            "text: ids in input_ids: expected 1 to 65536, found 0",
         ),
         (
             &|cases| cases[0]["images"] = 1_000_000_000.into(),
@@ -84,6 +84,8 @@ fn what_compares_nothing_does_not_pass() {
     }
     let found = message(&|_| {}, &|name| of_text(name) || name == "image.lm.logits_final");
     assert!(found.ends_with("image.lm.logits_final: no case of the config gives such a tensor"), "{found}");
+    let found = message(&|cases| cases[0]["name"] = "image".into(), &|name| name == "image.vision.projected");
+    assert!(found.ends_with("image.vision.projected: no case of the config gives such a tensor"), "{found}");
     let found = message(&|_| {}, &|name| of_text(name) && name.contains("greedy"));
     assert!(found.ends_with("case text: expected tensors to compare, found none"), "{found}");
 }

@@ -139,7 +139,7 @@ pub struct GenerateArgs {
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value = "512", value_parser = positive)]
     pub max_new_tokens: usize,
-    /// 0 always takes the most likely token; above (from 0.0001 on), the higher the more varied
+    /// 0 always takes the most likely token; above (from 0.000001 on), the higher the more varied
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
     /// Sample among the K most likely tokens; 0 for all
@@ -148,7 +148,7 @@ pub struct GenerateArgs {
     /// Sample among the most likely tokens that make up this probability
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     pub top_p: f32,
-    /// Above 1, tokens that have occurred become less likely
+    /// Above 1 (up to 100), tokens that have occurred become less likely; below (from 0.01 on), more
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub repetition_penalty: f32,
     /// The same seed gives the same tokens

@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(short, long, value_name = "PATH", num_args = 1.., help_heading = "Question")]
     audio: Vec<PathBuf>,
     /// The pictures are frames of one video, one of each second, in order: of more than 16 so many are taken, evenly, of
-    /// fewer than 4 some twice
+    /// fewer than 4 some again
     #[arg(long, requires = "image", help_heading = "Question")]
     video_frames: bool,
     /// Replaces the system text
@@ -299,12 +299,12 @@ impl Args {
         let mut question = Question::text(text);
         question.video = self.video_frames;
         question.dither = self.generate.dither;
-        for path in &self.image {
-            question = question.image(path)?;
-        }
-        if self.video_frames {
-            let frames = choose_frames(question.images.len(), 1.0)?;
-            question.images = frames.into_iter().map(|at| question.images[at].clone()).collect();
+        let taken = match self.video_frames {
+            true => choose_frames(self.image.len(), 1.0)?,
+            false => (0..self.image.len()).collect(),
+        };
+        for at in taken {
+            question = question.image(&self.image[at])?;
         }
         for path in self.audio.iter().filter(|p| p.as_os_str() != "-") {
             question = question.audio(path)?;

@@ -147,7 +147,8 @@ pub struct Engine {
 pub struct Question {
     pub text: String,
     pub images: Vec<Picture>,
-    /// The pictures are frames of a video: one tile each.
+    /// The pictures are frames of a video: one tile each. [`choose_frames`](crate::media::video::choose_frames) says which
+    /// frames the model is used to.
     pub video: bool,
     pub sounds: Vec<Sound>,
     /// Noise added before the filterbank, as upstream does with 1.0; the same for the same sound. 0 adds none.
@@ -432,18 +433,23 @@ fn first_gpu() -> Option<Box<dyn Backend>> {
     use crate::exec::cuda::Cuda;
     use crate::gpu::device::Driver;
     let devices = match Driver::probe() {
+        Ok(driver) if driver.devices.is_empty() => return None,
         Ok(driver) => driver.devices,
         Err(why) => {
             tracing::info!("{why}: running on the CPU");
             return None;
         }
     };
+    if let Some(why) = crate::gpu::embedded::why_empty() {
+        tracing::warn!("running on the CPU: the CUDA kernels were not built: {why}");
+        return None;
+    }
     for facts in &devices {
         match Cuda::open(facts.ordinal) {
             Ok(cuda) => return Some(Box::new(cuda)),
             Err(why) => tracing::warn!("{why}"),
         }
     }
-    tracing::info!("no GPU of {} runs the kernels: running on the CPU", devices.len());
+    tracing::warn!("running on the CPU: none of {} GPUs runs the kernels", devices.len());
     None
 }

@@ -12,7 +12,7 @@ use crate::core::{Error, Result};
 /// A place for results, taken before they are measured. What was there stays until they are.
 pub struct ResultFile {
     path: PathBuf,
-    /// Beside it, so that it can take its name; pipes and devices are written to as they are.
+    /// Beside it, so that it can take its name. Links, pipes and devices are written to as they are.
     part: Option<PathBuf>,
     file: File,
 }
@@ -24,10 +24,19 @@ impl ResultFile {
         let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
             crate::bail_input!("{}: expected the name of a file", path.display());
         };
+        let failed = |e| Error::io(path, e);
+        let before = std::fs::symlink_metadata(path).ok();
+        if before.as_ref().is_some_and(|meta| !meta.is_file()) {
+            let file = File::options().write(true).create(true).truncate(false).open(path).map_err(failed)?;
+            return Ok(ResultFile { path: path.to_owned(), part: None, file });
+        }
         let part = path.with_file_name(format!(".{}.part-{}", name.to_string_lossy(), std::process::id()));
-        let part = (path.is_file() || !path.exists()).then_some(part);
-        let file = File::create(part.as_deref().unwrap_or(path)).map_err(|e| Error::io(path, e))?;
-        Ok(ResultFile { path: path.to_owned(), part, file })
+        let file = File::create(&part).map_err(failed)?;
+        let created = ResultFile { path: path.to_owned(), part: Some(part), file };
+        if let Some(meta) = before {
+            created.file.set_permissions(meta.permissions()).map_err(failed)?;
+        }
+        Ok(created)
     }
 
     /// Writes `results` as JSON.
@@ -35,12 +44,17 @@ impl ResultFile {
         let mut text = serde_json::to_string_pretty(results).map_err(|e| Error::runtime(e.to_string()))?;
         text.push('\n');
         let failed = |e| Error::io(&self.path, e);
-        self.file.write_all(text.as_bytes()).map_err(failed)?;
         match &self.part {
             Some(part) => {
-                self.file.sync_all().and_then(|()| std::fs::rename(part, &self.path)).map_err(failed)
+                self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_all()).map_err(failed)?;
+                std::fs::rename(part, &self.path).map_err(failed)
             }
-            None => Ok(()),
+            None => {
+                if self.file.metadata().is_ok_and(|meta| meta.is_file()) {
+                    self.file.set_len(0).map_err(failed)?;
+                }
+                self.file.write_all(text.as_bytes()).map_err(failed)
+            }
         }
     }
 }
@@ -72,7 +86,23 @@ mod tests {
         let missing = dir.path().join("none/results.json");
         assert!(message(&missing).starts_with(&missing.display().to_string()), "{}", message(&missing));
         assert!(message(dir.path()).ends_with("expected the name of a file"));
-        #[cfg(unix)]
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_devices_stay_what_they_are_and_files_keep_their_mode() {
+        use std::os::unix::fs::PermissionsExt;
         ResultFile::create(Path::new("/dev/null")).unwrap().write(&1).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("results.json"), dir.path().join("link.json"));
+        std::fs::write(&path, "longer than what comes").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        ResultFile::create(&link).unwrap().write(&1).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n");
+        ResultFile::create(&path).unwrap().write(&2).unwrap();
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "2\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -6,7 +6,7 @@ use crate::core::{HostData, Result};
 /// were put before ([`super::CacheOptions::enabled`] says why).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Sampling {
-    /// 0 is greedy; else 1e-4 to 1e4.
+    /// 0 is greedy; else 1e-6 to 1e6.
     pub temperature: f32,
     /// The `k` most likely tokens stay; 0 keeps all.
     pub top_k: u32,
@@ -31,10 +31,10 @@ impl Sampling {
 
     pub fn check(&self) -> Result<()> {
         let Sampling { temperature, top_p, repetition_penalty, .. } = *self;
-        // Logits over a lower temperature, or times a penalty out of bounds, are no finite numbers any more.
+        // Far beyond these bounds logits become infinite; within them nothing is lost that 0 does not give.
         crate::ensure_input!(
-            temperature == 0.0 || (1e-4..=1e4).contains(&temperature),
-            "--temperature: 0 (greedy), or 0.0001 to 10000 expected, got {temperature}"
+            temperature == 0.0 || (1e-6..=1e6).contains(&temperature),
+            "--temperature: 0 (greedy), or 0.000001 to 1000000 expected, got {temperature}"
         );
         crate::ensure_input!(
             top_p > 0.0 && top_p <= 1.0,

@@ -73,7 +73,10 @@ fn what_wants_wgmma_and_tma_has_them() {
         // Four steps of k at least, both operands.
         assert!(count(code, &HGMMA) >= 4, "{file} {name}: {} HGMMA", count(code, &HGMMA));
         assert!(count(code, &UTMALDG) >= 2, "{file} {name}: {} UTMALDG", count(code, &UTMALDG));
-        assert_eq!(count(code, &HMMA), 0, "{file} {name}: mma.sync");
+        // But for statistics of 64 rows (kernels/gemm/LADDER.md, "Around a LayerNorm", step 7).
+        if !name.starts_with("gemm_multicast_stats_t64x64") {
+            assert_eq!(count(code, &HMMA), 0, "{file} {name}: mma.sync");
+        }
         if file.starts_with("gemm/wgmma_multicast") {
             assert!(count(code, &UTMALDG[1..]) >= 1, "{file} {name}: nothing is sent to other CTAs");
         }

@@ -7,11 +7,14 @@ use super::*;
 #[test]
 fn flags_out_of_range() {
     for (flags, parts) in [
-        (&["--temperature=-1"][..], &["--temperature: 0 (greedy), or 0.0001 to 10000 expected, got -1"][..]),
-        (&["--temperature", "NaN"], &["--temperature: 0 (greedy), or 0.0001 to 10000 expected, got NaN"]),
+        (
+            &["--temperature=-1"][..],
+            &["--temperature: 0 (greedy), or 0.000001 to 1000000 expected, got -1"][..],
+        ),
+        (&["--temperature", "NaN"], &["--temperature: 0 (greedy), or 0.000001 to 1000000 expected, got NaN"]),
         (
             &["--temperature", "1e-38"],
-            &["--temperature: 0 (greedy), or 0.0001 to 10000 expected, got 0.0000"],
+            &["--temperature: 0 (greedy), or 0.000001 to 1000000 expected, got 0.0000"],
         ),
         (&["--top-p", "0"], &["--top-p: above 0 and up to 1 expected, got 0"]),
         (&["--repetition-penalty", "0"], &["--repetition-penalty: 0.01 to 100 expected, got 0"]),

@@ -189,14 +189,19 @@ impl Model {
             desc("audio.mel.spans", DType::U32, &[bins, 2]),
             desc("audio.mel", DType::F32, &[bins, mel_width()]),
         ];
-        self.mel_states = create_states(self.backend.as_mut(), descs)?;
-        for (&s, data) in
-            self.mel_states.iter().zip([HostData::F32(window), HostData::U32(spans), HostData::F32(mel)])
-        {
-            self.backend.write_state(s, 0, &data)?;
-        }
+        let made = create_states(self.backend.as_mut(), descs)?;
+        let tables = [HostData::F32(window), HostData::U32(spans), HostData::F32(mel)];
+        let written =
+            made.iter().zip(&tables).try_for_each(|(&s, data)| self.backend.write_state(s, 0, data));
         // States are written on the text lane; the audio lane reads them.
-        self.backend.sync()
+        match written.and_then(|()| self.backend.sync()) {
+            Ok(()) => self.mel_states = made,
+            Err(e) => {
+                made.into_iter().for_each(|s| self.backend.release_state(s));
+                return Err(e);
+            }
+        }
+        Ok(())
     }
 
     /// The prepared audio graph for `frames` frames.

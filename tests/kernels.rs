@@ -292,6 +292,40 @@ fn eager_captured_and_replayed_runs_agree_to_the_bit() {
     assert!(outs.windows(2).all(|w| w[0] == w[1]));
 }
 
+/// A thread may have backends on several GPUs, and use them in turn.
+#[test]
+fn backends_on_two_gpus_do_not_disturb_each_other() {
+    let Some(first) = gpu() else { return };
+    let second = match open_backend(DeviceChoice::Cuda(1)) {
+        Ok(second) => second,
+        Err(why) => return println!("no second GPU: nothing checked ({why})"),
+    };
+    let mut gpus = [first, second];
+    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    let desc = Desc { name: "s".into(), dtype: DType::F32, shape: Shape::new(&[3]), place: Place::Arena };
+    let mut prepared = Vec::new();
+    for gpu in &mut gpus {
+        let (g, x, y) = chain();
+        let source: Arc<dyn Source> =
+            Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
+        gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
+        prepared.push((gpu.prepare(Lane::Text, plan(g, |d| d.bytes()).unwrap(), &[]).unwrap(), x, y));
+    }
+    let mut outs = Vec::new();
+    for round in 0..3 {
+        for (gpu, (exe, x, y)) in gpus.iter_mut().zip(&prepared) {
+            let state = gpu.create_state(&desc).unwrap();
+            gpu.write_state(state, 0, &HostData::F32(vec![round as f32; 3])).unwrap();
+            gpu.write(*exe, *x, &HostData::F32(values.clone())).unwrap();
+            gpu.run(*exe, Step::rows(0, 17, 0)).unwrap();
+            assert_eq!(gpu.read_state(state).unwrap(), HostData::F32(vec![round as f32; 3]));
+            outs.push(gpu.read(*exe, *y).unwrap().data);
+        }
+    }
+    assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
+    assert!(outs.windows(2).all(|w| w[0] == w[1]));
+}
+
 #[test]
 fn an_arena_that_cannot_grow_leaves_what_was_prepared() {
     let Some(mut gpu) = gpu() else { return };

@@ -62,13 +62,19 @@ impl<'e> Session<'e> {
         Ok(Session { engine, dialogue, pos: 0, answer, fed: 0, turns: 0, history })
     }
 
+    /// The engine that the conversation is with.
+    pub fn engine(&self) -> &Engine {
+        self.engine
+    }
+
     /// Rows of the context that are taken.
     pub fn rows(&self) -> usize {
         self.pos
     }
 
     /// Asks and streams the answer: `on_event` gets the state mark as soon as the first token is known and text as
-    /// it comes; it returns `false` to stop.
+    /// it comes; it returns `false` to stop. It is called for tokens that complete text or are a mark, so an answer ends
+    /// with the next of them, and not while a question is encoded and filled in.
     ///
     /// What the question begins with, its pictures and its sounds are not computed again where they are still there
     /// from an earlier question; [`Answer::cache`] says how much that was.

@@ -195,6 +195,11 @@ impl Cuda {
         })
     }
 
+    /// Every entry point begins with this: the thread may have worked with another GPU meanwhile, or be another one.
+    fn current(&self) -> Result<()> {
+        self.device.make_current()
+    }
+
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -301,6 +306,7 @@ impl Cuda {
 
     /// Brings the exe's addresses up to date and sends the step; the program is then ready to be enqueued.
     fn start(&mut self, id: ExeId, step: Step) -> Result<()> {
+        self.current()?;
         self.record_again(id)?;
         if self.poison {
             self.poison_arena(id)?;
@@ -351,8 +357,9 @@ impl Cuda {
 
     /// As with `VIVACE_PDL=0`: every kernel begins when the one before it has ended.
     #[cfg(test)]
-    pub(crate) fn one_after_another(self) -> Cuda {
-        Cuda { pdl: false, ..self }
+    pub(crate) fn one_after_another(mut self) -> Cuda {
+        self.pdl = false;
+        self
     }
 
     fn enqueue(&self, exe: &Exe) -> Result<()> {
@@ -396,6 +403,13 @@ impl Cuda {
     }
 }
 
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What the fields free belongs to this context.
+        let _ = self.current();
+    }
+}
+
 fn check_fits(desc: &Desc, first: usize, data: HostSlice<'_>) -> Result<()> {
     let kinds_agree = desc.dtype.is_float() == data.is_float();
     if first + data.len() > desc.shape.len() || !kinds_agree {
@@ -433,6 +447,7 @@ impl Backend for Cuda {
     }
 
     fn require(&self, weight_bytes: u64, state_bytes: u64) -> Result<()> {
+        self.current()?;
         let (free, total) = self.device.memory()?;
         let needed = weight_bytes + state_bytes + WORKING_BYTES;
         if needed > free {
@@ -453,6 +468,7 @@ impl Backend for Cuda {
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {
+        self.current()?;
         Ok(Some(self.device.memory()?.0))
     }
 
@@ -462,6 +478,7 @@ impl Backend for Cuda {
         from: &Arc<dyn Source>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
+        self.current()?;
         let start = Instant::now();
         let mut seen = HashSet::new();
         let absent: Vec<&Recipe> =
@@ -489,6 +506,7 @@ impl Backend for Cuda {
     }
 
     fn create_state(&mut self, desc: &Desc) -> Result<StateId> {
+        self.current()?;
         let buffer = DeviceBuffer::new(desc.bytes() as usize, &desc.name, &self.meter)?;
         let stream = &self.lane(Lane::Text).stream;
         buffer.fill(0, stream)?;
@@ -503,6 +521,7 @@ impl Backend for Cuda {
     }
 
     fn write_state(&mut self, s: StateId, first_element: usize, data: &HostData) -> Result<()> {
+        self.current()?;
         let (desc, buffer) = self.state(s)?;
         let data = data.as_slice();
         check_fits(desc, first_element, data)?;
@@ -513,12 +532,13 @@ impl Backend for Cuda {
     }
 
     fn read_state(&mut self, s: StateId) -> Result<HostData> {
+        self.current()?;
         let (desc, buffer) = self.state(s)?;
         self.read_at(Lane::Text, desc, buffer.ptr)
     }
 
     fn prepare(&mut self, lane: Lane, plan: Plan, states: &[StateId]) -> Result<ExeId> {
-        self.device.make_current()?;
+        self.current()?;
         if states.len() < plan.graph.states.len() {
             crate::bail_runtime!("{} states for a graph with {}", states.len(), plan.graph.states.len());
         }
@@ -537,6 +557,7 @@ impl Backend for Cuda {
     }
 
     fn warm(&mut self, id: ExeId) -> Result<()> {
+        self.current()?;
         self.record_again(id)?;
         if self.capture {
             self.capture_run(id)?;
@@ -549,7 +570,7 @@ impl Backend for Cuda {
     }
 
     fn reserve(&mut self, lane: Lane, arena_bytes: usize) -> Result<()> {
-        self.device.make_current()?;
+        self.current()?;
         self.grow_arena(lane, arena_bytes)
     }
 
@@ -558,11 +579,12 @@ impl Backend for Cuda {
             && let Some(exe) = slot.take()
         {
             // A captured graph must not go while it runs.
-            let _ = self.lanes[exe.lane as usize].stream.sync();
+            let _ = self.device.make_current().and_then(|()| self.lanes[exe.lane as usize].stream.sync());
         }
     }
 
     fn write_slice(&mut self, exe: ExeId, t: Tensor, data: HostSlice<'_>) -> Result<()> {
+        self.current()?;
         self.require_arena(exe)?;
         let exe = self.exe(exe)?;
         let desc = exe.plan.graph.desc(t);
@@ -595,6 +617,7 @@ impl Backend for Cuda {
         first_row: usize,
         rows: usize,
     ) -> Result<()> {
+        self.current()?;
         let exe = self.exe(exe)?;
         let from = exe.plan.graph.desc(t);
         let (to, buffer) = self.state(s)?;
@@ -622,6 +645,7 @@ impl Backend for Cuda {
         rows: usize,
         leads: Leads,
     ) -> Result<()> {
+        self.current()?;
         let ((from, src_buffer), (to, dst_buffer)) = (self.state(src)?, self.state(dst)?);
         let at = RowRuns::new((from, src_row), (to, dst_row), rows, leads)?;
         if src == dst {
@@ -645,16 +669,19 @@ impl Backend for Cuda {
     }
 
     fn join(&mut self, waiter: Lane, on: Lane) -> Result<()> {
+        self.current()?;
         let from = self.lane(on);
         from.joined.record(&from.stream)?;
         self.lane(waiter).stream.wait(&from.joined)
     }
 
     fn read(&mut self, exe: ExeId, t: Tensor) -> Result<HostTensor> {
+        self.current()?;
         self.read_tensor(self.exe(exe)?, t)
     }
 
     fn send_tokens(&mut self, exe: ExeId, t: Tensor, n: usize) -> Result<Ticket> {
+        self.current()?;
         let exe = self.exe(exe)?;
         check_tokens(exe.plan.graph.desc(t), n)?;
         let (src, lane) = (self.address(exe, t)?, exe.lane);
@@ -670,6 +697,7 @@ impl Backend for Cuda {
     }
 
     fn wait_tokens(&mut self, ticket: Ticket, wait: Wait, ids: &mut [u32]) -> Result<()> {
+        self.current()?;
         if ticket.0 + (TOKENS as u64) <= self.tokens.next {
             crate::bail_runtime!("token {} was overwritten by later ones", ticket.0);
         }
@@ -687,6 +715,7 @@ impl Backend for Cuda {
     }
 
     fn mark(&mut self, lane: Lane) -> Result<Mark> {
+        self.current()?;
         let at = self.next_mark % MARKS;
         self.next_mark += 1;
         self.marks[at].record(&self.lane(lane).stream)?;
@@ -694,6 +723,7 @@ impl Backend for Cuda {
     }
 
     fn elapsed_us(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        self.current()?;
         let at = |m: Mark| self.marks.get(m.0).ok_or_else(|| Error::runtime("a mark was never made"));
         let (from, to) = (at(from)?, at(to)?);
         from.sync()?;
@@ -702,6 +732,7 @@ impl Backend for Cuda {
     }
 
     fn trace(&mut self, id: ExeId, step: Step, visit: &mut Visit<'_>) -> Result<()> {
+        self.current()?;
         self.start(id, step)?;
         let exe = self.exe(id)?;
         for (at, node) in exe.plan.graph.nodes.iter().enumerate() {
@@ -716,6 +747,7 @@ impl Backend for Cuda {
     }
 
     fn profile(&mut self, id: ExeId, step: Step, repeats: usize) -> Result<Vec<f64>> {
+        self.current()?;
         let nodes = self.exe(id)?.plan.graph.nodes.len();
         let events: Vec<Event> = (0..=nodes).map(|_| Event::timed()).collect::<Result<_>>()?;
         let mut times_us = vec![Vec::with_capacity(repeats); nodes];
@@ -739,6 +771,7 @@ impl Backend for Cuda {
     }
 
     fn time(&mut self, id: ExeId, step: Step, warmup: usize, repeats: usize) -> Result<Vec<f64>> {
+        self.current()?;
         let lane = self.exe(id)?.lane;
         let events: Vec<Event> = (0..=repeats).map(|_| Event::timed()).collect::<Result<_>>()?;
         // The first run goes launch by launch, the second one captures. No wait in between: the device is busy when
@@ -764,6 +797,7 @@ impl Backend for Cuda {
     }
 
     fn sync(&mut self) -> Result<()> {
+        self.current()?;
         self.lanes.iter().try_for_each(|l| l.stream.sync())
     }
 

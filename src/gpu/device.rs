@@ -114,7 +114,7 @@ impl Device {
         Ok(device)
     }
 
-    /// Makes the context current on the calling thread. Every entry point that may run on a new thread calls it.
+    /// Makes the context current on the calling thread: what takes memory or enqueues wants that.
     pub fn make_current(&self) -> Result<()> {
         // SAFETY: the context is retained until this device is dropped.
         check(unsafe { result::ctx::set_current(self.context) }, || "making the context current".into())

@@ -292,6 +292,31 @@ fn eager_captured_and_replayed_runs_agree_to_the_bit() {
     assert!(outs.windows(2).all(|w| w[0] == w[1]));
 }
 
+#[test]
+fn a_backend_goes_on_in_another_thread() {
+    let Some(mut gpu) = gpu() else { return };
+    let (g, x, y) = chain();
+    let source: Arc<dyn Source> =
+        Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
+    gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
+    let exe = gpu.prepare(Lane::Text, plan(g, |d| d.bytes()).unwrap(), &[]).unwrap();
+    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    // Eagerly, captured and replayed, each in a thread that has never met the device.
+    let run = |mut gpu: Box<dyn Backend>| {
+        gpu.write(exe, x, &HostData::F32(values.clone())).unwrap();
+        gpu.run(exe, Step::rows(0, 17, 0)).unwrap();
+        let out = gpu.read(exe, y).unwrap().data;
+        (gpu, out)
+    };
+    let mut outs = Vec::new();
+    for _ in 0..3 {
+        let (back, out) = std::thread::scope(|threads| threads.spawn(|| run(gpu)).join().unwrap());
+        (gpu, outs) = (back, [outs, vec![out]].concat());
+    }
+    assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
+    assert!(outs.windows(2).all(|w| w[0] == w[1]));
+}
+
 /// A thread may have backends on several GPUs, and use them in turn.
 #[test]
 fn backends_on_two_gpus_do_not_disturb_each_other() {

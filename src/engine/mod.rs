@@ -134,21 +134,23 @@ pub struct Options {
 
 /// A model that is ready to answer.
 ///
-/// An engine stays on the thread that opened it, for what it holds of the device is not shared between threads: a server
-/// opens it in a thread of its own and talks with that over channels.
+/// It may go to another thread, and is used by one at a time: a server keeps it behind a mutex, or in a thread of its own
+/// that gets questions over a channel. An answer blocks that thread.
 ///
 /// ```no_run
-/// # use std::sync::mpsc::channel;
+/// # use std::sync::mpsc::{Sender, channel};
 /// # use vivace::engine::{Engine, GenerateOptions, Options, Question};
-/// let (ask, questions) = channel::<(Question, std::sync::mpsc::Sender<String>)>();
+/// # fn serve() -> vivace::core::Result<()> {
+/// let mut engine = Engine::open("path/to/VITA-1.5", &Options::default(), &mut |_, _| {})?;
+/// let (ask, questions) = channel::<(Question, Sender<String>)>();
 /// std::thread::spawn(move || -> vivace::core::Result<()> {
-///     let mut engine = Engine::open("path/to/VITA-1.5", &Options::default(), &mut |_, _| {})?;
 ///     for (question, tell) in questions {
 ///         let answer = engine.session(None)?.ask(&question, &GenerateOptions::default(), &mut |_| true)?;
 ///         let _ = tell.send(answer.text);
 ///     }
 ///     Ok(())
 /// });
+/// # Ok(()) }
 /// ```
 pub struct Engine {
     pub model: Model,

@@ -2,7 +2,6 @@
 //! method of the trait works on the same lanes, programs and states.
 
 use std::collections::{HashMap, HashSet};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,7 +54,7 @@ pub struct Cuda {
 
 struct Exe {
     lane: Lane,
-    plan: Rc<Plan>,
+    plan: Arc<Plan>,
     states: Vec<StateId>,
     program: Vec<Launch>,
     captured: Option<Captured>,
@@ -545,7 +544,7 @@ impl Backend for Cuda {
         self.grow_arena(lane, plan.arena_bytes)?;
         let mut exe = Exe {
             lane,
-            plan: Rc::new(plan),
+            plan: Arc::new(plan),
             states: states.to_vec(),
             program: Vec::new(),
             captured: None,

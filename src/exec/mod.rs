@@ -130,7 +130,9 @@ pub type Visit<'a> = dyn FnMut(usize, &Node, &[HostTensor]) -> Result<()> + 'a;
 /// Runs plans on one device. `run*`, the copies and `join` enqueue and return, and a write waits at most for the one before
 /// it on its lane, until that has left the host. What makes or frees memory (`load`, `create_state`, `prepare`, `reserve`,
 /// `release`), `read*`, `wait_token*`, `sync` and the measuring calls wait for the device.
-pub trait Backend {
+///
+/// A backend may go to another thread and on from there.
+pub trait Backend: Send {
     /// `NVIDIA H200, sm_90, 132 SMs` or `CPU, 16 threads`.
     fn describe(&self) -> String;
 

@@ -41,6 +41,8 @@ pub struct Device {
 
 // SAFETY: the handles are plain values for the driver, whose calls may come from any thread at any time; nothing in here
 // changes before the drop.
+unsafe impl Send for Device {}
+// SAFETY: as above.
 unsafe impl Sync for Device {}
 
 /// The oldest architecture with the asynchronous copies and tensor-core shapes that the kernels use.

@@ -1,7 +1,7 @@
 //! Device buffers and pinned host buffers, freed when dropped.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{result, sys};
 #[cfg(target_os = "linux")]
@@ -15,21 +15,20 @@ use crate::core::Result;
 
 /// Bytes taken now and at most, shared by all buffers of a backend.
 #[derive(Clone, Default)]
-pub struct Meter(Rc<Cell<(u64, u64)>>);
+pub struct Meter(Arc<[AtomicU64; 2]>);
 
 impl Meter {
     fn add(&self, bytes: u64) {
-        let (now, peak) = self.0.get();
-        self.0.set((now + bytes, peak.max(now + bytes)));
+        let [now, peak] = &*self.0;
+        peak.fetch_max(now.fetch_add(bytes, Ordering::Relaxed) + bytes, Ordering::Relaxed);
     }
 
     fn sub(&self, bytes: u64) {
-        let (now, peak) = self.0.get();
-        self.0.set((now.saturating_sub(bytes), peak));
+        self.0[0].fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub fn peak_bytes(&self) -> u64 {
-        self.0.get().1
+        self.0[1].load(Ordering::Relaxed)
     }
 }
 
@@ -75,7 +74,7 @@ pub struct DeviceBuffer {
     pub ptr: DevicePtr,
     pub bytes: usize,
     /// Freed with the last of its buffers.
-    _block: Rc<Block>,
+    _block: Arc<Block>,
 }
 
 /// Where buffers of one block begin: large ones as the driver lays them, each in pages of its own.
@@ -103,7 +102,7 @@ impl DeviceBuffer {
     pub fn new(bytes: usize, what: &str, meter: &Meter) -> Result<DeviceBuffer> {
         let bytes = bytes.max(SMALL_ALIGN);
         let block = Block::new(bytes, what, meter)?;
-        Ok(DeviceBuffer { ptr: block.ptr, bytes, _block: Rc::new(block) })
+        Ok(DeviceBuffer { ptr: block.ptr, bytes, _block: Arc::new(block) })
     }
 
     /// Buffers of these sizes, in one piece. One by one those of all weights of VITA-1.5 take 80 ms, while the driver lets
@@ -113,7 +112,7 @@ impl DeviceBuffer {
             return Ok(Vec::new());
         }
         let (starts, bytes) = lay_out(sizes);
-        let block = Rc::new(Block::new(bytes, what, meter)?);
+        let block = Arc::new(Block::new(bytes, what, meter)?);
         let buffer = |(start, &bytes): (usize, &usize)| DeviceBuffer {
             ptr: block.ptr.offset(start),
             bytes: bytes.max(SMALL_ALIGN),

@@ -17,12 +17,18 @@ pub struct Function {
     pub(super) name: &'static str,
 }
 
+// SAFETY: the handle belongs to the module's context, to no thread.
+unsafe impl Send for Function {}
+
 /// The modules of one device.
 pub struct Modules {
     sm: (u32, u32),
     loaded: RefCell<HashMap<&'static str, sys::CUmodule>>,
     functions: RefCell<HashMap<String, (Function, usize)>>,
 }
+
+// SAFETY: as for a function; the cells go from thread to thread whole, for it is not Sync.
+unsafe impl Send for Modules {}
 
 /// Shared memory that a kernel may use without opting in.
 const SMEM_WITHOUT_OPT_IN: usize = 48 << 10;

@@ -8,6 +8,8 @@ use crate::core::Result;
 /// A queue of work, independent of the legacy default stream.
 pub struct Stream(sys::CUstream);
 
+// SAFETY: a stream belongs to its context, to no thread; a capture begins and ends within one call.
+unsafe impl Send for Stream {}
 // SAFETY: the driver orders what several threads enqueue on one stream at a time; nothing in here changes before the drop.
 unsafe impl Sync for Stream {}
 
@@ -72,6 +74,9 @@ impl Drop for Stream {
 /// A captured sequence of launches, replayed in one call.
 pub struct Captured(sys::CUgraphExec);
 
+// SAFETY: as for a stream; it is launched by one thread at a time, for it is not Sync.
+unsafe impl Send for Captured {}
+
 impl Captured {
     /// Brings to the device what the first launch would bring.
     pub fn upload(&self, stream: &Stream) -> Result<()> {
@@ -94,6 +99,9 @@ impl Drop for Captured {
 
 /// A point in a stream.
 pub struct Event(sys::CUevent);
+
+// SAFETY: as for a stream.
+unsafe impl Send for Event {}
 
 impl Event {
     /// With time stamps, for measuring.

@@ -172,6 +172,21 @@ fn a_turn_goes_on_after_every_token_of_the_answer() {
 }
 
 #[test]
+fn an_engine_answers_in_any_thread() {
+    let mut engine = on();
+    let question = seen("What is this?", picture(0));
+    let here = engine.session(None).unwrap().ask(&question, &tokens_of(4), &mut |_| true).unwrap();
+    let there = std::thread::scope(|threads| {
+        let engine = &mut engine;
+        let ask = move || engine.session(None).unwrap().ask(&question, &tokens_of(4), &mut |_| true);
+        threads.spawn(ask).join().unwrap().unwrap()
+    });
+    assert_eq!(there.tokens, here.tokens);
+    let engine = std::thread::spawn(move || engine).join().unwrap();
+    assert_eq!(engine.cache_stats().media, 1);
+}
+
+#[test]
 fn an_answer_of_no_tokens_is_refused() {
     let mut engine = on();
     let mut session = engine.session(Some("S")).unwrap();

@@ -356,6 +356,12 @@ fn folders_of_encoders_that_are_somewhere_else() {
     run(&["--vision-tower", &tower]).refused(2, &[absent]);
     let report = vivace(&["inspect", &model]);
     assert!(report.code == 2 && report.out.contains(absent), "{}{}", report.out, report.err);
+    // How the encoder attends is not in its tensors: what is assumed is said, and of the tower only where it is asked for.
+    let named = "mm_audio_encoder names \"/home/somebody/mm_audio_encoder\"";
+    assert!(report.err.contains("WARN") && report.err.contains(named), "{}", report.err);
+    assert!(!report.err.contains("mm_vision_tower"), "{}", report.err);
+    let report = vivace(&["inspect", &model, "-v", "--audio-encoder", &ears]);
+    assert!(report.err.contains("mm_vision_tower names") && !report.err.contains(named), "{}", report.err);
 
     let both = ["--audio-encoder", &ears, "--vision-tower", &tower];
     let report = vivace(&[&["inspect", &model], &both[..]].concat());

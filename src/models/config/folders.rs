@@ -91,6 +91,32 @@ pub(super) fn find(
     Ok(candidates.into_iter().flatten().find(|path| path.is_dir() && path != dir))
 }
 
+/// What is assumed of the audio encoder where the config names its folder, and neither that nor `audio_config` says how
+/// it attends: no shape tells that, and a wrong mask makes answers worse without an error.
+pub(super) fn assumed_attention(json: &Value, place: &str) -> Option<String> {
+    let Encoder { key, flag, .. } = AUDIO;
+    let name = json.get(key)?.as_str()?;
+    let stated = json.pointer("/audio_config/chunk_size").is_some_and(|size| !size.is_null());
+    (!stated).then(|| {
+        format!(
+            "{place}: {key} names {name:?}, and no train.yaml of it was found: the audio encoder is taken to attend to all \
+             frames of a sound, not in chunks; {flag} DIR says where the folder is, --audio-chunk how it attends"
+        )
+    })
+}
+
+/// What is assumed of the vision tower where the config names its folder, and nothing but shapes describes it.
+pub(super) fn assumed_tower(json: &Value, place: &str) -> Option<String> {
+    let Encoder { key, flag, .. } = VISION;
+    let name = json.get(key)?.as_str()?;
+    json.get("vision_config").is_none_or(Value::is_null).then(|| {
+        format!(
+            "{place}: {key} names {name:?}, and no config.json of it was found: the sizes of the vision tower are those of \
+             its tensors; {flag} DIR says where the folder is"
+        )
+    })
+}
+
 /// `config.json` of the vision tower, if there is one, and its path.
 pub(super) fn vision(folder: &Path) -> Result<Option<(Map<String, Value>, String)>> {
     let path = folder.join("config.json");

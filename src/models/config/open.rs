@@ -72,9 +72,28 @@ fn open_dir(dir: &Path, folders: &Folders) -> Result<Opened> {
     };
     let config = ModelConfig::from_value(&json, &path.display().to_string(), hints)?;
     folders.check_encoders(&config, &path)?;
+    say_what_is_assumed(&json, &path, &config, folders, [vision.is_some(), audio.is_some()]);
     let source = with_cmvn(stored, &config, audio_dir.as_deref())?;
     let source = with_positions(source, config.vision.as_ref())?;
     Ok(Opened { config, source, dir: Some(dir.to_owned()) })
+}
+
+/// Says what is taken for granted about encoders whose folders were neither given nor `found`.
+fn say_what_is_assumed(json: &Value, path: &Path, config: &ModelConfig, folders: &Folders, found: [bool; 2]) {
+    let place = path.display().to_string();
+    let known = [found[0] || folders.vision.is_some(), found[1] || folders.audio.is_some()];
+    if config.vision.is_some()
+        && !known[0]
+        && let Some(note) = folders::assumed_tower(json, &place)
+    {
+        tracing::info!("{note}");
+    }
+    if config.audio.is_some()
+        && !known[1]
+        && let Some(warning) = folders::assumed_attention(json, &place)
+    {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Adds the normalisation of the filterbank from the audio folder when the checkpoint lacks it.

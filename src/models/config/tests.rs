@@ -135,6 +135,37 @@ fn an_encoder_that_nothing_describes_is_an_error() {
     );
 }
 
+/// Shapes do not tell how the audio encoder attends, so that is said; what they tell of the vision tower is a remark.
+#[test]
+fn what_is_assumed_of_encoders_whose_folders_are_not_there() {
+    let mut json = tiny();
+    let assumed = |json: &Value| {
+        let place = "config.json";
+        (folders::assumed_tower(json, place), folders::assumed_attention(json, place))
+    };
+    assert_eq!(assumed(&json), (None, None), "no folder is named");
+    json["mm_vision_tower"] = "OpenGVLab/tower".into();
+    json["mm_audio_encoder"] = "/home/somebody/ears".into();
+    assert_eq!(assumed(&json), (None, None), "the config says it all");
+
+    json["audio_config"]["chunk_size"] = Value::Null;
+    let (_, attention) = assumed(&json);
+    assert_eq!(
+        attention.unwrap(),
+        "config.json: mm_audio_encoder names \"/home/somebody/ears\", and no train.yaml of it was found: the audio encoder is \
+         taken to attend to all frames of a sound, not in chunks; --audio-encoder DIR says where the folder is, \
+         --audio-chunk how it attends"
+    );
+    json.as_object_mut().unwrap().retain(|key, _| !key.ends_with("_config"));
+    let (tower, attention) = assumed(&json);
+    assert!(attention.is_some());
+    assert_eq!(
+        tower.unwrap(),
+        "config.json: mm_vision_tower names \"OpenGVLab/tower\", and no config.json of it was found: the sizes of the vision \
+         tower are those of its tensors; --vision-tower DIR says where the folder is"
+    );
+}
+
 #[test]
 fn senseless_fields_are_named() {
     let cases: [(&str, Value, &str); 11] = [

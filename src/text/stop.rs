@@ -1,5 +1,6 @@
 //! When an answer ends: stop tokens from the checkpoint, stop strings from the caller.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::Value;
@@ -9,8 +10,9 @@ use super::{END_OF_TEXT, IM_END};
 use crate::core::error::{Error, Result};
 use crate::{bail_input, ensure_input};
 
-/// Ids that end an answer: `eos_token_id` (a number or a list) of generation_config.json, else of config.json
-/// (top level or `text_config`), else the tokenizer's `<|im_end|>` and `<|endoftext|>`.
+/// Ids that end an answer, each once: `eos_token_id` (a number or a list) of generation_config.json, else of config.json
+/// (top level or `text_config`), and the tokenizer's `<|im_end|>` and `<|endoftext|>`. These end an answer whatever the
+/// files name: some name one of both, and behind the other the model would go on with a turn that nobody asked for.
 ///
 /// # Errors
 /// [`Error::Input`] if an `eos_token_id` is neither an id nor a list of ids.
@@ -24,19 +26,23 @@ pub fn stop_token_ids(
         ("config.json", config),
         ("config.json: text_config", config.and_then(|c| c.get("text_config"))),
     ];
+    let mut stops = Vec::new();
     for (name, source) in sources {
-        let ids = match source.and_then(|json| json.get("eos_token_id")) {
+        stops = match source.and_then(|json| json.get("eos_token_id")) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(ids)) => {
                 ids.iter().map(|id| token_id(id, name)).collect::<Result<Vec<u32>>>()?
             }
             Some(id) => vec![token_id(id, name)?],
         };
-        if !ids.is_empty() {
-            return Ok(ids);
+        if !stops.is_empty() {
+            break;
         }
     }
-    Ok([IM_END, END_OF_TEXT].into_iter().filter_map(|name| tokenizer.special(name)).collect())
+    stops.extend([IM_END, END_OF_TEXT].into_iter().filter_map(|name| tokenizer.special(name)));
+    let mut seen = HashSet::new();
+    stops.retain(|&id| seen.insert(id));
+    Ok(stops)
 }
 
 /// [`stop_token_ids`] with the files of a checkpoint folder, either of which may be absent.
@@ -183,13 +189,19 @@ mod tests {
     }
 
     #[test]
-    fn stop_tokens_come_from_the_first_file_that_names_them() {
+    fn stop_tokens_come_from_the_first_file_that_names_them_and_the_tokenizer() {
         let tok = Tokenizer::byte_fallback(515).unwrap();
         let ids = |g: Option<Value>, c: Option<Value>| stop_token_ids(g.as_ref(), c.as_ref(), &tok).unwrap();
-        assert_eq!(ids(Some(json!({"eos_token_id": [3, 4]})), Some(json!({"eos_token_id": 5}))), [3, 4]);
-        assert_eq!(ids(Some(json!({"eos_token_id": null})), Some(json!({"eos_token_id": 5}))), [5]);
-        assert_eq!(ids(None, Some(json!({"text_config": {"eos_token_id": 6}}))), [6]);
+        assert_eq!(
+            ids(Some(json!({"eos_token_id": [3, 4]})), Some(json!({"eos_token_id": 5}))),
+            [3, 4, 258, 256]
+        );
+        assert_eq!(ids(Some(json!({"eos_token_id": null})), Some(json!({"eos_token_id": 5}))), [5, 258, 256]);
+        assert_eq!(ids(None, Some(json!({"text_config": {"eos_token_id": 6}}))), [6, 258, 256]);
         assert_eq!(ids(Some(json!({"eos_token_id": []})), Some(json!({}))), [258, 256]);
+        assert_eq!(ids(Some(json!({"eos_token_id": [256, 7, 7]})), None), [256, 7, 258]);
+        let no_im_end = Tokenizer::byte_fallback(258).unwrap();
+        assert_eq!(stop_token_ids(Some(&json!({"eos_token_id": 7})), None, &no_im_end).unwrap(), [7, 256]);
         let e = stop_token_ids(Some(&json!({"eos_token_id": [1, -2]})), None, &tok).unwrap_err();
         assert_eq!(
             e.to_string(),
@@ -203,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(stop_token_ids_from_dir(dir.path(), &tok).unwrap(), [258, 256]);
         std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 9}"#).unwrap();
-        assert_eq!(stop_token_ids_from_dir(dir.path(), &tok).unwrap(), [9]);
+        assert_eq!(stop_token_ids_from_dir(dir.path(), &tok).unwrap(), [9, 258, 256]);
         std::fs::write(dir.path().join("generation_config.json"), "{").unwrap();
         let e = stop_token_ids_from_dir(dir.path(), &tok).unwrap_err();
         assert!(e.to_string().contains("generation_config.json: not readable as JSON"), "{e}");

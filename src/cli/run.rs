@@ -81,7 +81,8 @@ pub struct Args {
     /// fewer than 4 some again
     #[arg(long, requires = "image", help_heading = "Question")]
     video_frames: bool,
-    /// Replaces the system text
+    /// The system text, such as the one that a checkpoint was tuned with [default: one of the project's own, by what the
+    /// question holds; "You are a helpful assistant." for models without encoders]
     #[arg(long, value_name = "TEXT", help_heading = "Question")]
     system: Option<String>,
     #[command(flatten)]

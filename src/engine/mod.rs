@@ -40,6 +40,7 @@ use crate::media::image::Picture;
 pub use crate::models::config::Folders;
 use crate::models::config::{Opened, open_model_with};
 use crate::models::qwen2::TextSizes;
+use crate::text::prompt::SYSTEM_ASSISTANT;
 use crate::text::{State, StateMarks, Tokenizer, stop_token_ids_from_dir};
 pub use cache::{CacheOptions, CacheStats, CacheUse};
 pub use ledger::{Stage, overlap_ms};
@@ -156,6 +157,8 @@ pub struct Engine {
     pub model: Model,
     tokenizer: Tokenizer,
     marks: StateMarks,
+    /// System text of every conversation that brings none; otherwise the first question's kind chooses it.
+    system: Option<&'static str>,
     stop_ids: Vec<u32>,
     device_filterbank: bool,
     device_tiling: bool,
@@ -353,6 +356,11 @@ impl Engine {
         };
         let context = opened.config.context(options.context)?;
         let token_limit = vocab.min(tokenizer.vocab_len());
+        // Marks and the texts of Vita are for models that were tuned with them: elsewhere a mark is text.
+        let (marks, system) = match opened.config.text_only() {
+            true => (StateMarks::default(), Some(SYSTEM_ASSISTANT)),
+            false => (StateMarks::new(&tokenizer), None),
+        };
         let sizes = TextSizes { max_seq: context, media_rows: context, token_limit };
         let mut model = open_on(opened, sizes, options, false, progress)?;
         // Where nothing is captured there is nothing to get ready.
@@ -360,8 +368,9 @@ impl Engine {
             model.warm()?;
         }
         Ok(Engine {
-            marks: StateMarks::new(&tokenizer),
             tokenizer,
+            marks,
+            system,
             stop_ids,
             model,
             device_filterbank: options.device_filterbank,
@@ -369,8 +378,10 @@ impl Engine {
         })
     }
 
-    /// Starts a conversation. `system` replaces the default system text.
+    /// Starts a conversation. `system` replaces the default system text: one of those in [`crate::text::prompt`], by what
+    /// the first question holds, or [`SYSTEM_ASSISTANT`] where the model takes text alone.
     pub fn session(&mut self, system: Option<&str>) -> Result<Session<'_>> {
+        let system = system.or(self.system);
         Session::new(self, system)
     }
 
@@ -471,4 +482,42 @@ fn first_gpu() -> Option<Box<dyn Backend>> {
     }
     tracing::warn!("running on the CPU: none of {} GPUs runs the kernels", devices.len());
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::config::{Hints, ModelConfig, synthetic};
+    use crate::text::prompt::SYSTEM_TEXT;
+
+    /// `tiny`, with or without its encoders.
+    fn open(model_type: &str) -> Engine {
+        let tiny = include_str!("../../tests/fixtures/tiny.json");
+        let mut json: serde_json::Value = serde_json::from_str(tiny).unwrap();
+        json["model_type"] = model_type.into();
+        let config = ModelConfig::from_value(&json, "tiny.json", Hints::NONE).unwrap();
+        let source = std::sync::Arc::new(synthetic(&config));
+        let options = Options { device: DeviceChoice::Cpu, context: Some(512), ..Options::default() };
+        Engine::from_opened(Opened { config, source, dir: None }, &options, &mut |_, _| {}).unwrap()
+    }
+
+    /// What is reused of a first question tells whether it began like the one before.
+    #[test]
+    fn models_without_encoders_are_assistants_and_give_no_marks() {
+        let options = GenerateOptions { max_new_tokens: 1, answer_noise: true, ..GenerateOptions::default() };
+        for (model_type, system, marks) in
+            [("qwen2", SYSTEM_ASSISTANT, [None; 3]), ("vita-Qwen2", SYSTEM_TEXT, State::ALL.map(Some))]
+        {
+            let mut engine = open(model_type);
+            assert_eq!([259, 260, 261].map(|id| engine.marks.state(id)), marks, "{model_type}");
+            let mut ask = |system| {
+                let mut session = engine.session(system).unwrap();
+                session.ask(&Question::text("hi"), &options, &mut |_| true).unwrap()
+            };
+            let rows = ask(None).prompt_rows;
+            let same = ask(Some(system));
+            assert_eq!((same.prompt_rows, same.cache.reused_rows), (rows, rows - 1), "{model_type}");
+            assert_ne!(ask(Some("Be brief.")).prompt_rows, rows);
+        }
+    }
 }

@@ -19,6 +19,9 @@ pub const SYSTEM_VIDEO: &str = "You are Vita, an assistant that sees, listens an
     The pictures are frames of one video in order of time: follow what happens and answer from what they show, \
     truthfully and to the point, in the language of the question.";
 
+/// System text of models without encoders: that of the template of Qwen2.
+pub const SYSTEM_ASSISTANT: &str = "You are a helpful assistant.";
+
 /// Stands for an image in the id lists of reference files.
 const IMAGE_ID: i64 = -200;
 /// Stands for a sound in the id lists of reference files.
@@ -257,8 +260,9 @@ impl std::fmt::Display for State {
     }
 }
 
-/// The ids of the marks; a mark that is no single token of the tokenizer is absent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The ids of the marks; a mark that is no single token of the tokenizer is absent. By default there are none: only VITA
+/// begins its answers with them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StateMarks([Option<u32>; 3]);
 
 impl StateMarks {
@@ -403,5 +407,6 @@ mod tests {
             StateMarks::new(&Tokenizer::byte_fallback(260).unwrap()),
             StateMarks([Some(259), None, None])
         );
+        assert_eq!((258..263).find_map(|id| StateMarks::default().state(id)), None);
     }
 }

@@ -144,6 +144,23 @@ fn the_prompt_may_come_through_a_pipe() {
     assert_eq!((&json["tokens"], &json["prompt_rows"]), (&direct["tokens"], &direct["prompt_rows"]));
 }
 
+/// The help of a command as one line, however it was wrapped.
+fn help(command: &str) -> String {
+    let done = vivace(&[command, "--help"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    done.out.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn help_tells_the_defaults() {
+    let help = help("run");
+    for part in [
+        "by what the question holds; \"You are a helpful assistant.\" for models without encoders]",
+    ] {
+        assert!(help.contains(part), "no {part:?} in {help}");
+    }
+}
+
 #[test]
 fn a_stop_text_ends_the_answer_before_it() {
     let json = run(&["--json", "--prompt", "hello", "--max-new-tokens", "24"]).json();

@@ -157,6 +157,11 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Whether the model takes neither pictures nor sounds.
+    pub fn text_only(&self) -> bool {
+        self.vision.is_none() && self.audio.is_none()
+    }
+
     /// Rows of the KV cache: as many as asked for, or the checkpoint's own context.
     ///
     /// [`Error::Input`] if the model has no positions for them.

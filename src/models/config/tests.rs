@@ -93,6 +93,7 @@ fn nested_and_plain_layouts() {
     plain["torch_dtype"] = "float16".into();
     plain["rope_scaling"] = Value::Null;
     let c = parse(&plain).unwrap();
+    assert!(c.text_only() && !parse(&flat).unwrap().text_only());
     assert_eq!((c.vision, c.audio, c.dtype), (None, None, DType::F16));
 }
 

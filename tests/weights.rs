@@ -148,6 +148,11 @@ fn weights_read_through_recipes_are_the_packed_ones() {
 
 /// Rewrites a checkpoint of one file without some tensors and with other bytes.
 fn rewrite(out: &Path, keep: impl Fn(&str) -> bool, change: impl Fn(&str, &mut Vec<u8>)) {
+    rewrite_with(out, keep, change, &[]);
+}
+
+/// As [`rewrite`], with tensors of no model behind the others.
+fn rewrite_with(out: &Path, keep: impl Fn(&str) -> bool, change: impl Fn(&str, &mut Vec<u8>), more: &[&str]) {
     let path = out.join("model.safetensors");
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     {
@@ -162,6 +167,11 @@ fn rewrite(out: &Path, keep: impl Fn(&str) -> bool, change: impl Fn(&str, &mut V
                 json!({ "dtype": info.stored_as.to_uppercase(), "shape": info.shape, "data_offsets": at });
             header.insert(name, json);
         }
+    }
+    for name in more {
+        let at = [data.len(), data.len() + 4];
+        data.extend([0; 4]);
+        header.insert(name.to_string(), json!({ "dtype": "F32", "shape": [1], "data_offsets": at }));
     }
     let header = Value::from(header).to_string();
     let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
@@ -223,6 +233,28 @@ fn inspection_lists_what_is_wrong() {
     let why = open_model(spec).err().unwrap().to_string();
     assert!(why.contains("w_1.weight: expected [192, 128], found [256, 128] bf16"), "{why}");
     assert!(why.ends_with("; and 4 more (vivace inspect lists them)"), "{why}");
+}
+
+#[test]
+fn tensors_that_no_part_wants_are_reported() {
+    let (_parent, out) = tiny(u64::MAX);
+    let ignored = || {
+        let opened = open_model(out.to_str().unwrap()).unwrap();
+        inspect(opened.source.as_ref(), &opened.config).ignored()
+    };
+    let with = |more: &[&str]| rewrite_with(&out, |_| true, |_, _| {}, more);
+    assert_eq!(ignored(), None);
+    let known = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    with(&[known]);
+    assert_eq!(ignored(), None);
+    with(&["a"]);
+    let at = format!("{}: ", out.display());
+    assert_eq!(ignored().unwrap(), at.clone() + "a tensor that the model does not want is ignored: a");
+    with(&["b", "c", "d"]);
+    assert_eq!(
+        ignored().unwrap(),
+        at + "4 tensors that the model does not want are ignored: a, b, c, ..; vivace inspect lists them"
+    );
 }
 
 #[test]

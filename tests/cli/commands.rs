@@ -383,8 +383,12 @@ fn folders_of_encoders_that_are_somewhere_else() {
     let both = ["--audio-encoder", &ears, "--vision-tower", &tower];
     let report = vivace(&[&["inspect", &model], &both[..]].concat());
     assert!(report.code == 0 && report.out.contains("complete: "), "{}{}", report.out, report.err);
-    let json = run(&[&both[..], &["--max-new-tokens", "2", "--json"]].concat()).json();
+    let answered = run(&[&both[..], &["--max-new-tokens", "2", "--json"]].concat());
+    let json = answered.json();
     assert!(json["tokens"].as_array().is_some_and(|t| !t.is_empty()), "{json}");
+    // Those that took the place of the statistics.
+    let ignored = "2 tensors that the model does not want are ignored: ";
+    assert_eq!(answered.err.matches(ignored).count(), 1, "{}", answered.err);
     let graphs = run(&[&both[..], &["--dump-graph"]].concat()).out;
     for part in ["Chunk { size: 4, left: 16 }", "eps: 0.25"] {
         assert!(graphs.contains(part), "no {part:?} in the dump");

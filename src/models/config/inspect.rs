@@ -9,6 +9,9 @@ use super::{Expected, ModelConfig, ModelPart, expected_tensors};
 use crate::core::{Error, Result};
 use crate::weights::{NonFinite, Source, first_non_finite};
 
+/// Tensors that a message names.
+const SHOWN: usize = 3;
+
 /// A checkpoint in numbers. Serialises as the `--json` of `vivace inspect`.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Report {
@@ -109,9 +112,25 @@ impl Report {
         self.missing.is_empty() && self.misshapen.is_empty() && self.non_finite.is_empty()
     }
 
+    /// Says that tensors which no part wants are ignored, with the first few of them: weights may be for another model, or
+    /// for a part that the config does not speak of. Angles of rotation that old checkpoints carry do not count.
+    pub fn ignored(&self) -> Option<String> {
+        let names = self.unexpected.iter().map(|t| t.name.as_str());
+        let names: Vec<&str> = names.filter(|name| !name.ends_with("rotary_emb.inv_freq")).collect();
+        let first = names[..names.len().min(SHOWN)].join(", ");
+        let more = if names.len() > SHOWN { ", ..; vivace inspect lists them" } else { "" };
+        match names.len() {
+            0 => None,
+            1 => Some(format!("{}: a tensor that the model does not want is ignored: {first}", self.source)),
+            n => Some(format!(
+                "{}: {n} tensors that the model does not want are ignored: {first}{more}",
+                self.source
+            )),
+        }
+    }
+
     /// [`Error::Input`] with the first few tensors that are missing, misshapen or not finite.
     pub fn check(&self) -> Result<()> {
-        const SHOWN: usize = 3;
         let wrong = self.problems();
         if wrong.is_empty() {
             return Ok(());

@@ -23,7 +23,8 @@ pub struct Opened {
 /// What `--model` has before the config of a synthetic model.
 pub const SYNTHETIC: &str = "synthetic:";
 
-/// Opens `DIR` or `synthetic:CONFIG.json`, and checks that every tensor of the model is there in its shape.
+/// Opens `DIR` or `synthetic:CONFIG.json`, and checks that every tensor of the model is there in its shape. Of others it
+/// warns.
 pub fn open_model(spec: &str) -> Result<Opened> {
     open_model_with(spec, &Folders::default())
 }
@@ -31,7 +32,11 @@ pub fn open_model(spec: &str) -> Result<Opened> {
 /// As [`open_model`], with the encoders' folders given.
 pub fn open_model_with(spec: &str, folders: &Folders) -> Result<Opened> {
     let opened = open_unchecked_with(spec, folders)?;
-    inspect(opened.source.as_ref(), &opened.config).check()?;
+    let report = inspect(opened.source.as_ref(), &opened.config);
+    report.check()?;
+    if let Some(ignored) = report.ignored() {
+        tracing::warn!("{ignored}");
+    }
     Ok(opened)
 }
 

@@ -56,7 +56,7 @@ pub struct ModelArgs {
     #[command(flatten)]
     pub folders: FolderArgs,
     /// Rows of the KV cache: tokens, pictures (256 rows a tile) and sounds of a whole conversation
-    /// [default: what the checkpoint states]
+    /// [default: the checkpoint's tokenizer_model_max_length, else 8192, and at most its max_position_embeddings]
     #[arg(long, value_name = "ROWS", value_parser = positive, help_heading = "Execution")]
     pub context: Option<usize>,
     /// MiB of device memory for the beginnings of earlier conversations, and as many of host memory for pictures and

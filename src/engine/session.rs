@@ -270,10 +270,12 @@ impl<'e> Session<'e> {
         let context = self.engine.context_rows();
         let (rows, media_rows) = (keys.len(), keys.len() - tokens(keys).count());
         let needed = self.pos + rows + 1;
+        let positions = self.engine.model.cfg.text.max_position_embeddings;
+        let hint = if needed <= positions { "; a larger context can be asked for (--context)" } else { "" };
         crate::ensure_input!(
             needed <= context,
             "the prompt is too long for the context by {} tokens: {} so far, {rows} in this turn ({media_rows} of \
-             them pictures and sounds), 1 for an answer; the context holds {context}",
+             them pictures and sounds), 1 for an answer; the context holds {context}{hint}",
             needed - context,
             self.pos
         );

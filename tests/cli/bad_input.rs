@@ -73,8 +73,18 @@ fn a_prompt_longer_than_the_context_says_by_how_much() {
         vivace(&[&args[..], &["--prompt", &"x".repeat(100)]].concat())
     };
     assert_eq!(with(rows + 1).code, 0);
-    with(rows).refused(2, &["too long for the context by 1 tokens", &format!("the context holds {rows}")]);
+    let holds = format!("the context holds {rows}; a larger context can be asked for (--context)\n");
+    with(rows).refused(2, &["too long for the context by 1 tokens", &holds]);
     with(rows - 22).refused(2, &["too long for the context by 23 tokens"]);
+
+    // Where the model has no positions for more, no context helps.
+    let dir = tempfile::tempdir().expect("a folder");
+    let json = std::fs::read_to_string(fixture("tiny.json")).expect("the fixture");
+    let mut json: Value = serde_json::from_str(&json).expect("JSON");
+    json["max_position_embeddings"] = rows.into();
+    let model = format!("synthetic:{}", write(dir.path(), "few.json", json.to_string().as_bytes()));
+    vivace(&["run", "--model", &model, "--device", "cpu", "--prompt", &"x".repeat(100)])
+        .refused(2, &["too long for the context by 1 tokens", &format!("the context holds {rows}\n")]);
 }
 
 #[test]

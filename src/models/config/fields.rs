@@ -59,6 +59,11 @@ impl<'a> Section<'a> {
         Some((json.get(key)?, format!("{prefix}{key}")))
     }
 
+    /// Whether a field is there as `null`, which is not the same as absent where that means a default.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.find(key).is_none() && self.layers.iter().any(|(json, _)| json.contains_key(key))
+    }
+
     /// The full name of a field, whether it is there or not.
     fn at(&self, key: &str) -> String {
         let first = self.layers.first().map_or("", |(_, prefix)| prefix.as_str());
@@ -192,14 +197,14 @@ impl<'a> Section<'a> {
     }
 
     /// `rope_theta`, where old and new configs have it.
-    pub fn rope_theta(&self) -> Result<f32> {
+    pub fn rope_theta(&self, default: Option<f32>) -> Result<f32> {
         if self.find("rope_theta").is_none()
             && let Some((rope, at)) = self.rope()
             && let Some(value) = rope.get("rope_theta")
         {
             return positive(value, &format!("{at}.rope_theta"));
         }
-        self.positive("rope_theta", None)
+        self.positive("rope_theta", default)
     }
 }
 

@@ -27,6 +27,9 @@ pub const MODEL_TYPES: [&str; 2] = ["vita-Qwen2", "qwen2"];
 
 /// Context of a model whose config names no `tokenizer_model_max_length`, if it has room for as much.
 const DEFAULT_CONTEXT: usize = 8192;
+/// `max_window_layers` and `rope_theta` of a config without them, as in transformers' Qwen2Config.
+const QWEN2_WINDOW_LAYERS: i64 = 28;
+const QWEN2_ROPE_THETA: f32 = 10000.0;
 /// What sounds are turned into, frame by frame.
 const MEL_BINS: usize = 80;
 
@@ -143,7 +146,7 @@ impl ModelConfig {
             })?,
         };
         let mut config = ModelConfig {
-            text: TextConfig::parse(&text, hints.shapes)?,
+            text: TextConfig::parse(&text, hints.shapes, has_media)?,
             vision: None,
             audio: None,
             dtype,
@@ -191,9 +194,8 @@ fn check_model_type(top: &Map<String, Value>, place: &str) -> Result<bool> {
 }
 
 impl TextConfig {
-    fn parse(s: &Section<'_>, shapes: Shapes<'_>) -> Result<TextConfig> {
+    fn parse(s: &Section<'_>, shapes: Shapes<'_>, has_media: bool) -> Result<TextConfig> {
         s.only("hidden_act", "silu")?;
-        s.off("use_sliding_window")?;
         s.check_rope()?;
         let hidden_size = s.count("hidden_size")?;
         let num_attention_heads = s.count("num_attention_heads")?;
@@ -215,18 +217,27 @@ impl TextConfig {
         s.require(matches!(head_dim, 64 | 128), "head_dim", || {
             format!("expected 64 or 128, found {head_dim} (hidden_size {hidden_size}, {num_attention_heads} heads)")
         })?;
+        let num_hidden_layers = s.few("num_hidden_layers")?;
+        // Some checkpoints ask for windows and say by the other two fields that no layer has one.
+        if s.flag("use_sliding_window")?
+            && !s.is_null("sliding_window")
+            && s.whole("max_window_layers", QWEN2_WINDOW_LAYERS)? < num_hidden_layers as i64
+        {
+            s.off("use_sliding_window")?;
+        }
         // Demos trim the padded vocabulary: the matrix itself says how long it is.
         let stored = shapes("model.embed_tokens.weight").filter(|s| s.len() == 2).map(|s| s[0]);
         Ok(TextConfig {
             vocab_size: stored.filter(|&v| v > 0).map_or_else(|| s.count("vocab_size"), Ok)?,
             hidden_size,
             intermediate_size: s.count("intermediate_size")?,
-            num_hidden_layers: s.few("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
             rms_norm_eps: s.positive("rms_norm_eps", Some(1e-6))?,
-            rope_theta: s.rope_theta()?,
+            // Plain checkpoints leave out what Qwen2Config assumes; one of VITA names its base.
+            rope_theta: s.rope_theta((!has_media).then_some(QWEN2_ROPE_THETA))?,
             tie_word_embeddings: s.flag("tie_word_embeddings")?,
             max_position_embeddings: s.optional_count("max_position_embeddings")?.unwrap_or(32768),
         })

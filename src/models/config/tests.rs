@@ -98,6 +98,47 @@ fn nested_and_plain_layouts() {
 }
 
 #[test]
+fn windows_that_slide_nowhere_are_none() {
+    let with = |sliding_window: Option<Value>, max_window_layers: Option<i64>| {
+        let mut json = tiny();
+        json["num_hidden_layers"] = 2.into();
+        json["use_sliding_window"] = true.into();
+        for (key, value) in
+            [("sliding_window", sliding_window), ("max_window_layers", max_window_layers.map(Value::from))]
+        {
+            json.as_object_mut().unwrap().remove(key);
+            if let Some(value) = value {
+                json[key] = value;
+            }
+        }
+        parse(&json).map(|c| c.text.num_hidden_layers).map_err(|e| e.to_string())
+    };
+    let refused =
+        "config.json: use_sliding_window: expected false, found true, which is not supported".to_owned();
+    let some = || Some(Value::from(4096));
+    for (window, layers) in [(some(), 0), (some(), 1), (None, 1)] {
+        assert_eq!(with(window, Some(layers)).unwrap_err(), refused, "from layer {layers} on");
+    }
+    for (window, layers) in [(Some(Value::Null), Some(0)), (some(), Some(2)), (some(), None)] {
+        assert_eq!(with(window, layers), Ok(2));
+    }
+}
+
+#[test]
+fn plain_checkpoints_may_leave_out_the_base_of_rotations() {
+    let mut json = tiny();
+    json.as_object_mut().unwrap().remove("rope_theta");
+    assert_eq!(
+        parse(&json).unwrap_err().to_string(),
+        "config.json: rope_theta: expected a number above 0, found none"
+    );
+    json["model_type"] = "qwen2".into();
+    assert_eq!(parse(&json).unwrap().text.rope_theta, 10000.0);
+    json["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
+    assert_eq!(parse(&json).unwrap().text.rope_theta, 5e5);
+}
+
+#[test]
 fn shapes_fill_what_the_config_leaves_out() {
     let mut json = tiny();
     let want = parse(&json).unwrap();

@@ -1,5 +1,6 @@
 //! The files of a tokenizer that comes without `tokenizer.json`, and the pipeline they make.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -69,6 +70,21 @@ pub(super) fn parse_added_tokens(json: &[u8], path: &Path) -> Result<Vec<(u32, A
             .rstrip(flag("rstrip"));
         added.push((id, token));
     }
+    added.sort_by_key(|(id, _)| *id);
+    Ok(added)
+}
+
+/// `added_tokens.json`, a map of token to id, by rising id. It does not say which tokens decoding leaves out: taken as
+/// such are those that are written like `<|im_end|>`.
+pub(super) fn parse_added_ids(json: &[u8], path: &Path) -> Result<Vec<(u32, AddedToken)>> {
+    let path = path.display();
+    let ids: BTreeMap<String, u32> = serde_json::from_slice(json)
+        .map_err(|e| Error::input(format!("{path}: wanted a map of token to id: {e}")))?;
+    let token = |(content, id): (String, u32)| {
+        let special = content.starts_with("<|") && content.ends_with("|>");
+        (id, AddedToken::from(content, special).normalized(false))
+    };
+    let mut added: Vec<_> = ids.into_iter().map(token).collect();
     added.sort_by_key(|(id, _)| *id);
     Ok(added)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
 
-use super::files::{assemble, parse_added_tokens, parse_merges, read};
+use super::files::{assemble, parse_added_ids, parse_added_tokens, parse_merges, read};
 use super::prompt::State;
 use super::{END_OF_TEXT, IM_END, IM_START};
 use crate::core::error::{Error, Result};
@@ -28,7 +28,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, or `vocab.json` + `merges.txt` with the added tokens of `tokenizer_config.json`.
+    /// Loads `tokenizer.json`, or `vocab.json` + `merges.txt` with the added tokens of `tokenizer_config.json`, or
+    /// without that of `added_tokens.json`.
     ///
     /// # Errors
     /// [`Error::Input`] if the folder has neither, or if what it has is no byte-level BPE.
@@ -63,8 +64,17 @@ impl Tokenizer {
             .map_err(|e| {
                 Error::input(format!("{name}: vocab.json and merges.txt do not fit together: {e}"))
             })?;
-        let config = dir.join("tokenizer_config.json");
-        let added = parse_added_tokens(&read(&config)?, &config)?;
+        let (config, ids) = (dir.join("tokenizer_config.json"), dir.join("added_tokens.json"));
+        let added = if config.is_file() {
+            parse_added_tokens(&read(&config)?, &config)?
+        } else if ids.is_file() {
+            parse_added_ids(&read(&ids)?, &ids)?
+        } else {
+            bail_input!(
+                "{name}: wanted tokenizer_config.json or added_tokens.json beside vocab.json, found neither: vocab.json lacks \
+                 the added tokens, such as {IM_START} and {IM_END}, that a prompt is made of"
+            );
+        };
         Self::checked(assemble(bpe, &added, &name)?, &name)
     }
 
@@ -297,6 +307,26 @@ mod tests {
         assert!(tok.encode_plain("<|im_end|><tool>").unwrap().iter().all(|&id| id < 257));
         assert_eq!(tok.decode(&[256, 257, 258]), "ab<tool>");
         assert_eq!((tok.is_special(257), tok.is_special(258), tok.is_special(256)), (true, false, false));
+    }
+
+    #[test]
+    fn added_tokens_may_come_as_a_map_of_token_to_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        write_files(at, "");
+        std::fs::remove_file(at.join("tokenizer_config.json")).unwrap();
+        let why = "wanted tokenizer_config.json or added_tokens.json beside vocab.json, found neither: vocab.json lacks the \
+                   added tokens, such as <|im_start|> and <|im_end|>, that a prompt is made of";
+        assert_eq!(error(at), format!("{}: {why}", at.display()));
+
+        let ids = at.join("added_tokens.json");
+        std::fs::write(&ids, r#"{"<tool>": 258, "<|im_end|>": 257}"#).unwrap();
+        let tok = Tokenizer::from_dir(at).unwrap();
+        assert_eq!((tok.vocab_len(), tok.special(IM_END)), (259, Some(257)));
+        assert_eq!(tok.encode_with_special("ab<|im_end|><tool>").unwrap(), [256, 257, 258]);
+        assert_eq!(tok.decode(&[256, 257, 258]), "ab<tool>");
+        std::fs::write(&ids, r#"["<|im_end|>"]"#).unwrap();
+        assert!(error(at).contains("added_tokens.json: wanted a map of token to id: "));
     }
 
     #[test]

@@ -139,7 +139,8 @@ pub struct GenerateArgs {
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value = "512", value_parser = positive)]
     pub max_new_tokens: usize,
-    /// 0 always takes the most likely token; above (from 0.000001 on), the higher the more varied
+    /// 0 always takes the most likely token; above (from 0.000001 on), the higher the more varied. Of a checkpoint's
+    /// generation_config.json only the stop tokens are read: how to sample is what these flags say
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
     /// Sample among the K most likely tokens; 0 for all

@@ -156,6 +156,7 @@ fn help_tells_the_defaults() {
     let help = help("run");
     for part in [
         "[default: the checkpoint's tokenizer_model_max_length, else 8192, and at most its max_position_embeddings]",
+        "Of a checkpoint's generation_config.json only the stop tokens are read",
         "by what the question holds; \"You are a helpful assistant.\" for models without encoders]",
     ] {
         assert!(help.contains(part), "no {part:?} in {help}");

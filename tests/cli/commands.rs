@@ -399,6 +399,7 @@ fn folders_of_encoders_that_are_somewhere_else() {
     assert!(graphs.contains("Chunk { size: 4, left: 16 }") && !graphs.contains("eps: 0.25"));
     let diff = run(&[&both[..], &["--diff", "cpu"]].concat());
     assert_eq!(diff.code, 0, "{}{}", diff.out, diff.err);
+    assert_eq!(diff.err.matches(ignored).count(), 1, "{}", diff.err);
 }
 
 /// 56 pixels are 4 rows of a tile, 84 are 9.
@@ -430,6 +431,8 @@ fn graphs_profiles_and_differences_come_instead_of_an_answer() {
     assert!(profile["graphs"].as_array().is_some_and(|g| !g.is_empty()), "{profile}");
     let diff = run(&["--prompt", "hi", "--diff", "cpu"]);
     assert_eq!(diff.code, 0, "{}{}", diff.out, diff.err);
+    let chunked = run(&["--audio", SOUND, "--audio-chunk", "4/2", "--diff", "cpu"]);
+    assert_eq!(chunked.code, 0, "both hear in the chunks that are asked for: {}{}", chunked.out, chunked.err);
     run(&["--prompt", "hi", "--profile", "--dump-graph"]).refused(2, &["cannot be used with"]);
 }
 

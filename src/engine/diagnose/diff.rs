@@ -15,7 +15,7 @@ use super::super::verify::rounded_cpu;
 use super::super::{DeviceChoice, Engine, Options, Question, open_on};
 use super::{prepare, runs};
 use crate::core::{DType, Desc, HostData, Place, Result};
-use crate::models::config::open_model_with;
+use crate::models::config::{Opened, open_model_with};
 use crate::models::qwen2::state;
 
 /// What a device may always err, relative to the norm of the tensor, however little rounding costs.
@@ -67,7 +67,10 @@ impl DiffReport {
 /// # Errors
 /// `Input` when the model cannot be opened or the question does not fit, `Runtime` when the device fails.
 pub fn diff(spec: &str, options: &Options, system: Option<&str>, question: &Question) -> Result<DiffReport> {
-    let mut engine = Engine::open(spec, options, &mut |_, _| {})?;
+    let opened = open_model_with(spec, &options.folders)?;
+    let mut engine = Engine::from_opened(opened.clone(), options, &mut |_, _| {})?;
+    // With the mask of sounds that the options may ask for.
+    let opened = Opened { config: engine.model.cfg.clone(), ..opened };
     let inputs = engine.session(system)?.inputs(question)?;
     let act = engine.model.dtype;
     let sizes = engine.model.sizes;
@@ -85,13 +88,13 @@ pub fn diff(spec: &str, options: &Options, system: Option<&str>, question: &Ques
 
     let cpu = Options { device: DeviceChoice::Cpu, ..options.clone() };
     let exact = {
-        let mut model = open_on(open_model_with(spec, &cpu.folders)?, sizes, &cpu, false, &mut |_, _| {})?;
+        let mut model = open_on(opened.clone(), sizes, &cpu, false, &mut |_, _| {})?;
         record(&mut model, &inputs, rows, Some(token))?.0
     };
     let rounded = if act == DType::F32 {
         None
     } else {
-        let mut model = rounded_cpu(open_model_with(spec, &cpu.folders)?, sizes, &cpu, act)?;
+        let mut model = rounded_cpu(opened, sizes, &cpu, act)?;
         Some(record(&mut model, &inputs, rows, Some(token))?.0)
     };
     report.compare(&device, &exact, rounded.as_deref())?;

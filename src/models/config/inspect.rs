@@ -113,10 +113,12 @@ impl Report {
     }
 
     /// Says that tensors which no part wants are ignored, with the first few of them: weights may be for another model, or
-    /// for a part that the config does not speak of. Angles of rotation that old checkpoints carry do not count.
+    /// for a part that the config does not speak of. Angles of rotation that old checkpoints carry do not count, nor does a
+    /// second copy of tied embeddings.
     pub fn ignored(&self) -> Option<String> {
         let names = self.unexpected.iter().map(|t| t.name.as_str());
-        let names: Vec<&str> = names.filter(|name| !name.ends_with("rotary_emb.inv_freq")).collect();
+        let known = |name: &&str| name.ends_with("rotary_emb.inv_freq") || *name == "lm_head.weight";
+        let names: Vec<&str> = names.filter(|name| !known(name)).collect();
         let first = names[..names.len().min(SHOWN)].join(", ");
         let more = if names.len() > SHOWN { ", ..; vivace inspect lists them" } else { "" };
         match names.len() {

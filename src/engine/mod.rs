@@ -243,7 +243,7 @@ impl GenerateOptions {
     /// Refuses what no answer can be generated with.
     pub fn check(&self) -> Result<()> {
         self.sampling.check()?;
-        crate::ensure_input!(self.max_new_tokens > 0, "--max-new-tokens: 1 or more expected, got 0");
+        crate::ensure_input!(self.max_new_tokens > 0, "max_new_tokens: 1 or more expected, got 0");
         Ok(())
     }
 
@@ -252,11 +252,11 @@ impl GenerateOptions {
         self.check()?;
         crate::ensure_input!(
             (1..=MOST_ANSWERS).contains(&n),
-            "--answers: 1 to {MOST_ANSWERS} expected, got {n}"
+            "answers: 1 to {MOST_ANSWERS} expected, got {n}"
         );
         crate::ensure_input!(
             n == 1 || self.sampling.temperature > 0.0,
-            "--answers {n}: at --temperature 0 every answer is the same; a temperature above 0 expected"
+            "{n} answers: at temperature 0 every answer is the same; a temperature above 0 expected"
         );
         Ok(())
     }

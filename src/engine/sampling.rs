@@ -34,15 +34,12 @@ impl Sampling {
         // Far beyond these bounds logits become infinite; within them nothing is lost that 0 does not give.
         crate::ensure_input!(
             temperature == 0.0 || (1e-6..=1e6).contains(&temperature),
-            "--temperature: 0 (greedy), or 0.000001 to 1000000 expected, got {temperature}"
+            "temperature: 0 (greedy), or 0.000001 to 1000000 expected, got {temperature}"
         );
-        crate::ensure_input!(
-            top_p > 0.0 && top_p <= 1.0,
-            "--top-p: above 0 and up to 1 expected, got {top_p}"
-        );
+        crate::ensure_input!(top_p > 0.0 && top_p <= 1.0, "top_p: above 0 and up to 1 expected, got {top_p}");
         crate::ensure_input!(
             (1e-2..=1e2).contains(&repetition_penalty),
-            "--repetition-penalty: 0.01 to 100 expected, got {repetition_penalty}"
+            "repetition_penalty: 0.01 to 100 expected, got {repetition_penalty}"
         );
         Ok(())
     }

@@ -66,7 +66,7 @@ impl Model {
     pub(in crate::engine) fn open_batch(&mut self, sequences: usize, rows: usize) -> Result<()> {
         crate::ensure_input!(
             (1..=MOST_SEQUENCES).contains(&sequences),
-            "--answers: 1 to {MOST_SEQUENCES} expected, got {sequences}"
+            "answers: 1 to {MOST_SEQUENCES} expected, got {sequences}"
         );
         if rows > self.sizes.max_seq {
             crate::bail_runtime!("{rows} rows of a sequence in a context of {}", self.sizes.max_seq);
@@ -384,8 +384,8 @@ mod tests {
         model.close_batch().unwrap();
         assert_eq!(states(&model), none);
         let message = |e: Result<()>| e.unwrap_err().to_string();
-        assert_eq!(message(model.open_batch(17, 20)), "--answers: 1 to 16 expected, got 17");
-        assert_eq!(message(model.open_batch(0, 20)), "--answers: 1 to 16 expected, got 0");
+        assert_eq!(message(model.open_batch(17, 20)), "answers: 1 to 16 expected, got 17");
+        assert_eq!(message(model.open_batch(0, 20)), "answers: 1 to 16 expected, got 0");
         assert_eq!(message(model.branch(1)), "no batch was opened");
     }
 

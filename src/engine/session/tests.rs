@@ -191,7 +191,7 @@ fn an_answer_of_no_tokens_is_refused() {
     let mut engine = on();
     let mut session = engine.session(Some("S")).unwrap();
     let message = session.ask(&Question::text("?"), &tokens_of(0), &mut |_| true).unwrap_err().to_string();
-    assert_eq!(message, "--max-new-tokens: 1 or more expected, got 0");
+    assert_eq!(message, "max_new_tokens: 1 or more expected, got 0");
     assert_eq!((session.rows(), session.engine.model.cache.kv().len()), (0, 0));
 }
 

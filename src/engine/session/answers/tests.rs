@@ -152,15 +152,15 @@ fn what_cannot_be_drawn_is_refused() {
         let result = session.answers(&Question::text("?"), options, n, &mut |_, _| true);
         result.unwrap_err().to_string()
     };
-    assert_eq!(message(&drawn(0, 5), 0), "--answers: 1 to 16 expected, got 0");
-    assert_eq!(message(&drawn(0, 5), 17), "--answers: 1 to 16 expected, got 17");
-    assert_eq!(message(&drawn(0, 0), 2), "--max-new-tokens: 1 or more expected, got 0");
+    assert_eq!(message(&drawn(0, 5), 0), "answers: 1 to 16 expected, got 0");
+    assert_eq!(message(&drawn(0, 5), 17), "answers: 1 to 16 expected, got 17");
+    assert_eq!(message(&drawn(0, 0), 2), "max_new_tokens: 1 or more expected, got 0");
     let cold = GenerateOptions::default();
     let penalised = Sampling { repetition_penalty: 1.2, ..Sampling::default() };
     for options in [cold.clone(), GenerateOptions { sampling: penalised, ..cold }] {
         assert_eq!(
             message(&options, 3),
-            "--answers 3: at --temperature 0 every answer is the same; a temperature above 0 expected"
+            "3 answers: at temperature 0 every answer is the same; a temperature above 0 expected"
         );
     }
     let long = Question::text("?".repeat(2000));

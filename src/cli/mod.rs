@@ -26,7 +26,7 @@ use output::note;
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Say more on stderr; twice for still more. RUST_LOG, where set, decides instead.
+    /// Say more on stderr. RUST_LOG, where set, decides instead.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -92,11 +92,8 @@ pub fn main() -> ExitCode {
 }
 
 fn start_tracing(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "vivace=info,warn",
-        _ => "vivace=trace,info",
-    };
+    // The crate says nothing below info: the flag given twice is as good as once.
+    let level = if verbose > 0 { "vivace=info,warn" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

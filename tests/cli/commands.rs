@@ -433,6 +433,11 @@ fn graphs_profiles_and_differences_come_instead_of_an_answer() {
     assert_eq!(diff.code, 0, "{}{}", diff.out, diff.err);
     let chunked = run(&["--audio", SOUND, "--audio-chunk", "4/2", "--diff", "cpu"]);
     assert_eq!(chunked.code, 0, "both hear in the chunks that are asked for: {}{}", chunked.out, chunked.err);
+    assert!(
+        diff.out.ends_with(" tensors\nall equal\n"),
+        "the CPU is as near as can be to itself: {}",
+        diff.out
+    );
     run(&["--prompt", "hi", "--profile", "--dump-graph"]).refused(2, &["cannot be used with"]);
 }
 

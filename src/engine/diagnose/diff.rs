@@ -51,7 +51,7 @@ pub struct DiffReport {
     pub first: Option<Leaves>,
     /// How many leave it.
     pub outside: usize,
-    /// The largest part of its tolerance that a tensor inside uses, and which.
+    /// The largest part of its tolerance that a tensor inside uses, and which; empty where that is 0.
     pub most_used: f64,
     pub most_used_by: String,
 }
@@ -218,6 +218,8 @@ impl fmt::Display for DiffReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} against the CPU: {} tensors", self.device, self.tensors)?;
         match &self.first {
+            // As when the device is the CPU itself.
+            None if self.most_used == 0.0 => writeln!(f, "all equal"),
             None => writeln!(
                 f,
                 "all inside their tolerance; the nearest to it is {} at {:.0}% of it",

@@ -273,6 +273,11 @@ fn a_turn_that_does_not_fit_is_as_if_it_had_not_been_asked() {
 /// What tools/demo and a newcomer do.
 #[test]
 fn the_trained_sample_sees_hears_and_answers() {
+    // The packaged crate comes without it.
+    if !Path::new(ROOT).join("examples/tiny").is_dir() {
+        println!("skipped: there is no examples/tiny");
+        return;
+    }
     let (picture, sound) = ("examples/tiny/demo/demo.png", "examples/tiny/demo/demo.flac");
     let common = ["--model", "examples/tiny/model", "--device", "cpu"];
     let json =

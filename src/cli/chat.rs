@@ -4,32 +4,54 @@ use std::fmt::Display;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 use vivace::core::Result;
 use vivace::engine::{Answer, GenerateOptions, Question, Session, StopReason};
 
 use super::Outcome;
 use super::args::{GenerateArgs, ModelArgs};
 use super::output::{note, print, summary};
-use super::run::{Stream, answer_json};
+use super::run::{Stream, answer_json, timings_json};
 
 const COMMANDS: &str = "\
 Every line is a question; these are commands:
   /image PATH    attach a picture to the next question
-  /audio PATH    attach a sound to the next question (an empty line then asks without text)
-  /system TEXT   start a new conversation with this system text; what is attached stays
+  /audio PATH    attach a sound to the next question (an empty line then asks
+                 without text)
+  /ask STRING    ask what a JSON string holds, as in /ask \"one\\ntwo\": a
+                 question of several lines
+  /system TEXT   start a new conversation with this system text; what is
+                 attached stays
   /reset         start a new conversation; what is attached goes
   /timings       how long the last answer took, stage by stage
   /help          this list
   /quit          end; so does Ctrl-D
-A question that starts with a slash is written with two.";
+A question that starts with a slash is written with two. Ctrl-C ends the
+program, also in the middle of an answer.";
+
+const JSON_HELP: &str = "\
+With --json one line of JSON is printed for every line that is read, in order:
+  questions      the answer: the fields of `run --json` but for model, device,
+                 memory and load_ms
+  commands       {\"ok\": \"image\"}, the name of what was done; /timings adds
+                 timings, as answers have them, and /help text
+  failures       {\"error\": \"message\"}, of a command (/ask too) with
+                 \"command\": \"image\", its name; an empty line with nothing
+                 attached is one
+The conversation goes on after a failure. A question is asked without what
+could not be attached: the line of that failure comes before the answer. What
+was attached to a question that failed is let go.";
+
+/// How the engine begins to say that a question does not fit.
+const TOO_LONG: &str = "the prompt is too long for the context";
+const NEW: &str = "; /reset begins anew";
 
 /// Talk with the model
 ///
 /// One conversation of many turns: earlier questions and answers stay in the context. A turn that fails is
 /// reported, and the conversation goes on as if it had not been asked.
 #[derive(clap::Args)]
-#[command(after_help = COMMANDS)]
+#[command(after_help = COMMANDS, after_long_help = format!("{COMMANDS}\n\n{JSON_HELP}"))]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -38,10 +60,8 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,
-    /// Print one line of JSON per question instead, for programs at the other end of a pipe
-    ///
-    /// An answer has the fields of `run --json` but for model, device, memory and load_ms; a question or a command
-    /// that failed is {"error": "message"}.
+    /// Print one line of JSON for every line that is read, for programs at the other end of a pipe (--help describes
+    /// them)
     #[arg(long, help_heading = "Output")]
     json: bool,
 }
@@ -62,13 +82,20 @@ pub fn chat(args: &Args) -> Outcome {
         note(format_args!("{device}, context of {rows} rows; /help lists the commands"));
     }
     let mut system = args.system.clone();
+    let mut begun_by = None;
     loop {
         let mut session = engine.session(system.as_deref())?;
-        match chat.converse(&mut session)? {
-            End::Quit => return Ok(ExitCode::SUCCESS),
-            End::Reset => {}
-            End::System(text) => system = Some(text),
+        if let Some(command) = begun_by {
+            chat.done(command, Map::new())?;
         }
+        begun_by = match chat.converse(&mut session)? {
+            End::Quit => return Ok(ExitCode::SUCCESS),
+            End::Reset => Some("reset"),
+            End::System(text) => {
+                system = Some(text);
+                Some("system")
+            }
+        };
     }
 }
 
@@ -101,16 +128,17 @@ impl Chat {
         loop {
             let Some(line) = self.read_line()? else { return Ok(End::Quit) };
             let Ok(line) = std::str::from_utf8(&line) else {
-                self.failed("the line is not UTF-8; it was not asked")?;
+                self.failed(None, "the line is not UTF-8; it was not asked")?;
                 continue;
             };
-            let done = match parse(line.trim_end_matches(['\r', '\n'])) {
-                Line::Ask("") if self.next.images.is_empty() && self.next.sounds.is_empty() => Ok(()),
-                Line::Ask(text) => {
-                    self.ask(session, text)?;
-                    Ok(())
+            match parse(line.trim_end_matches(['\r', '\n'])) {
+                // Nobody who presses Enter wants to hear that nothing was asked.
+                Line::Ask("") if !self.json && !self.attached() => {}
+                Line::Ask(text) => self.ask(session, None, text)?,
+                Line::Command(name @ ("quit" | "exit"), _) => {
+                    self.done(name, Map::new())?;
+                    return Ok(End::Quit);
                 }
-                Line::Command("quit" | "exit", _) => return Ok(End::Quit),
                 Line::Command("reset", _) => {
                     self.next = Question::default();
                     return Ok(End::Reset);
@@ -118,20 +146,51 @@ impl Chat {
                 Line::Command("system", text) if !text.is_empty() => {
                     return Ok(End::System(text.to_owned()));
                 }
-                Line::Command(name, rest) => self.command(name, rest),
-            };
-            if let Err(e) = done {
-                self.failed(e)?;
+                Line::Command("ask", string) => match serde_json::from_str::<String>(string) {
+                    Ok(text) => self.ask(session, Some("ask"), &text)?,
+                    Err(e) => {
+                        let why = format!(
+                            r#"/ask: a JSON string expected, as in "one\ntwo", found {string:?}: {e}"#
+                        );
+                        self.failed(Some("ask"), why)?;
+                    }
+                },
+                Line::Command(name, rest) => match self.command(name, rest) {
+                    Ok(more) => self.done(name, more)?,
+                    Err(e) => self.failed(Some(name), e)?,
+                },
             }
         }
     }
 
-    fn failed(&self, why: impl Display) -> Outcome<()> {
-        if self.json {
-            return print_line(&json!({ "error": why.to_string() }));
+    /// A command did what it should; `more` is what a program gets of it.
+    fn done(&self, command: &str, more: Map<String, Value>) -> Outcome<()> {
+        if !self.json {
+            return Ok(());
         }
-        note(format_args!("vivace: {why}"));
-        Ok(())
+        let mut line = Map::new();
+        line.insert("ok".into(), command.into());
+        line.extend(more);
+        print_line(&line.into())
+    }
+
+    /// `command` is its name where it was one that failed.
+    fn failed(&self, command: Option<&str>, why: impl Display) -> Outcome<()> {
+        if !self.json {
+            note(format_args!("vivace: {why}"));
+            return Ok(());
+        }
+        let mut line = Map::new();
+        line.insert("error".into(), why.to_string().into());
+        if let Some(command) = command {
+            line.insert("command".into(), command.into());
+        }
+        print_line(&line.into())
+    }
+
+    /// Whether the next question has a picture or a sound.
+    fn attached(&self) -> bool {
+        !self.next.images.is_empty() || !self.next.sounds.is_empty()
     }
 
     /// The next line, with its end; `None` when there are no more.
@@ -148,7 +207,9 @@ impl Chat {
         Ok((read > 0).then_some(line))
     }
 
-    fn command(&mut self, name: &str, rest: &str) -> Result<()> {
+    /// What a program gets beside the name of the command; people read it on stderr.
+    fn command(&mut self, name: &str, rest: &str) -> Result<Map<String, Value>> {
+        let mut more = Map::new();
         match (name, rest) {
             ("image" | "audio" | "system", "") => {
                 vivace::bail_input!(
@@ -158,19 +219,28 @@ impl Chat {
             ("image", path) => self.next.add_image(path)?,
             ("audio", path) => self.next.add_audio(path)?,
             ("timings", _) => match &self.last {
+                Some(answer) if self.json => {
+                    more.insert("timings".into(), timings_json(&answer.timings, None).into());
+                }
                 Some(answer) => note(format_args!("{}", summary(answer, None))),
                 None => vivace::bail_input!("/timings: nothing was answered yet"),
             },
+            ("help", _) if self.json => {
+                more.insert("text".into(), COMMANDS.into());
+            }
             ("help", _) => note(format_args!("{COMMANDS}")),
             _ => vivace::bail_input!(
                 "/{name}: no such command; /help lists them, // asks what starts with a slash"
             ),
         }
-        Ok(())
+        Ok(more)
     }
 
     /// Asks, prints the answer as it comes. What the engine refuses is reported; only a broken stdout ends the chat.
-    fn ask(&mut self, session: &mut Session<'_>, text: &str) -> Outcome<()> {
+    fn ask(&mut self, session: &mut Session<'_>, command: Option<&str>, text: &str) -> Outcome<()> {
+        if text.is_empty() && !self.attached() {
+            return self.failed(command, "nothing to answer: a question, a picture or a sound expected");
+        }
         let mut question = std::mem::take(&mut self.next);
         question.text = text.to_owned();
         question.dither = self.dither;
@@ -183,15 +253,18 @@ impl Chat {
             }
             Ok(answer) => {
                 stream.end(&answer)?;
-                if answer.stop == StopReason::Noise {
-                    note(format_args!("(taken for noise: no answer)"));
+                if let Some(why) = self.cut(&answer.stop) {
+                    note(format_args!("({why})"));
                 }
                 self.last = Some(answer);
             }
             Err(e) => {
-                self.failed(e)?;
+                // Nothing that was said before is in the way of a first question.
+                let full = session.rows() > 0 && e.to_string().starts_with(TOO_LONG);
+                let help = if full { NEW } else { "" };
+                self.failed(command, format_args!("{e}{help}"))?;
                 let dropped = question.images.len() + question.sounds.len();
-                if dropped > 0 {
+                if dropped > 0 && !json {
                     note(format_args!(
                         "(attach again what the next question needs: {dropped} files were let go)"
                     ));
@@ -199,6 +272,18 @@ impl Chat {
             }
         }
         Ok(())
+    }
+
+    /// Why there is no more of an answer, where that does not go without saying.
+    fn cut(&self, stop: &StopReason) -> Option<String> {
+        match stop {
+            StopReason::Noise => Some("taken for noise: no answer".to_owned()),
+            StopReason::MaxNewTokens => {
+                Some(format!("cut off by --max-new-tokens {}", self.options.max_new_tokens))
+            }
+            StopReason::Context => Some(format!("cut off: the context is full{NEW}")),
+            StopReason::EndOfTurn | StopReason::StopString(_) | StopReason::Cancelled => None,
+        }
     }
 }
 

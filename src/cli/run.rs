@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use vivace::core::{Error, Result};
 use vivace::engine::diagnose;
 use vivace::engine::measure::REPEATS;
-use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question, Session};
+use vivace::engine::{Answer, Engine, Event, GenerateOptions, Question, Session, Timings};
 use vivace::media::audio::Sound;
 use vivace::media::fbank::require_length;
 use vivace::media::pipe::read_piped;
@@ -337,10 +337,8 @@ fn read_text() -> Result<String> {
     Ok(text)
 }
 
-/// What `run --json` and `chat --json` say of an answer, in the documented order.
-pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> {
-    let t = &answer.timings;
-    let (stop, stop_string) = stop_json(&answer.stop);
+/// How long an answer took, as `run --json` and `chat --json` say it.
+pub fn timings_json(t: &Timings, load_ms: Option<f64>) -> Map<String, Value> {
     let mut timings = Map::new();
     if let Some(load_ms) = load_ms {
         timings.insert("load_ms".into(), load_ms.into());
@@ -359,6 +357,12 @@ pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> 
     ] {
         timings.insert(name.into(), ms.into());
     }
+    timings
+}
+
+/// What `run --json` and `chat --json` say of an answer, in the documented order.
+pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> {
+    let (stop, stop_string) = stop_json(&answer.stop);
     let mut fields = Map::new();
     for (name, value) in [
         ("state", json!(answer.state)),
@@ -368,7 +372,7 @@ pub fn answer_json(answer: &Answer, load_ms: Option<f64>) -> Map<String, Value> 
         ("stop_string", json!(stop_string)),
         ("prompt_rows", json!(answer.prompt_rows)),
         ("cache", json!(answer.cache)),
-        ("timings", timings.into()),
+        ("timings", timings_json(&answer.timings, load_ms).into()),
         ("stages", json!(answer.stages)),
     ] {
         fields.insert(name.into(), value);

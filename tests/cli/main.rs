@@ -44,6 +44,11 @@ impl Done {
         serde_json::from_str(&self.out).expect("one JSON value on stdout")
     }
 
+    /// Every line of stdout as JSON.
+    fn json_lines(&self) -> Vec<Value> {
+        self.out.lines().map(|l| serde_json::from_str(l).expect("a JSON value on each line")).collect()
+    }
+
     /// Failed with `code`, nothing on stdout, one message that holds every part.
     #[track_caller]
     fn refused(&self, code: i32, parts: &[&str]) {

@@ -13,14 +13,17 @@ use super::args::{DeviceArgs, FolderArgs, PreprocessingArgs, positive};
 use super::output::{Progress, note, print, print_json};
 
 const JSON_HELP: &str = "\
---json prints (or writes) one object: what was measured on (date, device, driver, commit, version, ceilings
-{bytes_per_s, flops_per_s} or null), model, dtype, context, memory_bytes {weights, states, arenas, peak}, and rows
-[{name, what, runs, median_us, p10_us, p90_us, flops, bytes, gb_per_s, tflop_per_s, roofline_us, roofline_share}]:
-roofline_us is what the device's ceilings allow, roofline_share how near the median comes. The rows of whole requests
-have stages [{stage, median_us, critical_us}], what of each the first token waited for, and overlap_us, for how long
-vision and audio ran side by side.
-With --sustain it has sustain_seconds, and the rows of single graphs have sustained_us, the mean of a run, and where the
-GPU tells them watts and sm_mhz, means over the runs, and joules of a run.";
+--json prints (or writes) one object: what was measured on (date, device,
+driver, commit, version, ceilings {bytes_per_s, flops_per_s} or null), model,
+dtype, context, memory_bytes {weights, states, arenas, peak}, and rows [{name,
+what, runs, median_us, p10_us, p90_us, flops, bytes, gb_per_s, tflop_per_s,
+roofline_us, roofline_share}]: roofline_us is what the device's ceilings
+allow, roofline_share how near the median comes. The rows of whole requests
+have stages [{stage, median_us, critical_us}], what of each the first token
+waited for, and overlap_us, for how long vision and audio ran side by side.
+With --sustain it has sustain_seconds, and the rows of single graphs have
+sustained_us, the mean of a run, and where the GPU tells them watts and
+sm_mhz, means over the runs, and joules of a run.";
 
 /// Measure decoding, prefill, the encoders, the first token and loading
 ///

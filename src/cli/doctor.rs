@@ -11,11 +11,15 @@ const JSON_HELP: &str = "\
 --json prints one object:
   version        of this binary
   features       that it was built with
-  kernels        {built_for: [architecture], missing: why there are none, or null}; null without the feature cuda
-  driver         the newest CUDA that the driver supports, as \"13.0\"; null where there is none
+  kernels        {built_for: [architecture], missing: why there are none, or
+                 null}; null without the feature cuda
+  driver         the newest CUDA that the driver supports, as \"13.0\"; null
+                 where there is none
   driver_missing why there is no driver, or null
-  gpus           [{ordinal, name, sm, total_bytes, free_bytes, kernels}]: kernels is \"ok\" or why they do not run
-  cpu            {threads, total_bytes, available_bytes}: memory is null where the system does not say
+  gpus           [{ordinal, name, sm, total_bytes, free_bytes, kernels}]:
+                 kernels is \"ok\" or why they do not run
+  cpu            {threads, total_bytes, available_bytes}: memory is null where
+                 the system does not say
   auto           {device, why}: what --device auto takes, and why not a GPU";
 
 /// Say what this binary and this machine can do together

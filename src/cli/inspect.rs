@@ -13,9 +13,11 @@ const JSON_HELP: &str = "\
   source         the folder, or what the synthetic weights follow from
   parts          [{part, tensors, params, bytes, dtypes: {type: tensors}}]
   missing        [{name, expected}]: wanted and not there
-  misshapen      [{name, expected, found}]: of another shape, or of no type for weights
+  misshapen      [{name, expected, found}]: of another shape, or of no type
+                 for weights
   unexpected     [{name, shape, dtype}]: there and not wanted; ignored
-  non_finite     [{name, index, value}]: the first NaN or infinity of a tensor, with --check";
+  non_finite     [{name, index, value}]: the first NaN or infinity of a
+                 tensor, with --check";
 
 /// List what a checkpoint holds, and what is wrong with it
 ///

@@ -114,4 +114,16 @@ mod tests {
     fn flags_are_consistent() {
         Cli::command().debug_assert();
     }
+
+    /// clap breaks longer lines once more at the width of the terminal, which spoils what is wrapped by hand.
+    #[test]
+    fn texts_after_the_help_fit_a_terminal() {
+        for command in Cli::command().get_subcommands() {
+            let texts = [command.get_after_help(), command.get_after_long_help()];
+            let text: String = texts.into_iter().flatten().map(|t| format!("{t}\n")).collect();
+            for line in text.lines() {
+                assert!(line.chars().count() <= 78, "{}: {line}", command.get_name());
+            }
+        }
+    }
 }

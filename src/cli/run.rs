@@ -24,40 +24,53 @@ const JSON_HELP: &str = "\
 --json prints one object:
   model          what --model named
   device         the device, in words
-  state          \"audio\" (a spoken question), \"text\" (a written one), \"noise\", or null: the model did not say
+  state          \"audio\" (a spoken question), \"text\" (a written one), \"noise\",
+                 or null: the model did not say
   text           the answer
   tokens         ids as generated: with the state mark, without the stop token
-  stop           \"end_of_turn\", \"stop_string\", \"max_new_tokens\", \"context\" or \"noise\"
+  stop           \"end_of_turn\", \"stop_string\", \"max_new_tokens\", \"context\" or
+                 \"noise\"
   stop_string    the --stop text that ended the answer, or null
   prompt_rows    rows of the question in the context: tokens, pictures, sounds
-  cache          what was there already: reused_rows of prompt_rows, prefilled_rows the others;
-                 media_reused and media_encoded of the pictures and sounds
-  timings        milliseconds, 0 where a stage did not run: load_ms, decode_ms (files), cache_ms
-                 (comparing with what is kept), tile_ms, vision_ms, filterbank_ms, audio_ms,
-                 prefill_ms, first_token_ms (from the decoded question to the token), per_token_ms
-                 (median; null for a single token), total_ms (without load and decode)
-  stages         what the first token waited for: {stage, start_ms, ms, critical_ms}, by beginning.
-                 Encoders run side by side and the host ahead of the device, so all ms add up to more
-                 than first_token_ms; the critical_ms add up to it. tile, filterbank, cache, prompt
-                 (tokens), sampler, enqueue, keep and token (its way to the host) are the host's,
-                 vision, audio and prefill the device's
-  memory         bytes on the device: weights_bytes, states_bytes, arenas_bytes, peak_bytes
+  cache          what was there already: reused_rows of prompt_rows,
+                 prefilled_rows the others; media_reused and media_encoded of
+                 the pictures and sounds
+  timings        milliseconds, 0 where a stage did not run: load_ms, decode_ms
+                 (files), cache_ms (comparing with what is kept), tile_ms,
+                 vision_ms, filterbank_ms, audio_ms, prefill_ms,
+                 first_token_ms (from the decoded question to the token),
+                 per_token_ms (median; null for a single token), total_ms
+                 (without load and decode)
+  stages         what the first token waited for: {stage, start_ms, ms,
+                 critical_ms}, by beginning. Encoders run side by side and the
+                 host ahead of the device, so all ms add up to more than
+                 first_token_ms; the critical_ms add up to it. tile,
+                 filterbank, cache, prompt (tokens), sampler, enqueue, keep
+                 and token (its way to the host) are the host's, vision, audio
+                 and prefill the device's
+  memory         bytes on the device: weights_bytes, states_bytes,
+                 arenas_bytes, peak_bytes
 
-With --answers it prints an array of as many such objects. What they tell of times before the first
-token is the same for all; total_ms ends with the last token of each.
+With --answers it prints an array of as many such objects. What they tell of
+times before the first token is the same for all; total_ms ends with the last
+token of each.
 
-With --profile the object says what was measured on (date, device, driver, commit, version, ceilings
-{bytes_per_s, flops_per_s} or null) and has graphs [{name, nodes_us (their sum), whole (the graph as it
-runs: runs, median_us, p10_us, p90_us; or null), ops, nodes}], with
-  ops            [{op, nodes, us, share, RATES}], all nodes of one op together, longest first
+With --profile the object says what was measured on (date, device, driver,
+commit, version, ceilings {bytes_per_s, flops_per_s} or null) and has graphs
+[{name, nodes_us (their sum), whole (the graph as it runs: runs, median_us,
+p10_us, p90_us; or null), ops, nodes}], with
+  ops            [{op, nodes, us, share, RATES}], all nodes of one op
+                 together, longest first
   nodes          [{op, name, out, us, RATES}], in order of execution
-  RATES          flops, bytes, gb_per_s, tflop_per_s, roofline_us (what the ceilings allow, or null),
-                 roofline_share
+  RATES          flops, bytes, gb_per_s, tflop_per_s, roofline_us (what the
+                 ceilings allow, or null), roofline_share
 
-With --diff it is {device, tensors (how many were compared), first, outside (how many leave their
-tolerance), most_used (the largest part of its tolerance that a tensor inside uses), most_used_by};
-first is null or the first that leaves it, {graph, node, op, tensor, shape, rel, rounded_rel (what
-rounding alone does), worst (flat index of the largest difference), found, expected}.";
+With --diff it is {device, tensors (how many were compared), first, outside
+(how many leave their tolerance), most_used (the largest part of its tolerance
+that a tensor inside uses), most_used_by (empty where that is 0)}; first is
+null or the first that leaves it, {graph, node, op, tensor, shape, rel,
+rounded_rel (what rounding alone does), worst (flat index of the largest
+difference), found, expected}.";
 
 /// Answer one question
 ///

@@ -12,9 +12,11 @@ use super::output::{note, print, print_json};
 const JSON_HELP: &str = "\
 --json prints one object:
   device         the device, in words
-  checks         [{name, shape, rel, max_rel, worst, pass}]: rel is |a-b|/|b| (null if not a number), max_rel what is
-                 allowed, worst the flat index of the largest difference
-  free_running   [agreeing, compared]: greedy tokens without the reference's lead";
+  checks         [{name, shape, rel, max_rel, worst, pass}]: rel is |a-b|/|b|
+                 (null if not a number), max_rel what is allowed, worst the
+                 flat index of the largest difference
+  free_running   [agreeing, compared]: greedy tokens without the reference's
+                 lead";
 
 /// Compare a device with reference outputs
 ///

@@ -7,6 +7,10 @@ import json
 import sys
 from pathlib import Path
 
+from needs import need_modules
+
+need_modules("torch", "safetensors")
+
 import torch
 from safetensors.torch import load_file
 

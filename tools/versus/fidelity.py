@@ -16,6 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from needs import need_modules
+
+need_modules("torch", "safetensors")
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor

@@ -19,6 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
+from needs import need_modules
+
+need_modules("torch")
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -2,6 +2,7 @@
 results/evaluation.json (of evaluate.py, the engine) and results/scores.json (of train.py, PyTorch). Standard library
 only."""
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -108,6 +109,8 @@ def instead(engine: dict, kind: str) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+
     def read(name: str):
         return json.loads((RESULTS / name).read_text())
 

@@ -55,7 +55,8 @@ const NEW: &str = "; /reset begins anew";
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Replaces the system text
+    /// The system text, such as the one that a checkpoint was tuned with [default: one of the project's own, by what the
+    /// question holds; "You are a helpful assistant." for models without encoders]
     #[arg(long, value_name = "TEXT", help_heading = "Generation")]
     system: Option<String>,
     #[command(flatten)]

@@ -129,7 +129,8 @@ fn mark_critical(stages: &mut [Stage], end_ms: f64) {
 
 /// Milliseconds that stages of that name took, one after the other.
 pub(super) fn total_ms(stages: &[Stage], name: &str) -> f64 {
-    stages.iter().filter(|s| s.stage == name).map(|s| s.ms).sum()
+    // Not sum(), which is -0 for none.
+    stages.iter().filter(|s| s.stage == name).fold(0.0, |all, s| all + s.ms)
 }
 
 /// Milliseconds in which two stages of the device ran side by side.

@@ -345,6 +345,7 @@ fn backends_on_two_gpus_do_not_disturb_each_other() {
             gpu.run(*exe, Step::rows(0, 17, 0)).unwrap();
             assert_eq!(gpu.read_state(state).unwrap(), HostData::F32(vec![round as f32; 3]));
             outs.push(gpu.read(*exe, *y).unwrap().data);
+            gpu.release_state(state);
         }
     }
     assert!(outs[0].f32s().iter().all(|v| v.is_finite()));

@@ -40,6 +40,9 @@ pub struct Args {
 
 pub fn inspect(args: &Args) -> Outcome {
     let opened = config::open_unchecked_with(&args.model, &args.folders.folders())?;
+    if let Some(assumed) = &opened.assumed {
+        tracing::warn!("{assumed}");
+    }
     let source = opened.source.as_ref();
     let mut report = config::inspect(source, &opened.config);
     if args.check {

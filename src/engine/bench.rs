@@ -201,7 +201,7 @@ fn built_in(path: &str, json: &str) -> Result<Opened> {
         .map_err(|e| crate::core::Error::runtime(format!("{path}, built in: not readable as JSON: {e}")))?;
     let config = ModelConfig::from_value(&json, path, Hints::NONE)?;
     let source = std::sync::Arc::new(synthetic(&config));
-    Ok(Opened { config, source, dir: None })
+    Ok(Opened { config, source, dir: None, assumed: None })
 }
 
 struct Bench {

@@ -135,6 +135,8 @@ pub struct Options {
 
 /// A model that is ready to answer.
 ///
+/// Each call leaves its GPU current on the calling thread: who uses CUDA beside it makes its own context current again.
+///
 /// It may go to another thread, and is used by one at a time: a server keeps it behind a mutex, or in a thread of its own
 /// that gets questions over a channel. An answer blocks that thread.
 ///
@@ -345,6 +347,9 @@ impl Engine {
             audio.chunk_size = chunk.frames as i64;
             audio.left_chunks = chunk.left.map_or(-1, |left| left.min(1 << 20) as i64);
         }
+        if let (Some(assumed), None) = (&opened.assumed, options.audio_chunk) {
+            tracing::warn!("{assumed}");
+        }
         let vocab = opened.config.text.vocab_size;
         let tokenizer = match &opened.dir {
             Some(dir) => Tokenizer::from_dir(dir)?,
@@ -498,7 +503,8 @@ mod tests {
         let config = ModelConfig::from_value(&json, "tiny.json", Hints::NONE).unwrap();
         let source = std::sync::Arc::new(synthetic(&config));
         let options = Options { device: DeviceChoice::Cpu, context: Some(512), ..Options::default() };
-        Engine::from_opened(Opened { config, source, dir: None }, &options, &mut |_, _| {}).unwrap()
+        Engine::from_opened(Opened { config, source, dir: None, assumed: None }, &options, &mut |_, _| {})
+            .unwrap()
     }
 
     /// What is reused of a first question tells whether it began like the one before.

@@ -514,6 +514,7 @@ impl Backend for Cuda {
     }
 
     fn release_state(&mut self, s: StateId) {
+        let _ = self.current();
         if let Some(state) = self.states.get_mut(s.0) {
             *state = None;
         }

@@ -28,8 +28,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, or `vocab.json` + `merges.txt` with the added tokens of `tokenizer_config.json`, or
-    /// without that of `added_tokens.json`.
+    /// Loads `tokenizer.json`, or `vocab.json` + `merges.txt` with the added tokens of `tokenizer_config.json`, or, where
+    /// that does not list them, of `added_tokens.json`.
     ///
     /// # Errors
     /// [`Error::Input`] if the folder has neither, or if what it has is no byte-level BPE.
@@ -65,15 +65,19 @@ impl Tokenizer {
                 Error::input(format!("{name}: vocab.json and merges.txt do not fit together: {e}"))
             })?;
         let (config, ids) = (dir.join("tokenizer_config.json"), dir.join("added_tokens.json"));
-        let added = if config.is_file() {
-            parse_added_tokens(&read(&config)?, &config)?
-        } else if ids.is_file() {
-            parse_added_ids(&read(&ids)?, &ids)?
-        } else {
-            bail_input!(
+        // Older configs do not list them.
+        let lists = |json: &[u8]| {
+            let json = serde_json::from_slice::<serde_json::Value>(json);
+            json.is_ok_and(|json| json.get("added_tokens_decoder").is_some())
+        };
+        let config_json = config.is_file().then(|| read(&config)).transpose()?;
+        let added = match config_json {
+            Some(json) if lists(&json) || !ids.is_file() => parse_added_tokens(&json, &config)?,
+            _ if ids.is_file() => parse_added_ids(&read(&ids)?, &ids)?,
+            _ => bail_input!(
                 "{name}: wanted tokenizer_config.json or added_tokens.json beside vocab.json, found neither: vocab.json lacks \
                  the added tokens, such as {IM_START} and {IM_END}, that a prompt is made of"
-            );
+            ),
         };
         Self::checked(assemble(bpe, &added, &name)?, &name)
     }
@@ -336,6 +340,15 @@ mod tests {
         let tok = Tokenizer::from_dir(dir.path()).unwrap();
         assert_eq!(tok.encode_with_special("xab").unwrap(), [120, 256]);
         assert_eq!(tok.encode_plain("xab").unwrap(), [120, 97, 98]);
+    }
+
+    #[test]
+    fn added_tokens_stand_beside_a_config_that_does_not_list_them() {
+        let dir = tempfile::tempdir().unwrap();
+        write_files(dir.path(), "{}");
+        std::fs::write(dir.path().join("added_tokens.json"), r#"{"<|im_end|>": 257}"#).unwrap();
+        let tok = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!(tok.encode_with_special("x<|im_end|>").unwrap(), [120, 257]);
     }
 
     #[test]

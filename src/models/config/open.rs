@@ -18,6 +18,8 @@ pub struct Opened {
     pub source: Arc<dyn Source>,
     /// The checkpoint folder; `None` for synthetic weights.
     pub dir: Option<PathBuf>,
+    /// How the audio encoder is taken to attend, where nothing says it: to be told unless chunks are asked for.
+    pub assumed: Option<String>,
 }
 
 /// What `--model` has before the config of a synthetic model.
@@ -52,7 +54,7 @@ pub fn open_unchecked_with(spec: &str, folders: &Folders) -> Result<Opened> {
             folders.refuse_for(spec)?;
             let (_, config) = read_config(Path::new(path))?;
             let source = Arc::new(synthetic(&config));
-            Ok(Opened { config, source, dir: None })
+            Ok(Opened { config, source, dir: None, assumed: None })
         }
         None => open_dir(Path::new(spec), folders),
     }
@@ -77,14 +79,21 @@ fn open_dir(dir: &Path, folders: &Folders) -> Result<Opened> {
     };
     let config = ModelConfig::from_value(&json, &path.display().to_string(), hints)?;
     folders.check_encoders(&config, &path)?;
-    say_what_is_assumed(&json, &path, &config, folders, [vision.is_some(), audio.is_some()]);
+    let assumed = assumptions(&json, &path, &config, folders, [vision.is_some(), audio.is_some()]);
     let source = with_cmvn(stored, &config, audio_dir.as_deref())?;
     let source = with_positions(source, config.vision.as_ref())?;
-    Ok(Opened { config, source, dir: Some(dir.to_owned()) })
+    Ok(Opened { config, source, dir: Some(dir.to_owned()), assumed })
 }
 
-/// Says what is taken for granted about encoders whose folders were neither given nor `found`.
-fn say_what_is_assumed(json: &Value, path: &Path, config: &ModelConfig, folders: &Folders, found: [bool; 2]) {
+/// What is taken for granted about encoders whose folders were neither given nor `found`: of the tower it is told, of the
+/// attention of the audio encoder it is returned.
+fn assumptions(
+    json: &Value,
+    path: &Path,
+    config: &ModelConfig,
+    folders: &Folders,
+    found: [bool; 2],
+) -> Option<String> {
     let place = path.display().to_string();
     let known = [found[0] || folders.vision.is_some(), found[1] || folders.audio.is_some()];
     if config.vision.is_some()
@@ -93,12 +102,8 @@ fn say_what_is_assumed(json: &Value, path: &Path, config: &ModelConfig, folders:
     {
         tracing::info!("{note}");
     }
-    if config.audio.is_some()
-        && !known[1]
-        && let Some(warning) = folders::assumed_attention(json, &place)
-    {
-        tracing::warn!("{warning}");
-    }
+    let open = config.audio.is_some() && !known[1];
+    open.then(|| folders::assumed_attention(json, &place)).flatten()
 }
 
 /// Adds the normalisation of the filterbank from the audio folder when the checkpoint lacks it.

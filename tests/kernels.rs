@@ -9,11 +9,11 @@
 
 use std::sync::Arc;
 
-use vivace::core::{DType, Desc, HostData, HostTensor, Place, Recipe, Result, Shape, Step};
+use vivace::core::{DType, Desc, HostData, HostTensor, Place, Recipe, Result, Shape, Step, Tensor};
 use vivace::engine::{DeviceChoice, open_backend};
 use vivace::exec::cases::{Bound, CaseTypes, values, work};
 use vivace::exec::cpu::Cpu;
-use vivace::exec::{Backend, Lane};
+use vivace::exec::{Backend, ExeId, Lane};
 use vivace::graph::Graph;
 use vivace::ops::attention::{self, Batch};
 use vivace::ops::elementwise::Add;
@@ -257,55 +257,68 @@ fn flops(case: &Case<Op>) -> u64 {
 }
 
 /// A chain with a residual, so that slots are shared and a node reads two tensors.
-fn chain() -> (Graph, vivace::core::Tensor, vivace::core::Tensor) {
-    let mut g = Graph::new();
-    let x = g.input("x", DType::BF16, &[17, 896]);
-    let w = g.weight(Recipe::plain("norm.weight", DType::BF16, &[896]));
-    let mut h = x;
-    for i in 0..8 {
-        let y = g.push1(&format!("y{i}"), RmsNorm { eps: 1e-6 }, &[h, w]).unwrap();
-        h = g.push1(&format!("h{i}"), Add, &[h, y]).unwrap();
-    }
-    g.output(h);
-    (g, x, h)
+struct Chain {
+    exe: ExeId,
+    x: Tensor,
+    y: Tensor,
 }
 
-#[test]
-fn eager_captured_and_replayed_runs_agree_to_the_bit() {
-    let Some(mut gpu) = gpu() else { return };
-    let (g, x, y) = chain();
-    let source: Arc<dyn Source> =
-        Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
-    gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
-    let p = plan(g, |d| d.bytes()).unwrap();
-    let exe = gpu.prepare(Lane::Text, p, &[]).unwrap();
-    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
-    let mut outs = Vec::new();
-    for capture in [true, true, true, false] {
-        gpu.set_capture(capture);
-        gpu.set_poison(true);
-        gpu.write(exe, x, &HostData::F32(values.clone())).unwrap();
-        gpu.run(exe, Step::rows(0, 17, 0)).unwrap();
-        outs.push(gpu.read(exe, y).unwrap().data);
+impl Chain {
+    const SHAPE: [usize; 2] = [17, 896];
+
+    fn prepare(gpu: &mut dyn Backend) -> Chain {
+        let [rows, width] = Chain::SHAPE;
+        let mut g = Graph::new();
+        let x = g.input("x", DType::BF16, &[rows, width]);
+        let w = g.weight(Recipe::plain("norm.weight", DType::BF16, &[width]));
+        let mut h = x;
+        for i in 0..8 {
+            let y = g.push1(&format!("y{i}"), RmsNorm { eps: 1e-6 }, &[h, w]).unwrap();
+            h = g.push1(&format!("h{i}"), Add, &[h, y]).unwrap();
+        }
+        g.output(h);
+        let source: Arc<dyn Source> =
+            Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![width])]));
+        gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
+        let exe = gpu.prepare(Lane::Text, plan(g, |d| d.bytes()).unwrap(), &[]).unwrap();
+        Chain { exe, x, y: h }
     }
+
+    /// What it makes of the same rows, written anew.
+    fn run(&self, gpu: &mut dyn Backend) -> HostData {
+        let [rows, width] = Chain::SHAPE;
+        let values = (0..rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+        gpu.write(self.exe, self.x, &HostData::F32(values)).unwrap();
+        gpu.run(self.exe, Step::rows(0, rows, 0)).unwrap();
+        gpu.read(self.exe, self.y).unwrap().data
+    }
+}
+
+fn assert_same(outs: &[HostData]) {
     assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
     assert!(outs.windows(2).all(|w| w[0] == w[1]));
 }
 
 #[test]
+fn eager_captured_and_replayed_runs_agree_to_the_bit() {
+    let Some(mut gpu) = gpu() else { return };
+    let chain = Chain::prepare(gpu.as_mut());
+    let mut outs = Vec::new();
+    for capture in [true, true, true, false] {
+        gpu.set_capture(capture);
+        gpu.set_poison(true);
+        outs.push(chain.run(gpu.as_mut()));
+    }
+    assert_same(&outs);
+}
+
+#[test]
 fn a_backend_goes_on_in_another_thread() {
     let Some(mut gpu) = gpu() else { return };
-    let (g, x, y) = chain();
-    let source: Arc<dyn Source> =
-        Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
-    gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
-    let exe = gpu.prepare(Lane::Text, plan(g, |d| d.bytes()).unwrap(), &[]).unwrap();
-    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    let chain = Chain::prepare(gpu.as_mut());
     // Eagerly, captured and replayed, each in a thread that has never met the device.
     let run = |mut gpu: Box<dyn Backend>| {
-        gpu.write(exe, x, &HostData::F32(values.clone())).unwrap();
-        gpu.run(exe, Step::rows(0, 17, 0)).unwrap();
-        let out = gpu.read(exe, y).unwrap().data;
+        let out = chain.run(gpu.as_mut());
         (gpu, out)
     };
     let mut outs = Vec::new();
@@ -313,8 +326,7 @@ fn a_backend_goes_on_in_another_thread() {
         let (back, out) = std::thread::scope(|threads| threads.spawn(|| run(gpu)).join().unwrap());
         (gpu, outs) = (back, [outs, vec![out]].concat());
     }
-    assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
-    assert!(outs.windows(2).all(|w| w[0] == w[1]));
+    assert_same(&outs);
 }
 
 /// A thread may have backends on several GPUs, and use them in turn.
@@ -326,54 +338,35 @@ fn backends_on_two_gpus_do_not_disturb_each_other() {
         Err(why) => return println!("no second GPU: nothing checked ({why})"),
     };
     let mut gpus = [first, second];
-    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
     let desc = Desc { name: "s".into(), dtype: DType::F32, shape: Shape::new(&[3]), place: Place::Arena };
-    let mut prepared = Vec::new();
-    for gpu in &mut gpus {
-        let (g, x, y) = chain();
-        let source: Arc<dyn Source> =
-            Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
-        gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
-        prepared.push((gpu.prepare(Lane::Text, plan(g, |d| d.bytes()).unwrap(), &[]).unwrap(), x, y));
-    }
+    let chains = gpus.each_mut().map(|gpu| Chain::prepare(gpu.as_mut()));
     let mut outs = Vec::new();
     for round in 0..3 {
-        for (gpu, (exe, x, y)) in gpus.iter_mut().zip(&prepared) {
+        for (gpu, chain) in gpus.iter_mut().zip(&chains) {
             let state = gpu.create_state(&desc).unwrap();
             gpu.write_state(state, 0, &HostData::F32(vec![round as f32; 3])).unwrap();
-            gpu.write(*exe, *x, &HostData::F32(values.clone())).unwrap();
-            gpu.run(*exe, Step::rows(0, 17, 0)).unwrap();
+            outs.push(chain.run(gpu.as_mut()));
             assert_eq!(gpu.read_state(state).unwrap(), HostData::F32(vec![round as f32; 3]));
-            outs.push(gpu.read(*exe, *y).unwrap().data);
             gpu.release_state(state);
         }
     }
-    assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
-    assert!(outs.windows(2).all(|w| w[0] == w[1]));
+    assert_same(&outs);
 }
 
 #[test]
 fn an_arena_that_cannot_grow_leaves_what_was_prepared() {
     let Some(mut gpu) = gpu() else { return };
-    let (g, x, y) = chain();
-    let source: Arc<dyn Source> =
-        Arc::new(SynthSource::new(3, DType::BF16, vec![("norm.weight".into(), vec![896])]));
-    gpu.load(&g.weights, &source, &mut |_, _| {}).unwrap();
-    let exe = gpu.prepare(Lane::Text, plan(g, |d| d.bytes()).unwrap(), &[]).unwrap();
-    let values: Vec<f32> = (0..17 * 896).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    let chain = Chain::prepare(gpu.as_mut());
     let mut outs = Vec::new();
     for _ in 0..3 {
-        gpu.write(exe, x, &HostData::F32(values.clone())).unwrap();
         // Once eagerly, once captured; each time at another address.
         for _ in 0..2 {
-            gpu.run(exe, Step::rows(0, 17, 0)).unwrap();
-            outs.push(gpu.read(exe, y).unwrap().data);
+            outs.push(chain.run(gpu.as_mut()));
         }
         let message = gpu.reserve(Lane::Text, 1 << 46).unwrap_err().to_string();
         assert!(message.starts_with("out of device memory: the arena needs 70368.74 GB"), "{message}");
     }
-    assert!(outs[0].f32s().iter().all(|v| v.is_finite()));
-    assert!(outs.windows(2).all(|w| w[0] == w[1]));
+    assert_same(&outs);
 }
 
 /// Copies rows between two states as the model does to keep rows of its KV cache and to take them back.

@@ -365,9 +365,8 @@ impl Golden {
         let (file, at) = (Safetensors::open_file(path)?, path.display());
         let mut compared = vec![false; cases.len()];
         for name in file.names() {
-            let key = |case: &Case| name.strip_prefix(&case.name)?.strip_prefix('.').map(str::to_owned);
             let found = cases.iter().enumerate().find_map(|(i, case)| {
-                let key = key(case)?;
+                let key = name.strip_prefix(&case.name)?.strip_prefix('.')?;
                 if let Some(whole) = key.strip_suffix(".rows") {
                     // Which of its rows the file has.
                     let there =
@@ -379,8 +378,8 @@ impl Golden {
                     Some("audio") => case.audio_frames > 0,
                     _ => true,
                 };
-                let is_tensor = TENSORS.contains(&key.as_str()) && given;
-                (is_tensor || IDS.contains(&key.as_str())).then_some((i, is_tensor))
+                let is_tensor = TENSORS.contains(&key) && given;
+                (is_tensor || IDS.contains(&key)).then_some((i, is_tensor))
             });
             let Some((i, is_tensor)) = found else {
                 crate::bail_input!("{at}: {name}: no case of the config gives such a tensor")

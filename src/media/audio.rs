@@ -72,7 +72,7 @@ impl Sound {
 }
 
 /// Fails when the rate is outside [`RATES_HZ`].
-pub(super) fn check_rate(rate_hz: u32) -> Result<()> {
+pub(crate) fn check_rate(rate_hz: u32) -> Result<()> {
     ensure_input!(
         RATES_HZ.contains(&rate_hz),
         "the sound has {rate_hz} samples per second, supported are {} to {}",

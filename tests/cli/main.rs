@@ -1,6 +1,7 @@
 //! The binary as a user meets it: answers, JSON, exit codes, messages. On the CPU, with the tiny model.
 
 mod bad_input;
+mod chat;
 mod commands;
 
 use std::io::Write;
@@ -10,6 +11,9 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+// From there, where commands are run.
+const PICTURE: &str = "examples/media/shapes.png";
+const SOUND: &str = "examples/media/chime.wav";
 
 /// A file of the fixtures.
 fn fixture(name: &str) -> String {

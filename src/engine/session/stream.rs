@@ -3,7 +3,7 @@
 use super::super::cache::{Content, Source};
 use super::Session;
 use crate::core::Result;
-use crate::media::audio::{RATES_HZ, Sound};
+use crate::media::audio::{Sound, check_rate};
 use crate::media::fbank::{BINS, FbankOptions, RATE_HZ, fbank_from, frame_count, require_length};
 use crate::media::resample::Resampler;
 use crate::models::whale::encoder_frames;
@@ -48,12 +48,7 @@ impl<'e> Session<'e> {
     /// # Ok(()) }
     /// ```
     pub fn sound_stream(&mut self, rate_hz: u32, dither: f32) -> Result<SoundStream<'_, 'e>> {
-        crate::ensure_input!(
-            RATES_HZ.contains(&rate_hz),
-            "the sound has {rate_hz} samples per second, supported are {} to {}",
-            RATES_HZ.start(),
-            RATES_HZ.end()
-        );
+        check_rate(rate_hz)?;
         let options = FbankOptions { dither, ..FbankOptions::default() };
         options.check()?;
         if self.engine.model.cfg.audio.is_none() {
